@@ -1,0 +1,136 @@
+"""The frame shared by all HDF5 files of the project: a format name, a version, and a check of both."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.store.atomic import atomic_path
+
+FORMAT_VERSION = 1
+
+
+@contextlib.contextmanager
+def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
+    """Open a new HDF5 file for writing; it appears at `path` complete, or not at all."""
+    with atomic_path(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["format"] = format_name
+            file.attrs["version"] = FORMAT_VERSION
+            yield file
+
+
+def open_h5(path: str | Path, format_name: str) -> h5py.File:
+    """Open an HDF5 file of the project for reading.
+
+    Raises AsrKdError for a missing, damaged or foreign file, another format, or a newer version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AsrKdError(f"{path}: no such file (a {format_name} file was expected)")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise AsrKdError(f"{path}: not a readable HDF5 file ({error})") from error
+    found, version = file.attrs.get("format"), file.attrs.get("version")
+    if found != format_name or version is None:
+        file.close()
+        raise AsrKdError(f"{path}: is of format {found!r}, but {format_name!r} was expected")
+    if version > FORMAT_VERSION:
+        file.close()
+        raise AsrKdError(f"{path}: format version {version} is newer than this program reads ({FORMAT_VERSION})")
+    return file
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which frame of the flat arrays belongs to which utterance.
+
+    utt_ids: (num_utts,); offsets: (num_utts + 1,) int64, utterance u owns rows offsets[u]:offsets[u + 1].
+    Alignments, features and soft targets fit together if and only if their layout digests are equal.
+    """
+
+    utt_ids: tuple[str, ...]
+    offsets: np.ndarray
+    frame_shift_ms: float
+    snip_edges: bool
+
+    @property
+    def num_utts(self) -> int:
+        return len(self.utt_ids)
+
+    @property
+    def num_frames(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Frames of each utterance, (num_utts,) int64."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Row of each utterance id."""
+        return {utt_id: row for row, utt_id in enumerate(self.utt_ids)}
+
+    def rows(self, utt_id: str) -> slice:
+        """The frames of one utterance; raises AsrKdError if it is unknown."""
+        if utt_id not in self.index:
+            raise AsrKdError(f"utterance {utt_id!r} is not in this file")
+        u = self.index[utt_id]
+        return slice(int(self.offsets[u]), int(self.offsets[u + 1]))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over utterance ids, frame counts, frame shift and snip_edges, in order."""
+        digest = hashlib.sha256()
+        digest.update(f"{self.frame_shift_ms:g} {int(self.snip_edges)}\n".encode())
+        for utt_id, length in zip(self.utt_ids, self.lengths, strict=True):
+            digest.update(f"{utt_id} {length}\n".encode())
+        return digest.hexdigest()
+
+    @classmethod
+    def from_lengths(
+        cls, utt_ids: Sequence[str], lengths: Sequence[int], frame_shift_ms: float = 10.0, snip_edges: bool = True
+    ) -> "Layout":
+        """Build a layout from frame counts; raises AsrKdError for a duplicate id."""
+        if len(set(utt_ids)) != len(utt_ids):
+            duplicate = next(u for i, u in enumerate(utt_ids) if u in utt_ids[:i])
+            raise AsrKdError(f"utterance id {duplicate!r} occurs twice")
+        offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
+        return cls(tuple(utt_ids), offsets, frame_shift_ms, snip_edges)
+
+
+def write_layout(file: h5py.File, layout: Layout) -> None:
+    """Store /utt/id and /utt/offset and the layout attributes."""
+    file.create_dataset("utt/id", data=list(layout.utt_ids), dtype=h5py.string_dtype())
+    file["utt/offset"] = layout.offsets
+    file.attrs["frame_shift_ms"] = layout.frame_shift_ms
+    file.attrs["snip_edges"] = layout.snip_edges
+    file.attrs["layout_digest"] = layout.digest
+
+
+def read_layout(file: h5py.File) -> Layout:
+    """Read what write_layout stored; raises AsrKdError if it is missing or its digest does not match."""
+    try:
+        layout = Layout(
+            tuple(file["utt/id"].asstr()[:]),
+            file["utt/offset"][:].astype(np.int64),
+            float(file.attrs["frame_shift_ms"]),
+            bool(file.attrs["snip_edges"]),
+        )
+        stored = file.attrs["layout_digest"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise AsrKdError(f"{file.filename}: lacks its table of utterances ({error})") from error
+    offsets = layout.offsets
+    if len(offsets) != len(layout.utt_ids) + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+        raise AsrKdError(f"{file.filename}: its table of utterances is inconsistent")
+    if layout.digest != stored:
+        raise AsrKdError(f"{file.filename}: its utterances do not match its layout_digest; it was changed by hand")
+    return layout
