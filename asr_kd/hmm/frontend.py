@@ -1,0 +1,47 @@
+"""What the GMM sees: MFCC, mean-normalised per utterance or speaker, with first and second derivatives."""
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.features.cmvn import mean_and_istd
+from asr_kd.features.deltas import add_deltas
+from asr_kd.store.feats import FeatsReader
+
+CMVN_UNITS = ("utterance", "speaker")
+
+
+class GmmFeats:
+    """`feats[utt_id]`: (num_frames, 3 × feat_dim) float32 of one utterance of mfcc.h5, ready for the GMM.
+
+    cmvn: whose mean is subtracted, of the utterance or of all utterances of its speaker in the file.
+    norm_vars: also divide by the deviation. Raises AsrKdError for filterbanks and for an unknown unit.
+    """
+
+    def __init__(self, mfcc_h5: str | Path, cmvn: str = "utterance", norm_vars: bool = False) -> None:
+        if cmvn not in CMVN_UNITS:
+            raise AsrKdError(f"gmm_cmvn is {cmvn!r}; choose one of {', '.join(CMVN_UNITS)}")
+        self.reader = FeatsReader(mfcc_h5)
+        if self.reader.attrs["kind"] != "mfcc":
+            raise AsrKdError(f"{mfcc_h5}: holds {self.reader.attrs['kind']}, but the GMM needs mfcc")
+        self._norm_vars = norm_vars
+        self._stats = self.reader.cmvn_stats
+        if cmvn == "speaker":
+            total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self._stats.shape[1:]))
+            for spk_id, stats in zip(self.reader.spk_ids, self._stats, strict=True):
+                total[spk_id] += stats
+            self._stats = np.array([total[spk_id] for spk_id in self.reader.spk_ids])
+
+    @property
+    def options_json(self) -> str:
+        """The options of the MFCC; a model and what it aligns must agree in them."""
+        return str(self.reader.attrs["options"])
+
+    def __getitem__(self, utt_id: str) -> np.ndarray:
+        feats = self.reader[utt_id]
+        if len(feats) == 0:
+            return np.zeros((0, 3 * self.reader.feat_dim), dtype=np.float32)
+        mean, istd = mean_and_istd(self._stats[self.reader.layout.index[utt_id]], self._norm_vars)
+        return add_deltas((feats - mean) * istd)

@@ -1,0 +1,181 @@
+"""The HMM-GMM: a tree, a topology, transition probabilities and one diagonal GMM per pdf.
+
+Held as plain arrays and text, so that it pickles into worker processes, has a digest, and is saved in Kaldi's own
+text form (`final.mdl`, read by Kaldi as it is); the C++ objects are rebuilt from them. Nothing is unpickled on load.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.corpus.lexicon import SILENCE_PHONE, read_lexicon, write_lexicon
+from asr_kd.errors import AsrKdError
+from asr_kd.hmm.gaussians import Gmm
+from asr_kd.hmm.lang import Lang
+from asr_kd.hmm.mdl import format_mdl, parse_mdl
+from asr_kd.hmm.wheels import kaldi
+from asr_kd.store.atomic import atomic_dir
+
+FORMAT = "asr_kd-hmm"
+VERSION = 1
+# Kaldi begins a binary file so.
+BINARY_MARK = b"\0B"
+
+
+@dataclass(frozen=True)
+class HmmModel:
+    """A trained HMM-GMM and the language it was trained with.
+
+    topology: Kaldi's text; tree: Kaldi's binary ContextDependency; log_probs: (num_transition_ids + 1,) float32,
+    index 0 unused; gmms: one per pdf. Transition-ids count from 1, pdf-ids from 0, phone indexes from 0 (silence).
+    options: what it was trained with, for the record.
+    """
+
+    lang: Lang
+    topology: str
+    tree: bytes
+    log_probs: np.ndarray
+    gmms: list[Gmm]
+    options: dict = field(default_factory=dict)
+
+    def __getstate__(self) -> dict:
+        # Cached C++ objects do not cross a process boundary; they are rebuilt on the other side.
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def num_pdfs(self) -> int:
+        return len(self.gmms)
+
+    @property
+    def feat_dim(self) -> int:
+        return self.gmms[0].inv_vars.shape[1]
+
+    @property
+    def phones(self) -> list[str]:
+        """Names by phone index, silence first."""
+        return self.lang.phones
+
+    @cached_property
+    def ctx_dep(self) -> object:
+        """The tree as khg's ContextDependency; raises AsrKdError if its bytes are no tree."""
+        if not self.tree.startswith(b"ContextDependency "):
+            raise AsrKdError("the tree of this HMM is not a Kaldi ContextDependency")
+        tree = kaldi().khg.ContextDependency.__new__(kaldi().khg.ContextDependency)
+        try:
+            tree.__setstate__((np.frombuffer(self.tree, np.int8).tolist(),))
+        except RuntimeError as error:
+            raise AsrKdError(f"the tree of this HMM is damaged ({error})") from error
+        return tree
+
+    @cached_property
+    def transition_model(self) -> object:
+        """khg's TransitionModel with this model's probabilities."""
+        khg = kaldi().khg
+        topology = khg.HmmTopology()
+        topology.read(self.topology)
+        model = khg.TransitionModel(ctx_dep=self.ctx_dep, hmm_topo=topology)
+        if model.num_pdfs != self.num_pdfs or model.num_transition_ids + 1 != len(self.log_probs):
+            raise AsrKdError("the tree, the topology and the parameters of this HMM do not belong together")
+        state = list(model.__getstate__())
+        state[6] = [float(p) for p in self.log_probs]
+        self_loop = np.zeros(model.num_transition_states + 1)
+        for tid in range(1, model.num_transition_ids + 1):
+            if model.is_self_loop(tid):
+                self_loop[model.id2state[tid]] = np.exp(self.log_probs[tid])
+        # Index 7 is log(1 − self-loop probability) of each transition state, floored as in ComputeDerivedOfProbs.
+        state[7] = [0.0, *np.log(np.maximum(1.0 - self_loop[1:], 1e-10)).tolist()]
+        rebuilt = khg.TransitionModel.__new__(khg.TransitionModel)
+        rebuilt.__setstate__(tuple(state))
+        return rebuilt
+
+    @cached_property
+    def acoustic_model(self) -> object:
+        """khg's AmDiagGmm."""
+        khg = kaldi().khg
+        model = khg.AmDiagGmm()
+        for gmm in self.gmms:
+            diag = khg.DiagGmm.__new__(khg.DiagGmm)
+            diag.__setstate__((gmm.weights, gmm.inv_vars, gmm.means_invvars))
+            diag.compute_gconsts()
+            model.add_pdf(diag)
+        return model
+
+    @cached_property
+    def t2pdf(self) -> np.ndarray:
+        """pdf-id of each transition-id, (num_transition_ids + 1,) int64; index 0 is a dummy, −1."""
+        t2pdf = np.array(self.transition_model.transition_id_to_pdf_array(), dtype=np.int64)
+        t2pdf[0] = -1
+        return t2pdf
+
+    @cached_property
+    def t2phone(self) -> np.ndarray:
+        """Phone index of each transition-id, (num_transition_ids + 1,) int64; index 0 is a dummy, −1."""
+        tm = self.transition_model
+        return np.array(
+            [-1] + [tm.transition_id_to_phone(t) - 1 for t in range(1, len(self.log_probs))], dtype=np.int64
+        )
+
+    @property
+    def sil_pdfs(self) -> list[int]:
+        """pdf-ids that silence uses."""
+        return sorted(set(self.t2pdf[self.t2phone == self.phones.index(SILENCE_PHONE)].tolist()))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that alignments and graphs depend on."""
+        digest = hashlib.sha256(f"{FORMAT} {VERSION}\n".encode())
+        digest.update(self.lang.phones_txt().encode())
+        digest.update(self.lang.words_txt().encode())
+        digest.update(repr(sorted(self.lang.lexicon.entries.items())).encode())
+        digest.update(f"{self.lang.silence_prob!r}\n{self.topology}".encode())
+        digest.update(self.tree)
+        digest.update(np.ascontiguousarray(self.log_probs).tobytes())
+        for gmm in self.gmms:
+            for array in (gmm.weights, gmm.means_invvars, gmm.inv_vars):
+                digest.update(np.ascontiguousarray(array, np.float32).tobytes())
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write final.mdl, tree, lexicon.txt, phones.txt, words.txt and hmm.json into the folder `path`, atomically."""
+        record = {
+            "format": FORMAT,
+            "version": VERSION,
+            "digest": self.digest,
+            "silence_prob": self.lang.silence_prob,
+            "num_pdfs": self.num_pdfs,
+            "feat_dim": self.feat_dim,
+            "options": self.options,
+        }
+        with atomic_dir(path) as folder:
+            (folder / "final.mdl").write_text(format_mdl(self), encoding="utf-8")
+            (folder / "tree").write_bytes(BINARY_MARK + self.tree)
+            write_lexicon(folder / "lexicon.txt", self.lang.lexicon)
+            (folder / "phones.txt").write_text(self.lang.phones_txt(), encoding="utf-8")
+            (folder / "words.txt").write_text(self.lang.words_txt(), encoding="utf-8")
+            (folder / "hmm.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HmmModel":
+        """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
+        path = Path(path)
+        try:
+            record = json.loads((path / "hmm.json").read_text(encoding="utf-8"))
+            mdl = (path / "final.mdl").read_text(encoding="utf-8")
+            tree = (path / "tree").read_bytes().removeprefix(BINARY_MARK)
+        except (OSError, ValueError) as error:
+            raise AsrKdError(f"{path}: not a readable HMM folder ({error})") from error
+        if record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise AsrKdError(f"{path / 'hmm.json'}: is not of format {FORMAT} version {VERSION}")
+        lang = Lang(read_lexicon(path / "lexicon.txt"), float(record["silence_prob"]))
+        topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
+        model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
+        if model.digest != record.get("digest"):
+            raise AsrKdError(f"{path}: its files do not match the digest in hmm.json; they were changed or mixed")
+        return model
