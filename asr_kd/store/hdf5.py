@@ -19,11 +19,10 @@ FORMAT_VERSION = 1
 @contextlib.contextmanager
 def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
     """Open a new HDF5 file for writing; it appears at `path` complete, or not at all."""
-    with atomic_path(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["format"] = format_name
-            file.attrs["version"] = FORMAT_VERSION
-            yield file
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = format_name
+        file.attrs["version"] = FORMAT_VERSION
+        yield file
 
 
 def open_h5(path: str | Path, format_name: str) -> h5py.File:

@@ -1,0 +1,52 @@
+"""`asr-kd COMMAND`: one subcommand for every step of an experiment."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from asr_kd import __version__
+from asr_kd.cli_common import run_main
+from asr_kd.commands import configuration, hmm, scoring, training
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options by their whole names only: an abbreviation that works today breaks when a key is added."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands, in the order in which an experiment takes them."""
+    parser = _Parser(
+        prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size."
+    )
+    parser.add_argument("--version", action="version", version=f"asr-kd {__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for add in (
+        configuration.add_config,
+        hmm.add_train_hmm,
+        hmm.add_align,
+        hmm.add_make_graph,
+        training.add_train,
+        training.add_train_ensemble,
+        training.add_soft_targets,
+        training.add_sweep,
+        training.add_distill,
+        scoring.add_decode,
+        scoring.add_score,
+        scoring.add_report,
+        hmm.add_check_boundaries,
+        hmm.add_check_search,
+    ):
+        add(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `asr-kd`."""
+    return run_main(lambda args: args.main(args), build_parser(), argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What every command line of the project does alike: print itself, run, and turn a user's error into one line."""
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+
+from asr_kd.errors import AsrKdError
+
+
+def command_line(program: str, argv: Sequence[str]) -> str:
+    """The command as it can be pasted into a shell."""
+    return shlex.join([program, *argv])
+
+
+def log(message: str) -> None:
+    """One line of progress for people: to stderr, at once."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def run_main(
+    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
+) -> int:
+    """Parse, print the command line to stderr, call `main`; 0 on success, 1 with one line on an AsrKdError."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv)
+    args.command_line = command_line(parser.prog, argv)
+    log(f"# {args.command_line}")
+    try:
+        main(args)
+        sys.stdout.flush()
+    except AsrKdError as error:
+        log(f"error: {error}")
+        return 1
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); point stdout elsewhere so that exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        log("error: interrupted; the same command continues where this one stopped")
+        return 130
+    return 0

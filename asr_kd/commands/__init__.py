@@ -1,0 +1,1 @@
+"""The subcommands of `asr-kd`: thin command lines, one module a room."""

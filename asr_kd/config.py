@@ -1,0 +1,255 @@
+"""Configuration: files in conf/ give every key its default and its meaning, the command line wins.
+
+Each dataclass below declares the keys of one file and their types; the values stand in the file alone. Keys are unique
+over all files, so one flat file (a preset, or the resolved configuration of an experiment) can hold any of them.
+"""
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from asr_kd.errors import AsrKdError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class FbankConfig:
+    """conf/fbank.yaml: the front end."""
+
+    sample_frequency: float
+    num_mel_bins: int
+    frame_length: float
+    frame_shift: float
+    low_freq: float
+    high_freq: float
+    snip_edges: bool
+    feats_dtype: str
+
+
+@dataclass(frozen=True)
+class HmmConfig:
+    """conf/hmm.yaml: the flat-start GMM-HMM that labels the frames."""
+
+    gmm_num_iters: int
+    gmm_total_gauss: int
+    gmm_cmvn: str
+    gmm_max_train_utts: int
+    gmm_seed: int
+    gmm_phone_topology: str
+
+
+@dataclass(frozen=True)
+class DnnConfig:
+    """conf/dnn.yaml: the frame classifier and its training."""
+
+    left_context: int
+    right_context: int
+    num_hidden_layers: int
+    hidden_dim: int
+    cmvn: str
+    dropout: float
+    optimizer: str
+    learning_rate: float
+    final_learning_rate_ratio: float
+    warmup_steps: int
+    weight_decay: float
+    max_grad_norm: float
+    batch_size: int
+    num_epochs: int
+    precision: str
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """conf/ensemble.yaml: how many nets, and over how many seeds single nets are reported."""
+
+    num_members: int
+    num_seeds: int
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """conf/distill.yaml: soft targets, the distillation loss, and the student's own schedule."""
+
+    temperature: float
+    soft_weight: float
+    hard_weight: float | None
+    combination: str
+    top_k: int | None
+    student_epochs: int
+    student_learning_rate: float
+    sweep_temperatures: list[float]
+    sweep_soft_weights: list[float]
+    sweep_combinations: list[str]
+    sweep_epochs: int
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """conf/decode.yaml: the graph's grammar, the search, and what is tuned on dev."""
+
+    grammar: str
+    beam: float
+    min_active: int
+    acwts: list[float]
+    insertion_penalties: list[float]
+    prior_floor: float
+
+
+CONCERNS: dict[str, type] = {
+    "fbank": FbankConfig,
+    "hmm": HmmConfig,
+    "dnn": DnnConfig,
+    "ensemble": EnsembleConfig,
+    "distill": DistillConfig,
+    "decode": DecodeConfig,
+}
+
+
+def conf_dir() -> Path:
+    """The folder of the default configuration: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a flat YAML file of known keys; raises AsrKdError for anything else."""
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise AsrKdError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AsrKdError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise AsrKdError(f"{path}: expected lines of the form `key: value`")
+    for key in values:
+        if key not in key_types():
+            raise AsrKdError(f"{path}: unknown key {key!r}{_suggestion(str(key))}")
+    return {key: check_value(key, value, str(path)) for key, value in values.items()}
+
+
+@cache
+def key_types() -> Mapping[str, Any]:
+    """The type of every configuration key, over all concerns."""
+    return {
+        key: annotation for concern in CONCERNS.values() for key, annotation in typing.get_type_hints(concern).items()
+    }
+
+
+def check_value(key: str, value: Any, source: str) -> Any:
+    """Return `value` as the key's type; raises AsrKdError naming `source` if it cannot be."""
+    converted = _convert(key_types()[key], value)
+    if converted is _INVALID:
+        raise AsrKdError(f"{source}: {key} is {value!r}, but should be {_type_name(key_types()[key])}")
+    return converted
+
+
+_INVALID = object()
+
+
+def _convert(annotation: Any, value: Any) -> Any:
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        if value is None or value == "null":
+            return None
+        return _convert(next(a for a in typing.get_args(annotation) if a is not type(None)), value)
+    if origin is list:
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        converted = [_convert(typing.get_args(annotation)[0], item) for item in items]
+        return _INVALID if _INVALID in converted else converted
+    if annotation is bool:
+        return {"true": True, "false": False}.get(str(value).lower(), _INVALID)
+    if annotation is str:
+        return value if isinstance(value, str) else _INVALID
+    if isinstance(value, bool):
+        return _INVALID
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return _INVALID
+    if number != number or (annotation is int and not number.is_integer()):
+        return _INVALID
+    return annotation(number)
+
+
+def _type_name(annotation: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    if typing.get_origin(annotation) is list:
+        return f"a list, comma-separated, each {names[typing.get_args(annotation)[0]]}"
+    if annotation in names:
+        return names[annotation]
+    return f"{names[next(a for a in typing.get_args(annotation) if a is not type(None))]} or null"
+
+
+def _suggestion(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key.replace("-", "_"), key_types(), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+@cache
+def defaults() -> Mapping[str, Any]:
+    """Every key with its default, from conf/."""
+    return {key: value for concern in CONCERNS for key, value in load_yaml(conf_dir() / f"{concern}.yaml").items()}
+
+
+@cache
+def help_texts() -> Mapping[str, str]:
+    """What each key means: the comment that stands behind it in its file."""
+    texts = {}
+    for concern in CONCERNS:
+        for line in (conf_dir() / f"{concern}.yaml").read_text(encoding="utf-8").splitlines():
+            if match := re.match(r"(\w+):.*?\s#\s(.*)", line):
+                texts[match[1]] = match[2]
+    return texts
+
+
+def resolve(concern: type[T], *overrides: Mapping[str, Any]) -> T:
+    """Build one concern from its defaults and `overrides` (later ones win; keys of other concerns are passed over)."""
+    values = dict(defaults())
+    for override in overrides:
+        for key, value in override.items():
+            if key not in values:
+                raise AsrKdError(f"unknown configuration key {key!r}{_suggestion(key)}")
+            values[key] = check_value(key, value, "configuration")
+    return concern(**{field.name: values[field.name] for field in dataclasses.fields(concern)})
+
+
+def add_config_options(parser: argparse.ArgumentParser, concerns: Iterable[type]) -> None:
+    """Give `parser` `--config FILE` and an option `--its-name` for every key of `concerns`."""
+    parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="YAML of keys below")
+    for concern in concerns:
+        group = parser.add_argument_group(concern.__doc__.strip().rstrip("."))
+        for field in dataclasses.fields(concern):
+            default = defaults()[field.name]
+            shown = ",".join(map(str, default)) if isinstance(default, list) else default
+            group.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                dest=field.name,
+                default=argparse.SUPPRESS,
+                metavar="VALUE",
+                help=f"{help_texts().get(field.name, '')} (default {shown})".replace("%", "%%"),
+            )
+
+
+def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
+    """All keys: defaults, then each --config in order, then the options given; raises AsrKdError."""
+    values = dict(defaults())
+    for path in args.config:
+        values.update(load_yaml(path))
+    for key in key_types():
+        if key in vars(args):
+            values[key] = check_value(key, getattr(args, key), f"--{key.replace('_', '-')}")
+    return values

@@ -1,0 +1,150 @@
+"""Soft targets of an ensemble: made from its members, stored or made anew for every batch."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from asr_kd.distill.losses import SoftBatch
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.device import autocast
+from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.inference import combine, mean_log_posteriors
+from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.targets import TargetsReader, write_targets
+
+
+class SoftTargets(Protocol):
+    """Whatever can tell a batch of frames its soft targets at one temperature."""
+
+    temperature: float
+
+    def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
+        """Targets of frames `index` (batch,), whose windows the student is about to see."""
+        ...
+
+
+class StoredTargets:
+    """Soft targets of all frames, resident on the device: prob, pdf and tail as TargetsReader has them."""
+
+    def __init__(
+        self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
+    ):
+        self.temperature = temperature
+        self._prob, self._pdf, self._tail = prob, pdf, tail
+
+    @classmethod
+    def from_reader(cls, reader: TargetsReader, device: torch.device) -> "StoredTargets":
+        """Those of a targets.h5."""
+        arrays = (reader.prob, reader.pdf, reader.tail)
+        return cls(reader.temperature, *(None if a is None else torch.from_numpy(a).to(device) for a in arrays))
+
+    @classmethod
+    def from_members(
+        cls, members: Sequence[TrainedNet], frames: Frames, temperature: float, combination: str, dtype: torch.dtype
+    ) -> "StoredTargets":
+        """Dense targets that `members` give to all of `frames`, (num_frames, num_pdfs) float16."""
+        blocks = mean_log_posteriors(
+            [member.net for member in members], frames, temperature=temperature, combination=combination, dtype=dtype
+        )
+        return cls(temperature, torch.cat([log_post.exp().half() for _, log_post in blocks]))
+
+    def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
+        """See SoftTargets; the windows are not looked at."""
+        prob = self._prob[index]
+        if self._pdf is None:
+            return SoftBatch(prob)
+        return SoftBatch(prob, self._pdf[index], self._tail[index])
+
+
+class OnlineTargets:
+    """Soft targets computed by the members from the very windows that the student sees: nothing stored, any view."""
+
+    def __init__(self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype):
+        self.temperature = temperature
+        self._nets = [member.net for member in members]
+        self._combination = combination
+        self._dtype = dtype
+
+    @torch.no_grad()
+    def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
+        """See SoftTargets; the frames' numbers are not looked at."""
+        with autocast(windows.device, self._dtype):
+            logits = torch.stack([net(windows) for net in self._nets])
+        return SoftBatch(combine(logits, self.temperature, self._combination).exp())
+
+
+def check_members(members: Sequence[TrainedNet], reader: FeatsReader) -> None:
+    """Raise AsrKdError unless all members see the same windows and name the same states, and fit these features."""
+    if not members:
+        raise AsrKdError("an ensemble needs at least one net")
+    first = members[0]
+    for member in members:
+        if member.labels["model_digest"] != first.labels["model_digest"]:
+            raise AsrKdError("the members were trained on alignments of different HMMs; their states differ")
+        a, b = member.net.architecture, first.net.architecture
+        if (a.left_context, a.right_context, a.num_pdfs) != (b.left_context, b.right_context, b.num_pdfs):
+            raise AsrKdError("the members differ in context or number of states")
+        if member.cmvn.mode != first.cmvn.mode:
+            raise AsrKdError("the members differ in cmvn")
+    if first.net.architecture.feat_dim != reader.feat_dim:
+        raise AsrKdError(
+            f"the members were trained on {first.net.architecture.feat_dim}-dimensional features, "
+            f"these have {reader.feat_dim}"
+        )
+
+
+def write_soft_targets(
+    path: str | Path,
+    members: Sequence[TrainedNet],
+    reader: FeatsReader,
+    frames: Frames,
+    *,
+    temperature: float,
+    combination: str,
+    top_k: int | None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Let `members` label every frame and store the result as targets.h5."""
+    num_pdfs = members[0].net.architecture.num_pdfs
+    if temperature <= 0:
+        raise AsrKdError(f"temperature {temperature:g}: must be above 0")
+    if top_k is not None and not 0 < top_k <= num_pdfs:
+        raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
+    posteriors = mean_log_posteriors(
+        [member.net for member in members], frames, temperature=temperature, combination=combination, dtype=dtype
+    )
+    write_targets(
+        path,
+        reader.layout,
+        _pack(posteriors, top_k),
+        num_pdfs=num_pdfs,
+        top_k=top_k,
+        attributes={
+            "temperature": temperature,
+            "combination": combination,
+            "members": [member.digest for member in members],
+            "content_digest": reader.content_digest,
+            "model_digest": members[0].labels["model_digest"],
+        },
+    )
+
+
+def _pack(
+    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None
+) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    for rows, log_post in posteriors:
+        prob = log_post.exp()
+        if top_k is None:
+            yield rows, {"prob": prob.cpu().numpy()}
+            continue
+        top = prob.topk(top_k, dim=-1)
+        # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
+        tail = (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)
+        yield (
+            rows,
+            {"prob": top.values.cpu().numpy(), "pdf": top.indices.cpu().numpy(), "tail": tail.cpu().numpy()},
+        )

@@ -1,0 +1,66 @@
+"""Training a student: the one loop, with the distillation loss."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr_kd.config import DistillConfig, DnnConfig
+from asr_kd.distill.losses import distillation_loss
+from asr_kd.distill.soft_targets import SoftTargets
+from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.training.data import LabelledSet
+from asr_kd.training.loop import Loss, Run, train_net
+
+
+def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
+    """The members' configuration with the student's epochs and learning rate."""
+    return replace(dnn, num_epochs=distill.student_epochs, learning_rate=distill.student_learning_rate)
+
+
+def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig) -> Loss:
+    """The distillation loss at the targets' own temperature; soft_weight and hard_weight from `distill`."""
+
+    def loss(logits: torch.Tensor, index: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        return distillation_loss(
+            logits,
+            train.pdf[index],
+            targets.batch(index, windows),
+            temperature=targets.temperature,
+            soft_weight=distill.soft_weight,
+            hard_weight=distill.hard_weight,
+        )
+
+    return loss
+
+
+def train_student(
+    out: Path,
+    seed: int,
+    dnn: DnnConfig,
+    distill: DistillConfig,
+    train: LabelledSet,
+    dev: LabelledSet,
+    targets: SoftTargets,
+    targets_key: dict[str, Any],
+    dtype: torch.dtype,
+) -> TrainedNet:
+    """Distil into a fresh net; every frame of the set is used, labelled or not.
+
+    targets_key: what identifies the targets (members' digests, combination, top_k), for the fingerprint.
+    """
+    loss_key = {
+        "kind": "distillation",
+        "temperature": targets.temperature,
+        "soft_weight": distill.soft_weight,
+        "hard_weight": distill.hard_weight,
+        **targets_key,
+    }
+    every_frame = torch.arange(train.frames.layout.num_frames, device=train.frames.device)
+    # Without a soft term there is nothing to learn from an unlabelled frame.
+    index = every_frame if distill.soft_weight else train.labelled
+    schedule = student_schedule(dnn, distill)
+    return train_net(
+        Run(out, seed, schedule, train, dev, index, student_loss(train, targets, distill), loss_key, dtype)
+    )

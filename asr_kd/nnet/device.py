@@ -1,0 +1,42 @@
+"""Where and in which number format nets run."""
+
+import contextlib
+
+import torch
+
+from asr_kd.errors import AsrKdError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (CUDA where there is a GPU), `cpu` or `cuda`; raises AsrKdError if it is not to be had."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise AsrKdError(f"--device {name}: choose auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise AsrKdError("--device cuda: this PyTorch sees no GPU; use --device cpu, or install a CUDA build of torch")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products: `auto` takes bfloat16 only where the hardware multiplies it.
+
+    A CPU without AMX or AVX512-BF16 emulates bfloat16 at a thirtieth of its float32 speed.
+    """
+    if name not in ("auto", "float32", "bfloat16"):
+        raise AsrKdError(f"precision {name!r}: choose auto, float32 or bfloat16")
+    if name != "auto":
+        return torch.bfloat16 if name == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Run matrix products in `dtype`; nothing at all for float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)

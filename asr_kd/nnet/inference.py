@@ -1,0 +1,43 @@
+"""Logits and posteriors of a net or an ensemble for all frames of a set."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.device import autocast
+from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.model import FrameClassifier
+
+COMBINATIONS = ("arithmetic", "geometric")
+
+
+def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
+    """Log of the members' mean distribution at a temperature.
+
+    logits: (num_members, batch, num_pdfs) → (batch, num_pdfs) float32. Arithmetic: mean_i softmax(z_i / T);
+    geometric: softmax(mean_i z_i / T), the normalised geometric mean (Hinton et al. 2015, section 4).
+    """
+    if combination not in COMBINATIONS:
+        raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
+    scaled = logits.float() / temperature
+    if combination == "geometric":
+        return scaled.mean(dim=0).log_softmax(dim=-1)
+    return scaled.log_softmax(dim=-1).logsumexp(dim=0) - torch.log(torch.tensor(float(len(logits))))
+
+
+@torch.inference_mode()
+def mean_log_posteriors(
+    nets: Sequence[FrameClassifier],
+    frames: Frames,
+    *,
+    temperature: float = 1.0,
+    combination: str = "arithmetic",
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 8192,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32)."""
+    for rows, windows in frames.blocks(batch_size):
+        with autocast(frames.device, dtype):
+            logits = torch.stack([net(windows) for net in nets])
+        yield rows, combine(logits, temperature, combination)

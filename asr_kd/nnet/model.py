@@ -1,0 +1,69 @@
+"""The frame classifier: a window of filterbanks in, a logit for every HMM state out."""
+
+import math
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a feed-forward frame classifier."""
+
+    left_context: int
+    right_context: int
+    feat_dim: int
+    num_hidden_layers: int
+    hidden_dim: int
+    num_pdfs: int
+    dropout: float = 0.0
+
+    @property
+    def window(self) -> int:
+        """Frames that the net sees at once."""
+        return self.left_context + 1 + self.right_context
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+class FrameClassifier(nn.Module):
+    """Hidden layers of ReLUs between a spliced window and the logits (Hinton et al. 2015, section 4).
+
+    forward: (batch, window, feat_dim) or (batch, window * feat_dim) → logits (batch, num_pdfs).
+    """
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        self.architecture = architecture
+        dims = [architecture.window * architecture.feat_dim]
+        dims += [architecture.hidden_dim] * architecture.num_hidden_layers
+        layers: list[nn.Module] = []
+        for dim_in, dim_out in pairwise(dims):
+            layers += [nn.Linear(dim_in, dim_out), nn.ReLU()]
+            if architecture.dropout:
+                layers.append(nn.Dropout(architecture.dropout))
+        layers.append(nn.Linear(dims[-1], architecture.num_pdfs))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return self.layers(windows.flatten(1))
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def new_net(architecture: Architecture, seed: int) -> FrameClassifier:
+    """A net with He-initialised weights (He et al. 2015) and zero biases, a function of `seed` alone."""
+    net = FrameClassifier(architecture)
+    generator = torch.Generator().manual_seed(seed)
+    linear = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
+    with torch.no_grad():
+        for layer in linear:
+            gain = 1.0 if layer is linear[-1] else 2.0
+            layer.weight.normal_(0, math.sqrt(gain / layer.in_features), generator=generator)
+            layer.bias.zero_()
+    return net

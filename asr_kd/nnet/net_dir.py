@@ -1,0 +1,100 @@
+"""A trained net on disk: weights in safetensors, everything else in net.json; no pickle anywhere."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import Cmvn
+from asr_kd.nnet.model import Architecture, FrameClassifier
+from asr_kd.store.atomic import atomic_path, write_json
+
+WEIGHTS, CARD = "final.safetensors", "net.json"
+
+
+@dataclass
+class TrainedNet:
+    """A net with what it needs to be applied and to be recognised.
+
+    front_end: attributes of the features it was trained on. training: seed, schedule, history, times.
+    """
+
+    net: FrameClassifier
+    cmvn: Cmvn
+    front_end: dict[str, Any]
+    labels: dict[str, Any]
+    training: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return weights_digest(self.net)
+
+
+def weights_digest(net: torch.nn.Module) -> str:
+    """SHA-256 over names and values of all weights: equal if and only if the nets are the same, bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_net(path: str | Path, trained: TrainedNet) -> None:
+    """Write final.safetensors, then net.json: the folder holds a complete net if and only if net.json is there."""
+    path = Path(path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.net.state_dict().items()}
+    with atomic_path(path / WEIGHTS) as temporary:
+        save_file(state, temporary)
+    card = {
+        "format": "asr_kd.net",
+        "version": 1,
+        "architecture": trained.net.architecture.as_dict(),
+        "num_parameters": trained.net.num_parameters,
+        "digest": trained.digest,
+        "cmvn": {
+            "mode": trained.cmvn.mode,
+            "mean": [float(x) for x in trained.cmvn.mean],
+            "istd": [float(x) for x in trained.cmvn.istd],
+        },
+        "front_end": trained.front_end,
+        "labels": trained.labels,
+        "training": trained.training,
+    }
+    write_json(path / CARD, card)
+
+
+def load_card(path: str | Path) -> dict[str, Any]:
+    """The contents of net.json; raises AsrKdError if the folder holds no complete net."""
+    card = Path(path) / CARD
+    try:
+        contents = json.loads(card.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AsrKdError(f"{path}: no trained net here ({CARD} is missing)") from error
+    except (OSError, ValueError) as error:
+        raise AsrKdError(f"{card}: cannot be read ({error})") from error
+    if not isinstance(contents, dict) or contents.get("format") != "asr_kd.net":
+        raise AsrKdError(f"{card}: not the description of a net")
+    return contents
+
+
+def load_net(path: str | Path) -> TrainedNet:
+    """Read what save_net wrote; raises AsrKdError if it is missing, damaged, or its weights are others."""
+    card = load_card(path)
+    try:
+        fields = {field.name for field in dataclasses.fields(Architecture)}
+        net = FrameClassifier(Architecture(**{k: v for k, v in card["architecture"].items() if k in fields}))
+        net.load_state_dict(load_file(Path(path) / WEIGHTS))
+        cmvn = Cmvn(card["cmvn"]["mode"], *(np.array(card["cmvn"][key], np.float32) for key in ("mean", "istd")))
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise AsrKdError(f"{path}: its net cannot be loaded ({error})") from error
+    if weights_digest(net) != card["digest"]:
+        raise AsrKdError(f"{path}: {WEIGHTS} does not hold the weights that {CARD} describes")
+    return TrainedNet(net.eval(), cmvn, card["front_end"], card["labels"], card["training"])

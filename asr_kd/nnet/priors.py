@@ -1,0 +1,33 @@
+"""Priors of the HMM states: how often each occurs in the training alignment."""
+
+from pathlib import Path
+
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.store.atomic import write_text
+
+
+def count_pdfs(pdf: np.ndarray, num_pdfs: int) -> np.ndarray:
+    """Frames of each state, (num_pdfs,) int64; unlabelled frames (-1) do not count."""
+    return np.bincount(pdf[pdf >= 0], minlength=num_pdfs)
+
+
+def write_counts(path: str | Path, counts: np.ndarray) -> None:
+    """Write counts as Kaldi's `ali_train_pdf.counts`: a text vector in brackets."""
+    write_text(path, f" [ {' '.join(str(int(count)) for count in counts)} ]\n")
+
+
+def read_log_priors(path: str | Path, floor: float) -> np.ndarray:
+    """Log priors (num_pdfs,) float32 from a counts file, each prior at least `floor`.
+
+    Raises AsrKdError if the file is not a vector of counts.
+    """
+    try:
+        counts = np.array(Path(path).read_text().strip().strip("[]").split(), dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise AsrKdError(f"{path}: not a vector of counts ({error})") from error
+    if not len(counts) or (counts < 0).any() or not np.isfinite(counts).all() or counts.sum() == 0:
+        raise AsrKdError(f"{path}: not a vector of counts")
+    priors = np.maximum(counts / counts.sum(), floor)
+    return np.log(priors / priors.sum()).astype(np.float32)

@@ -1,0 +1,84 @@
+"""What a result must carry to be reproduced (version, commit, host, command), and what makes a step skippable."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from asr_kd import __version__
+from asr_kd.store.atomic import write_json
+
+
+def run_info(command: str | None = None, device: str | None = None) -> dict[str, Any]:
+    """Version, git commit (with `-dirty`), host, thread count, library versions and time of this run."""
+    import numpy
+    import torch
+
+    return {
+        "version": __version__,
+        "git_commit": git_commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "num_threads": torch.get_num_threads(),
+        "num_cores": os.cpu_count(),
+        "device": device,
+        "command": command,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that the package runs from, or None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def fingerprint(**parts: Any) -> str:
+    """SHA-256 over what an output depends on: digests of its inputs and the configuration that shaped it."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+def file_digest(paths: Iterable[str | Path]) -> str:
+    """SHA-256 over the contents of `paths` in order; folders count with every file below them."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _stamp_path(output: Path) -> Path:
+    return output.with_name(f".{output.name}.stamp.json")
+
+
+def up_to_date(output: str | Path, made_from: str) -> bool:
+    """Whether `output` exists and was made from the same fingerprint."""
+    output = Path(output)
+    try:
+        return output.exists() and json.loads(_stamp_path(output).read_text())["fingerprint"] == made_from
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def stamp(output: str | Path, made_from: str, **info: Any) -> None:
+    """Record that `output` is complete and what it was made from."""
+    write_json(_stamp_path(Path(output)), {"fingerprint": made_from, **info})

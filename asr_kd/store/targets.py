@@ -1,0 +1,103 @@
+"""targets.h5: soft targets keyed by utterance and frame, with fingerprints of everything they came from."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, write_layout
+
+FORMAT = "asr_kd.targets"
+
+
+def write_targets(
+    path: str | Path,
+    layout: Layout,
+    blocks: Iterable[tuple[slice, dict[str, np.ndarray]]],
+    *,
+    num_pdfs: int,
+    top_k: int | None,
+    attributes: dict[str, Any],
+) -> None:
+    """Stream soft targets to disk.
+
+    blocks: (rows, arrays) in frame order, arrays `prob` (n, num_pdfs) if dense, else `prob` (n, k), `pdf` (n, k) and
+    `tail` (n,). Stored: /prob and /tail float16, /pdf uint16 (int32 above 65536 states). attributes: temperature,
+    combination, members' digests, content_digest of the features that the teachers saw.
+    Raises AsrKdError if the blocks do not cover every frame once.
+    """
+    num_frames, width = layout.num_frames, top_k or num_pdfs
+    with create_h5(path, FORMAT) as file:
+        write_layout(file, layout)
+        file.attrs["num_pdfs"] = num_pdfs
+        file.attrs["top_k"] = top_k or 0
+        for key, value in attributes.items():
+            file.attrs[key] = value
+        prob = file.create_dataset("prob", (num_frames, width), np.float16)
+        if top_k:
+            pdf = file.create_dataset("pdf", (num_frames, width), np.uint16 if num_pdfs <= 1 << 16 else np.int32)
+            tail = file.create_dataset("tail", (num_frames,), np.float16)
+        done = 0
+        for rows, arrays in blocks:
+            if rows.start != done or rows.stop > num_frames:
+                raise AsrKdError(f"{path}: soft targets came out of order at frame {rows.start}")
+            prob[rows] = arrays["prob"]
+            if top_k:
+                pdf[rows], tail[rows] = arrays["pdf"], arrays["tail"]
+            done = rows.stop
+        if done != num_frames:
+            raise AsrKdError(f"{path}: soft targets for {done} of {num_frames} frames")
+
+
+class TargetsReader:
+    """A targets.h5, read whole.
+
+    prob (num_frames, k or num_pdfs) float16, pdf (num_frames, k) int64 or None, tail (num_frames,) float16 or None.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
+        self.path = Path(path)
+        with open_h5(path, FORMAT) as file:
+            self.layout = read_layout(file)
+            try:
+                self.num_pdfs = int(file.attrs["num_pdfs"])
+                self.temperature = float(file.attrs["temperature"])
+                self.combination = str(file.attrs["combination"])
+                self.content_digest = str(file.attrs["content_digest"])
+                self.members = list(file.attrs["members"])
+                self.prob = file["prob"][:]
+                self.pdf = file["pdf"][:].astype(np.int64) if "pdf" in file else None
+                self.tail = file["tail"][:] if "tail" in file else None
+            except (KeyError, OSError) as error:
+                raise AsrKdError(f"{path}: lacks part of its soft targets ({error})") from error
+        self._check()
+
+    def _check(self) -> None:
+        rows = self.layout.num_frames
+        arrays = [self.prob] + [a for a in (self.pdf, self.tail) if a is not None]
+        if any(len(array) != rows for array in arrays) or (self.pdf is None) != (self.tail is None):
+            raise AsrKdError(f"{self.path}: its arrays do not fit its {rows} frames")
+        if self.pdf is None and self.prob.shape[1] != self.num_pdfs:
+            raise AsrKdError(f"{self.path}: {self.prob.shape[1]} columns for {self.num_pdfs} states")
+        if self.pdf is not None and (self.pdf.shape != self.prob.shape or self.pdf.max(initial=0) >= self.num_pdfs):
+            raise AsrKdError(f"{self.path}: names a state beyond its {self.num_pdfs}")
+        if not np.isfinite(self.prob).all():
+            raise AsrKdError(f"{self.path}: holds soft targets that are not numbers")
+
+    def require_fit(self, layout: Layout, content_digest: str, num_pdfs: int, *, allow_views: bool = False) -> None:
+        """Raise AsrKdError unless these targets were made for exactly these frames and states.
+
+        allow_views: accept other values of the same layout (an augmented view of the same frames).
+        """
+        if self.layout.digest != layout.digest:
+            raise AsrKdError(f"{self.path}: made for other utterances or frame counts than the features at hand")
+        if self.content_digest != content_digest and not allow_views:
+            raise AsrKdError(
+                f"{self.path}: the teachers saw other feature values than these; make the targets again, "
+                "or allow views of the same layout (--allow-views)"
+            )
+        if self.num_pdfs != num_pdfs:
+            raise AsrKdError(f"{self.path}: targets over {self.num_pdfs} states, but the alignment has {num_pdfs}")

@@ -1,0 +1,85 @@
+"""A set as the training loop sees it: frames on the device and one label for each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import Cmvn, Frames
+from asr_kd.store.ali import AliReader, require_fit
+from asr_kd.store.feats import FeatsReader
+
+
+@dataclass
+class LabelledSet:
+    """Frames with their HMM states.
+
+    pdf: (num_frames,) int64 on the device, −1 where the alignment failed. labelled: frames that have a label.
+    """
+
+    frames: Frames
+    pdf: torch.Tensor
+    num_pdfs: int
+    cmvn: Cmvn
+    front_end: dict[str, Any]
+    labels: dict[str, Any]
+    content_digest: str
+    ali_digest: str
+
+    @property
+    def labelled(self) -> torch.Tensor:
+        """Numbers of the labelled frames, (n,) int64."""
+        return torch.nonzero(self.pdf >= 0).squeeze(1)
+
+
+def load_set(
+    feats: str | Path,
+    ali: str | Path,
+    *,
+    cmvn: str | Cmvn,
+    left_context: int,
+    right_context: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> LabelledSet:
+    """Load a feats.h5 and the ali.h5 that fits it.
+
+    cmvn: a mode, whose statistics are then taken from this (training) set, or the training set's Cmvn for another set.
+    Raises AsrKdError if the layouts differ or no frame has a label.
+    """
+    reader, alignment = FeatsReader(feats), AliReader(ali)
+    with reader:
+        require_fit(alignment.layout, reader.layout, (str(ali), str(feats)))
+        if not (alignment.pdf >= 0).any():
+            raise AsrKdError(f"{ali}: not one frame has a label")
+        if isinstance(cmvn, str):
+            cmvn = Cmvn.from_training_set(cmvn, reader)
+        return LabelledSet(
+            frames=Frames.from_reader(reader, cmvn, left_context, right_context, device, dtype),
+            pdf=torch.from_numpy(np.ascontiguousarray(alignment.pdf)).to(device),
+            num_pdfs=alignment.num_pdfs,
+            cmvn=cmvn,
+            front_end=front_end(reader),
+            labels={"num_pdfs": alignment.num_pdfs, "model_digest": alignment.model_digest},
+            content_digest=reader.content_digest,
+            ali_digest=digest_of(alignment.pdf),
+        )
+
+
+def digest_of(array: np.ndarray) -> str:
+    """SHA-256 over an array's values."""
+    import hashlib
+
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
+
+
+def front_end(reader: FeatsReader) -> dict[str, Any]:
+    """What must be equal for a net to be applied to other features: the attributes of its training features."""
+    found = {key: reader.attrs[key] for key in FRONT_END_KEYS if key in reader.attrs}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# HMM states for every frame, the states' counts (priors), and the decoding graph.
+. "$root/recipes/common/stage.sh"
+require "$exp"/feats/{train,dev,test}.mfcc.h5 "$exp/data/lexicon.txt"
+
+run asr_kd train-hmm --config "$config" --feats "$exp/feats/train.mfcc.h5" --data "$exp/data/train$clean_suffix" \
+  --lexicon "$exp/data/lexicon.txt" --out "$exp/hmm"
+for set in train dev test; do
+  counts=()
+  [ $set != train ] || counts=(--counts "$exp/ali/ali_train_pdf.counts")
+  run asr_kd align --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
+    --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
+done
+run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" --out "$exp/graph"
+if [ -f "$exp/data/train$clean_suffix/truth.ctm" ]; then
+  for set in train dev test; do
+    run asr_kd check-boundaries --ali "$exp/ali/$set.h5" --truth "$exp/data/$set$clean_suffix/truth.ctm"
+  done
+fi

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Temperature, weight and mean are chosen on dev; then soft targets are stored and students trained.
+. "$root/recipes/common/stage.sh"
+last_member=$((seed + $(sed -n 's/^num_members: //p' "$config") - 1))
+last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))
+teachers=()
+for n in $(seq "$seed" "$last_member"); do teachers+=("$exp/nnet/member/seed$n"); done
+require "${teachers[@]/%//net.json}"
+
+sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
+  --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
+run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --out "$exp/sweep"
+run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/train.fbank.h5" --device "$device" \
+  --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/train.h5"
+run asr_kd distill --targets "$exp/targets/train.h5" "${sets[@]}" --config "$exp/sweep/best.yaml" \
+  --seeds "$seed-$last_seed" --out "$exp/nnet/student"

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Frame accuracy and WER with intervals and tests: results.json for programs, index.html for people.
+. "$root/recipes/common/stage.sh"
+require "$exp/systems.yaml" "$exp/decode"
+
+for set in dev test; do
+  run asr_kd score --systems "$exp/systems.yaml" --decoded "$exp/decode" --split $set \
+    --feats "$exp/feats/$set.fbank.h5" --ali "$exp/ali/$set.h5" --data "$exp/data/$set" \
+    --device "$device" --config "$config" --out "$exp/scores/$set"
+done
+run asr_kd report --systems "$exp/systems.yaml" --scores "$exp/scores/test" --dev-scores "$exp/scores/dev" \
+  --recipe "$recipe" --preset "$preset" --sweep "$exp/sweep/sweep.json" --commands "$exp/commands.txt" \
+  --config "$config" --out "$exp/report"

@@ -1,0 +1,25 @@
+# Sourced: sets `python` to an interpreter that has asr_kd and what the recipes need, making .venv if there is none.
+# An environment that is already active and complete is used as it is.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+complete() {
+  "$1" -c 'import asr_kd, kaldi_hmm_gmm, kaldifst, kaldi_decoder, soundfile, matplotlib, espeakng_loader' 2>/dev/null
+}
+
+python=${ASR_KD_PYTHON:-python3}
+if ! complete "$python"; then
+  python=$root/.venv/bin/python
+  if ! complete "$python"; then
+    echo "# making the environment in .venv (a few minutes, once)" >&2
+    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+      echo "error: Python 3.10 or newer is needed, found $(python3 --version)" >&2
+      exit 1
+    }
+    python3 -m venv "$root/.venv"
+    "$python" -m pip install --quiet --editable "$root[all]"
+  fi
+fi
+export python
+asr_kd() { "$python" -m asr_kd.cli "$@"; }
+export -f asr_kd

@@ -1,0 +1,94 @@
+# Sourced by recipes/<corpus>/run.sh, which has set `recipe`, `usage`, and its own options as variables above.
+# As in Kaldi, a variable that is set there becomes an option: `hours_train=0.5` is `--hours-train 0.5`.
+set -euo pipefail
+
+preset=quick
+exp=exp/$recipe
+stage=1
+stop_stage=99
+device=auto
+seed=1
+nj=$(nproc 2>/dev/null || echo 1)
+common="corpus exp preset stage stop_stage device seed nj"
+corpus=${corpus:-}
+
+show_usage() {
+  cat <<USAGE
+Usage: recipes/$recipe/run.sh [options]
+$usage
+Options of every recipe:
+  --corpus DIR        corpus in its public layout (default: made or downloaded)
+  --exp DIR           where everything is written (default exp/$recipe)
+  --preset NAME       quick or full: recipes/$recipe/NAME.yaml (default quick)
+  --stage N           first stage to run (default 1)
+  --stop-stage N      last stage to run
+  --device NAME       auto, cpu or cuda (default auto)
+  --seed N            of corpus, HMM and the first net (default 1)
+  --nj N              processes (default: all cores)
+  --ANY-KEY VALUE     any key of conf/*.yaml, e.g. --temperature 2 --num-members 10
+Stages:
+$(cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh | sed 's#.*/#  #; s#\.sh$##' | sort -u)
+USAGE
+}
+
+overrides=()
+parse_options() {
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -h | --help) show_usage; exit 0 ;;
+      --*) ;;
+      *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
+    esac
+    [ $# -ge 2 ] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
+    local name=${1#--}
+    name=${name//-/_}
+    if [[ " $common $own_options " == *" $name "* ]]; then
+      printf -v "$name" '%s' "$2"
+    else
+      overrides+=("$1" "$2")
+    fi
+    shift 2
+  done
+}
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+echo "# recipes/$recipe/run.sh $*" >&2
+parse_options "$@"
+for name in stage stop_stage seed nj; do
+  [[ ${!name} =~ ^[0-9]+$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
+done
+[ -f "$root/recipes/$recipe/$preset.yaml" ] || {
+  echo "error: --preset $preset: recipes/$recipe has $(cd "$root/recipes/$recipe" && ls ./*.yaml | xargs -n1 basename -s .yaml | xargs)" >&2
+  exit 2
+}
+[ -z "$corpus" ] || corpus=$(cd "$corpus" 2>/dev/null && pwd) || { echo "error: --corpus: no such folder" >&2; exit 2; }
+
+. "$root/recipes/common/environment.sh"
+mkdir -p "$exp"
+exp_shown=$exp
+exp=$(cd "$exp" && pwd)
+# One run at a time in a folder; the lock goes with this process, whatever ends it.
+exec 9>"$exp/.lock"
+if command -v flock >/dev/null && ! flock -n 9; then
+  echo "error: another run is at work in $exp" >&2
+  exit 1
+fi
+asr_kd config --config "$root/recipes/$recipe/$preset.yaml" --gmm-seed "$seed" ${overrides[@]+"${overrides[@]}"} \
+  --out "$exp/config.yaml"
+
+config=$exp/config.yaml
+export recipe preset exp exp_shown device seed nj corpus config root clean_suffix
+export PYTHONHASHSEED=0
+for name in $own_options; do export "${name?}"; done
+: >"$exp/commands.txt"
+mkdir -p "$exp/log"
+# A recipe's own script takes the place of the common one of the same number.
+for number in $(cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh | sed 's#.*/##; s#_.*##' | sort -u); do
+  n=$((10#$number))
+  if [ "$n" -ge "$stage" ] && [ "$n" -le "$stop_stage" ]; then
+    script=$(ls "$root/recipes/$recipe/${number}"_*.sh "$root/recipes/common/${number}"_*.sh 2>/dev/null | head -n 1)
+    name=$(basename "$script" .sh)
+    echo "# $(date '+%F %T') stage $name" >&2
+    bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2
+  fi
+done
+echo "# $(date '+%F %T') done; everything is in $exp" >&2

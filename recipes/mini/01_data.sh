@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Synthesise the corpus: clean, then reverberated and noisy; the phones' times are kept as truth.
+. "$root/recipes/common/stage.sh"
+run "$python" "$root/data_prep/prepare_mini.py" --out "$exp/data" --hours-train "$hours_train" \
+  --hours-dev "$hours_dev" --hours-test "$hours_test" --seed "$seed" --nj "$nj"

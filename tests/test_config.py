@@ -1,0 +1,77 @@
+import dataclasses
+
+import pytest
+
+from asr_kd import config
+from asr_kd.cli import main
+from asr_kd.errors import AsrKdError
+
+
+def test_files_and_dataclasses_declare_the_same_keys():
+    for name, concern in config.CONCERNS.items():
+        in_file = set(config.load_yaml(config.conf_dir() / f"{name}.yaml"))
+        assert in_file == {field.name for field in dataclasses.fields(concern)}
+        assert in_file <= set(config.help_texts())
+
+
+def test_keys_are_unique_over_all_concerns():
+    keys = [field.name for concern in config.CONCERNS.values() for field in dataclasses.fields(concern)]
+    assert len(keys) == len(set(keys))
+
+
+def test_every_preset_and_the_papers_sizes_hold_known_keys_only():
+    presets = [config.conf_dir() / "paper.yaml", *(config.conf_dir().parent / "recipes").glob("*/*.yaml")]
+    assert len(presets) >= 5
+    for preset in presets:
+        config.load_yaml(preset)
+
+
+def test_later_overrides_win_and_types_are_those_of_the_key():
+    resolved = config.resolve(config.DistillConfig, {"temperature": 1}, {"temperature": "5", "top_k": "8"})
+    assert (resolved.temperature, resolved.top_k) == (5.0, 8)
+    assert isinstance(resolved.temperature, float)
+    assert config.resolve(config.DistillConfig, {"top_k": "null"}).top_k is None
+    assert config.resolve(config.DistillConfig, {"sweep_temperatures": "1,2.5"}).sweep_temperatures == [1.0, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_epochs", "2.5"),
+        ("num_epochs", "many"),
+        ("learning_rate", "nan"),
+        ("snip_edges", "maybe"),
+        ("acwts", "1,x"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_named(key, value):
+    with pytest.raises(AsrKdError, match=key):
+        config.check_value(key, value, "test")
+
+
+def test_an_unknown_key_is_an_error_with_a_suggestion(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("temprature: 2\n")
+    with pytest.raises(AsrKdError, match=r"bad\.yaml.*temprature.*did you mean temperature"):
+        config.load_yaml(path)
+
+
+def test_command_line_wins_over_file_over_defaults(tmp_path, capsys):
+    path = tmp_path / "preset.yaml"
+    path.write_text("hidden_dim: 64\nnum_members: 3\n")
+    assert main(["config", "--config", str(path), "--num-members", "4"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert {"hidden_dim: 64", "num_members: 4", "batch_size: 256"} <= set(printed)
+
+
+@pytest.mark.parametrize("argv", [["config", "--nonsense", "1"], ["nonsense"], ["config", "--hidden", "3"], []])
+def test_an_unknown_option_or_command_exits_2(argv):
+    with pytest.raises(SystemExit) as exit_info:
+        main(argv)
+    assert exit_info.value.code == 2
+
+
+def test_a_users_error_is_one_line_and_exit_status_1(capsys):
+    assert main(["config", "--num-epochs", "x"]) == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("#")]
+    assert lines == ["error: --num-epochs: num_epochs is 'x', but should be a whole number"]
