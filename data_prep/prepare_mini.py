@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Make the embedded corpus: numbers spoken by espeak-ng in simulated rooms with noise, with true phone times."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from asr_kd.cli_common import log, run_main
+from asr_kd.corpus.mini import MiniOptions, build_mini
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    defaults = MiniOptions()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the corpus: data directories, lexicon, wav")
+    for name in ("train", "dev", "test"):
+        default = getattr(defaults, f"hours_{name}")
+        parser.add_argument(f"--hours-{name}", type=float, default=default, help=f"hours of speech in {name}")
+    parser.add_argument("--seed", type=int, default=defaults.seed, help="chooses voices, words, rooms and noise")
+    parser.add_argument("--snr-min", type=float, default=defaults.snr_min, help="lowest signal-to-noise ratio, dB")
+    parser.add_argument("--snr-max", type=float, default=defaults.snr_max, help="highest signal-to-noise ratio, dB")
+    parser.add_argument("--rt60-max", type=float, default=defaults.rt60_max, help="longest reverberation time, s")
+    parser.add_argument(
+        "--nj", type=int, default=os.cpu_count() or 1, help="processes; the corpus does not depend on it"
+    )
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Make the corpus, or say that it is there."""
+    options = MiniOptions(
+        hours_train=args.hours_train,
+        hours_dev=args.hours_dev,
+        hours_test=args.hours_test,
+        seed=args.seed,
+        snr_min=args.snr_min,
+        snr_max=args.snr_max,
+        rt60_max=args.rt60_max,
+    )
+    made = build_mini(args.out, options, args.nj, log)
+    log(f"{args.out}: {'complete' if made else 'up to date'}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))
