@@ -2,8 +2,8 @@
 
 espeak's en-us phonemes are folded into phones with ARPAbet-like names: stress and length marks go, reduced and full
 variants of a vowel are one phone. What lasts less than a three-state HMM takes at a 10 ms shift does not become a
-phone of its own: the palatal mark (0 ms) goes, "d r" after n (17 ms of d, in "hundred") is one affricate, a linking r
-(15 ms) is the end of its vowel.
+phone of its own: the palatal mark (0 ms) goes, "d r" after n (17 ms of d, in "hundred") is one affricate, DR, a linking
+r (15 ms) is the end of its vowel, and "e l" before v (marked together, in "twelve") is one phone, EHL.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ _PHONES = {
     **{"d": "D", "t#": "DX", "f": "F", "h": "HH", "k": "K", "l": "L", "m": "M", "n": "N", "r": "R", "s": "S"},
     **{"t": "T", "T": "TH", "v": "V", "w": "W", "j": "Y", "z": "Z"},
 }
+_JOINED = {("D", "R"): "DR", ("EH", "L"): "EHL"}
 _NO_PHONE = ";"
 _SILENCE_AMPLITUDE = 8  # int16: espeak's pauses and closures are 0, or the last few samples of a filter's decay
 _SHORTEST_SILENCE_S = 0.03
@@ -117,12 +118,11 @@ def _merge(segments: list[Segment], shortest_silence: int) -> list[Segment]:
     for index, segment in enumerate(segments):
         last = merged[-1] if merged else None
         ends_word = index + 1 == len(segments) or segments[index + 1].word != segment.word
-        if (last and last.phone == segment.phone == SILENCE_PHONE) or (
-            last and segment.phone == "R" and last.word == segment.word and ends_word
-        ):
+        same_word = last is not None and last.word == segment.word
+        if same_word and (segment.phone == SILENCE_PHONE or (segment.phone == "R" and ends_word)):
             last.end = segment.end
-        elif last and segment.phone == "R" and last.phone == "D" and last.word == segment.word:
-            last.phone, last.end = "DR", segment.end
+        elif same_word and (last.phone, segment.phone) in _JOINED and not ends_word:
+            last.phone, last.end = _JOINED[last.phone, segment.phone], segment.end
         elif last and last.phone == SILENCE_PHONE and last.end - last.start < shortest_silence:
             segment.start = last.start
             merged[-1] = segment

@@ -6,6 +6,7 @@ Every function takes its randomness from the generator that it is given and keep
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.fft import next_fast_len
 from scipy.signal import fftconvolve
 
 NOISE_KINDS = ("white", "pink", "hum", "babble")
@@ -46,10 +47,11 @@ def make_noise(
     if kind == "white":
         noise = rng.standard_normal(num_samples)
     elif kind == "pink":
-        spectrum = np.fft.rfft(rng.standard_normal(num_samples))
+        length = next_fast_len(num_samples, real=True)
+        spectrum = np.fft.rfft(rng.standard_normal(length))
         spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
         spectrum[0] = 0.0
-        noise = np.fft.irfft(spectrum, num_samples)
+        noise = np.fft.irfft(spectrum, length)[:num_samples]
     elif kind == "hum":
         noise = _hum(rng, num_samples, sample_rate)
     elif kind == "babble" and len(voices):
@@ -83,10 +85,13 @@ def set_level(samples: np.ndarray, level_dbfs: float, peak: float = 0.95) -> np.
 
 
 def _hum(rng: np.random.Generator, num_samples: int, sample_rate: int) -> np.ndarray:
-    time = np.arange(num_samples) / sample_rate
     mains = rng.choice([50.0, 60.0]) * rng.uniform(0.995, 1.005)
-    harmonics = np.arange(1, 25)
-    amplitudes = rng.uniform(0.2, 1.0, len(harmonics)) / np.sqrt(harmonics)
-    phases = rng.uniform(0.0, 2.0 * np.pi, len(harmonics))
-    hum = amplitudes @ np.sin(2.0 * np.pi * mains * harmonics[:, None] * time + phases[:, None])
-    return hum + 0.1 * rng.standard_normal(num_samples)
+    amplitudes = rng.uniform(0.2, 1.0, 24)
+    phases = rng.uniform(0.0, 2.0 * np.pi, len(amplitudes))
+    # Powers of one rotating phasor: a sine for each harmonic would cost more than the rest of the simulation.
+    fundamental = np.exp(2j * np.pi * mains / sample_rate * np.arange(num_samples))
+    phasor, hum = np.ones(num_samples, dtype=complex), 0.1 * rng.standard_normal(num_samples)
+    for harmonic, (amplitude, phase) in enumerate(zip(amplitudes, phases, strict=True), start=1):
+        phasor *= fundamental
+        hum += amplitude / np.sqrt(harmonic) * (phasor.real * np.cos(phase) + phasor.imag * np.sin(phase))
+    return hum
