@@ -26,7 +26,7 @@ from asr_kd.errors import AsrKdError
 needs_espeak = pytest.mark.skipif(
     importlib.util.find_spec("espeakng_loader") is None, reason="espeakng_loader is absent: pip install 'asr_kd[mini]'"
 )
-TINY = MiniOptions(hours_train=0.006, hours_dev=0.002, hours_test=0.002, seed=3)
+TINY = MiniOptions(hours_train=0.02, hours_dev=0.002, hours_test=0.002, seed=3)
 SCRIPTS = Path(__file__).parent.parent / "data_prep"
 
 
@@ -315,6 +315,11 @@ def _spells(phones: list[str], words: list[str], entries: dict) -> bool:
     return any(
         tuple(phones[: len(p)]) == p and _spells(phones[len(p) :], words[1:], entries) for p in entries[words[0]]
     )
+
+
+@needs_espeak
+def test_mini_training_has_every_word_of_the_lexicon(mini: Path):
+    assert {word for utt in read_data_dir(mini / "train") for word in utt.words or ()} == set(numbers.VOCABULARY)
 
 
 @needs_espeak

@@ -2,8 +2,9 @@
 
 espeak's en-us phonemes are folded into phones with ARPAbet-like names: stress and length marks go, reduced and full
 variants of a vowel are one phone. What lasts less than a three-state HMM takes at a 10 ms shift does not become a
-phone of its own: the palatal mark (0 ms) goes, "d r" after n (17 ms of d, in "hundred") is one affricate, DR, a linking
-r (15 ms) is the end of its vowel, and "e l" before v (marked together, in "twelve") is one phone, EHL.
+phone of its own: the palatal mark (0 ms) goes; "d r" after n (17 ms of d, in "hundred") is one affricate, DR; a
+linking r (15 ms) is the end of its vowel; "e l" before v (marked as one, in "twelve" alone) stays one, EH, since a
+phone of its own would have next to no data.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ _PHONES = {
     **{"d": "D", "t#": "DX", "f": "F", "h": "HH", "k": "K", "l": "L", "m": "M", "n": "N", "r": "R", "s": "S"},
     **{"t": "T", "T": "TH", "v": "V", "w": "W", "j": "Y", "z": "Z"},
 }
-_JOINED = {("D", "R"): "DR", ("EH", "L"): "EHL"}
+_JOINED = {("D", "R"): "DR", ("EH", "L"): "EH"}
 _NO_PHONE = ";"
 _SILENCE_AMPLITUDE = 8  # int16: espeak's pauses and closures are 0, or the last few samples of a filter's decay
 _SHORTEST_SILENCE_S = 0.03

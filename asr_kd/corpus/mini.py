@@ -32,12 +32,14 @@ from asr_kd.store.atomic import write_json, write_text
 
 SAMPLE_RATE = 16000
 SETS = ("train", "dev", "test")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _UP, _DOWN = 320, 441  # 22050 Hz to 16000 Hz
 _SECONDS_PER_VOICE = 30.0  # with less to say, fewer voices speak
 _HELD_OUT_SHARE = 0.15  # of the voices, for dev and for test each
 _CLEAN_LEVEL_DBFS = -23.0
 _FLOOR = 4.0  # RMS, int16: recordings are never digital zero, and log-mel features of zero are a spike
+# Said in training whatever its size, so that no word and no phone of the lexicon is without data.
+_RARE = ((10, 11), (12, 13), (14, 15), (16, 17), (18, 19), (1_000_000, 0))
 _WORDS_PER_MINUTE = (115, 160)  # faster, and d and flaps fall below 30 ms
 
 
@@ -83,7 +85,11 @@ def build_mini(out_dir: str | Path, options: MiniOptions, nj: int, log: Callable
         return False
     plan = plan_voices(options)
     work = _open_work_dir(out_dir, recipe)
-    clean = [(work, name, voice, seconds, options.seed) for name in SETS for voice, seconds in plan[name]]
+    clean = [
+        (work, name, voice, seconds, rare_prompts(number, len(plan[name])) if name == "train" else [], options.seed)
+        for name in SETS
+        for number, (voice, seconds) in enumerate(plan[name])
+    ]
     noisy = [(work, name, voice, options) for name in SETS for voice, _ in plan[name]]
     preload = [__name__]
     run_apart(_make_vocabulary, [(work, options.seed)], 1, preload, lambda _: log("vocabulary spoken"))
@@ -130,6 +136,12 @@ def random_prompt(rng: np.random.Generator) -> list[list[str]]:
     return phrases
 
 
+def rare_prompts(number: int, num_voices: int) -> list[list[list[str]]]:
+    """The prompts with rare words for voice `number` of `num_voices`: at least one each, all of them shared out."""
+    turns = range(len(_RARE) * math.ceil(num_voices / len(_RARE)))
+    return [[numbers.number_words(n) for n in _RARE[turn % len(_RARE)]] for turn in turns[number::num_voices]]
+
+
 def _make_vocabulary(work: Path, seed: int) -> None:
     """Every word alone, so that the lexicon is whole whatever the corpus happens to say."""
     target = work / "vocabulary.json"
@@ -145,7 +157,7 @@ def _make_vocabulary(work: Path, seed: int) -> None:
     write_json(target, spoken)
 
 
-def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, seed: int) -> None:
+def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, prompts: list, seed: int) -> None:
     target = work / "wav" / f"{name}_clean" / voice
     if target.exists():
         return
@@ -155,8 +167,9 @@ def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, seed: in
     utts: list[dict] = []
     num_samples = num_refused = 0
     temporary = _temporary_unit(work)
-    while num_samples < seconds * SAMPLE_RATE:
-        spoken = _speak_utterance(espeak, voice, manner, rng)
+    while num_samples < seconds * SAMPLE_RATE or len(utts) < len(prompts):
+        prompt = prompts[len(utts)] if len(utts) < len(prompts) else random_prompt(rng)
+        spoken = _speak_utterance(espeak, voice, prompt, manner, rng)
         if spoken is None:
             num_refused += 1
             if num_refused > 100 + len(utts):
@@ -171,9 +184,8 @@ def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, seed: in
     _publish_unit(temporary, target)
 
 
-def _speak_utterance(espeak: Espeak, voice: str, manner: tuple[float, float], rng: np.random.Generator):
+def _speak_utterance(espeak: Espeak, voice: str, phrases: list[list[str]], manner: tuple, rng: np.random.Generator):
     """One clean utterance: (samples, words, their pronunciations, [start, num_samples, phone] …), or None."""
-    phrases = random_prompt(rng)
     rate = round(np.clip(manner[0] + rng.normal(0, 10), *_WORDS_PER_MINUTE))
     pitch = round(np.clip(manner[1] + rng.normal(0, 8), 10, 90))
     pitch_range = round(rng.uniform(25, 75))
