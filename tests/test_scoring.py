@@ -4,6 +4,8 @@ import copy
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from scipy import stats
 
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frames import per_utterance_frame_scores
+from asr_kd.scoring.plots import curve_group, systems_plot
+from asr_kd.scoring.report import RESULTS_HEADER, headline_sentences, results_row, write_report
 from asr_kd.scoring.results import build_results, check_results
 from asr_kd.scoring.significance import ClusterBootstrap, mapsswe, share_of_gain
 from asr_kd.scoring.systems import SystemScores, mean_over_seeds
@@ -509,3 +513,117 @@ def test_extra_keys_are_allowed_and_nan_is_not(results):
     broken["systems"][0]["cross_entropy"] = float("nan")
     with pytest.raises(AsrKdError, match=r"systems\[0\].cross_entropy must be a finite number"):
         check_results(broken)
+
+
+# --- report
+
+
+def curve(num_epochs):
+    return [
+        {"epoch": e, "train_loss": 3 / e, "dev_xent": 2 / e, "dev_frame_acc": 60 - 9 / e, "learning_rate": 1e-3}
+        for e in range(1, num_epochs + 1)
+    ]
+
+
+REPORT = {
+    "curves": {"baseline seed 1": curve(4), "baseline seed 2": curve(4), "student seed 1": curve(1), "odd one": []},
+    "sweep": [
+        {"temperature": t, "soft_weight": w, "mean": "arithmetic", "dev_frame_acc": 60 + w - t / 9, "dev_xent": 1.2 + t}
+        for t in (1.0, 2.0, 5.0)
+        for w in (0.5, 1.0)
+    ],
+    "config": {"dnn": {"hidden_dim": 512, "out": Path("exp")}},
+    "run_info": {"version": "0.1.0", "host": "somewhere", "command": None},
+    "commands": ["recipes/mini/run.sh --seed 1 && echo <done>"],
+}
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    write_report(out, results, **REPORT)
+    assert json.loads((out / "results.json").read_text()) == results
+    return (out / "index.html").read_text()
+
+
+def test_page_loads_nothing_and_its_ids_are_unique(page):
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<script|<link|<img|@import|src=", page)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 20
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) | set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
+    assert not re.search(r"#0[123]0[0-9]0[0-9]\b", page), "a placeholder colour was left in"
+
+
+def test_page_says_what_the_results_say(page, results):
+    for system in results["systems"]:
+        assert f"{system['frame_accuracy']['value']:.2f}<span" in page
+        assert f"{system['wer']['ins']} / {system['wer']['del']} / {system['wer']['sub']}" in page
+    assert headline_sentences(results)[0] in page
+    assert page.count("<svg") == 3
+    assert "recipes/mini/run.sh --seed 1 &amp;&amp; echo &lt;done&gt;" in page
+    assert "hidden_dim: 512" in page
+
+
+def test_same_results_give_the_same_page(page, results, tmp_path):
+    write_report(tmp_path, results, **REPORT)
+    assert (tmp_path / "index.html").read_text() == page
+
+
+def test_names_are_escaped_everywhere(results, tmp_path):
+    renamed = json.loads(json.dumps(results).replace('"member1"', '"<b>&m"'))
+    write_report(tmp_path, renamed, **(REPORT | {"curves": {"<b>&m seed 1": curve(2)}}))
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;m" in page
+    assert "&lt;b&gt;&amp;m" in systems_plot(renamed["systems"])
+
+
+def test_report_without_curves_sweep_or_share(results, tmp_path):
+    lost = copy.deepcopy(results)
+    lost["gain_recovered"]["wer"].update(value=None, ci95=None, p_at_least_086=None, reason="there is no gain")
+    write_report(tmp_path, lost, {}, [], {}, {}, [])
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 1
+    assert "gain in word error rate is undefined: there is no gain" in page
+
+
+def test_broken_results_are_not_published(results, tmp_path):
+    with pytest.raises(AsrKdError, match="results: recipe is missing"):
+        write_report(tmp_path, {k: v for k, v in results.items() if k != "recipe"}, {}, [], {}, {}, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("p", "wording"), [(0.01, "is rejected"), (0.5, "neither shown nor"), (0.99, "is shown")])
+def test_headline_does_not_claim_more_than_the_test(results, p, wording):
+    changed = copy.deepcopy(results)
+    changed["gain_recovered"]["frame_accuracy"]["p_at_least_086"] = p
+    assert wording in headline_sentences(changed)[1]
+
+
+def test_rows_for_results_md_fit_their_header(results):
+    rows = results_row(results).splitlines()
+    assert len(rows) == 3
+    assert {row.count("|") for row in [*rows, *RESULTS_HEADER.splitlines()]} == {9}
+    share = results["gain_recovered"]["frame_accuracy"]["value"]
+    assert f"{100 * share:.0f}\u00a0% [" in rows[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("member-3", "member"),
+        ("baseline seed 2", "baseline"),
+        ("member1 seed 1", "member"),
+        ("7", "7"),
+    ],
+)
+def test_nets_that_differ_in_seed_share_a_curve_group(name, group):
+    assert curve_group(name) == group
+
+
+def test_scoring_imports_without_the_optional_packages():
+    optional = ("kaldi_hmm_gmm", "kaldifst", "kaldi_decoder", "librosa", "torchaudio")
+    code = f"import sys; sys.modules.update(dict.fromkeys({optional}));"
+    code += "import asr_kd.scoring.report, asr_kd.scoring.frames, asr_kd.scoring.results"
+    subprocess.run([sys.executable, "-c", code], check=True)
