@@ -39,7 +39,10 @@ _HELD_OUT_SHARE = 0.15  # of the voices, for dev and for test each
 _CLEAN_LEVEL_DBFS = -23.0
 _FLOOR = 4.0  # RMS, int16: recordings are never digital zero, and log-mel features of zero are a spike
 # Said in training whatever its size, so that no word and no phone of the lexicon is without data.
-_RARE = ((10, 11), (12, 13), (14, 15), (16, 17), (18, 19), (1_000_000, 0))
+_EVERY_WORD = (
+    *((10, 11), (12, 13), (14, 15), (16, 17), (18, 19), (20, 30), (40, 50), (60, 70), (80, 90)),
+    *((2345, 6789), (1_000_000, 0)),
+)
 _WORDS_PER_MINUTE = (115, 160)  # faster, and d and flaps fall below 30 ms
 
 
@@ -86,7 +89,7 @@ def build_mini(out_dir: str | Path, options: MiniOptions, nj: int, log: Callable
     plan = plan_voices(options)
     work = _open_work_dir(out_dir, recipe)
     clean = [
-        (work, name, voice, seconds, rare_prompts(number, len(plan[name])) if name == "train" else [], options.seed)
+        (work, name, voice, seconds, covering_prompts(number, len(plan[name])) if name == "train" else [], options.seed)
         for name in SETS
         for number, (voice, seconds) in enumerate(plan[name])
     ]
@@ -136,10 +139,12 @@ def random_prompt(rng: np.random.Generator) -> list[list[str]]:
     return phrases
 
 
-def rare_prompts(number: int, num_voices: int) -> list[list[list[str]]]:
-    """The prompts with rare words for voice `number` of `num_voices`: at least one each, all of them shared out."""
-    turns = range(len(_RARE) * math.ceil(num_voices / len(_RARE)))
-    return [[numbers.number_words(n) for n in _RARE[turn % len(_RARE)]] for turn in turns[number::num_voices]]
+def covering_prompts(number: int, num_voices: int) -> list[list[list[str]]]:
+    """Voice `number`'s part, at least one, of the prompts that hold every word, dealt out to `num_voices`."""
+    turns = range(len(_EVERY_WORD) * math.ceil(num_voices / len(_EVERY_WORD)))
+    return [
+        [numbers.number_words(n) for n in _EVERY_WORD[turn % len(_EVERY_WORD)]] for turn in turns[number::num_voices]
+    ]
 
 
 def _make_vocabulary(work: Path, seed: int) -> None:
