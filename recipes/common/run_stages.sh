@@ -12,6 +12,12 @@ nj=$(nproc 2>/dev/null || echo 1)
 common="corpus exp preset stage stop_stage device seed nj"
 corpus=${corpus:-}
 
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+stage_names() {
+  (cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh) | sed 's#.*/##; s#\.sh$##' | sort -u
+}
+
 show_usage() {
   cat <<USAGE
 Usage: recipes/$recipe/run.sh [options]
@@ -27,7 +33,7 @@ Options of every recipe:
   --nj N              processes (default: all cores)
   --ANY-KEY VALUE     any key of conf/*.yaml, e.g. --temperature 2 --num-members 10
 Stages:
-$(cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh | sed 's#.*/#  #; s#\.sh$##' | sort -u)
+$(stage_names | sed 's#^#  #')
 USAGE
 }
 
@@ -50,7 +56,7 @@ parse_options() {
     shift 2
   done
 }
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
 echo "# recipes/$recipe/run.sh $*" >&2
 parse_options "$@"
 for name in stage stop_stage seed nj; do
@@ -81,11 +87,13 @@ export PYTHONHASHSEED=0
 for name in $own_options; do export "${name?}"; done
 : >"$exp/commands.txt"
 mkdir -p "$exp/log"
-# A recipe's own script takes the place of the common one of the same number.
-for number in $(cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh | sed 's#.*/##; s#_.*##' | sort -u); do
+for number in $(stage_names | sed 's#_.*##'); do
   n=$((10#$number))
   if [ "$n" -ge "$stage" ] && [ "$n" -le "$stop_stage" ]; then
-    script=$(ls "$root/recipes/$recipe/${number}"_*.sh "$root/recipes/common/${number}"_*.sh 2>/dev/null | head -n 1)
+    # A recipe's own script takes the place of the common one of the same number.
+    scripts=("$root/recipes/$recipe/${number}"_*.sh "$root/recipes/common/${number}"_*.sh)
+    script=${scripts[0]}
+    [ -f "$script" ] || script=${scripts[1]}
     name=$(basename "$script" .sh)
     echo "# $(date '+%F %T') stage $name" >&2
     bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2

@@ -1,0 +1,60 @@
+"""`asr-kd env`."""
+
+import argparse
+import importlib
+import importlib.metadata
+from typing import Any
+
+PARTS = {
+    "soundfile": ("reading audio", "pip install soundfile"),
+    "librosa": ("resampling and pictures of audio", "pip install 'asr_kd[audio]'"),
+    "torchaudio": (
+        "the peer that filterbanks are measured against; nothing else uses it",
+        "pip install 'asr_kd[audio]'",
+    ),
+    "kaldi_hmm_gmm": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
+    "kaldifst": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
+    "kaldi_decoder": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
+    "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install 'asr_kd[mini]'"),
+}
+
+
+def add_env(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "env", help="what this environment can do", description="Print versions, devices, and which parts are missing."
+    )
+    parser.set_defaults(main=env)
+
+
+def env(args: argparse.Namespace) -> None:
+    import torch
+
+    from asr_kd.nnet.device import resolve_device, resolve_precision
+    from asr_kd.runinfo import run_info
+
+    device = resolve_device("auto")
+    info = run_info(device=str(device))
+    for key in ("version", "git_commit", "python", "platform", "torch", "numpy", "num_cores", "num_threads", "device"):
+        print(f"{key:12} {info[key]}")
+    print(f"{'precision':12} {str(resolve_precision('auto', device)).removeprefix('torch.')}")
+    for module, (purpose, remedy) in PARTS.items():
+        print(f"{module:16} {check_part(module, remedy, torch.version.cuda)}  [{purpose}]")
+
+
+def check_part(module: str, remedy: str, cuda_version: str | None) -> str:
+    """Whether a part can be imported and, if not, what to do; cuda_version is torch's, None if it is CPU-only."""
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return f"missing ({error.name}): {remedy}"
+    except (ImportError, OSError) as error:
+        if module == "torchaudio" and cuda_version is None:
+            return (
+                "cannot be imported beside this CPU-only torch: torchaudio 2.11 needs a CUDA build of torch, even "
+                "without a GPU; everything else works without it"
+            )
+        return f"installed, but cannot be imported ({' '.join(str(error).split())})"
+    try:
+        return importlib.metadata.version(module.replace("_", "-"))
+    except importlib.metadata.PackageNotFoundError:
+        return "ok"

@@ -1,0 +1,86 @@
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from asr_kd.cli import main
+from asr_kd.commands.environment import check_part
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").glob("*/run.sh"))
+
+
+def recipe(script: Path, *argv: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(script), *argv]
+    environment = {"ASR_KD_PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": "/tmp"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+
+
+def test_every_command_has_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = [
+        line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("    ") and line[4] != " "
+    ]
+    assert {"train", "train-ensemble", "soft-targets", "distill", "decode", "score", "report", "align"} <= set(listed)
+    for command in listed:
+        if command == "COMMAND":
+            continue
+        with pytest.raises(SystemExit) as exit_info:
+            main([command, "--help"])
+        assert exit_info.value.code == 0
+        assert f"asr-kd {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.name)
+def test_every_data_prep_script_has_help_and_refuses_unknown_options(script):
+    helped = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert helped.returncode == 0
+    assert "--out" in helped.stdout or "data" in helped.stdout
+    refused = subprocess.run([sys.executable, script, "--no-such-option"], capture_output=True, text=True)
+    assert refused.returncode == 2
+
+
+@pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)
+def test_a_recipe_tells_its_options_and_refuses_what_it_does_not_know(script, tmp_path):
+    assert "--holdout-speaker" in recipe(RECIPES[0], "--help").stdout
+    helped = recipe(script, "--help")
+    assert helped.returncode == 0
+    assert "01_data" in helped.stdout
+    for argv in (["--no-such-key", "1"], ["--stage"], ["--stage", "x"], ["stray"], ["--preset", "no-such-preset"]):
+        refused = recipe(script, "--exp", str(tmp_path / "exp"), *argv)
+        assert refused.returncode == 2, argv
+        assert "error" in refused.stderr
+
+
+@pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)
+def test_a_stage_without_its_inputs_says_what_is_missing(script, tmp_path):
+    for stage in range(2, 8):
+        refused = recipe(script, "--exp", str(tmp_path / "exp"), "--stage", str(stage), "--stop-stage", str(stage))
+        assert refused.returncode == 1
+        assert "is missing; run the stages before this one" in refused.stderr
+
+
+def test_env_explains_a_torchaudio_that_a_cpu_only_torch_cannot_import(monkeypatch):
+    def fail(name):
+        raise OSError("libc10_cuda.so: cannot open shared object file")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    assert "everything else works without it" in check_part("torchaudio", "pip install x", None)
+    assert "libc10_cuda.so" in check_part("torchaudio", "pip install x", "13.0")
+
+
+def test_env_names_what_is_missing():
+    assert check_part("no_such_module", "pip install it", None) == "missing (no_such_module): pip install it"
+
+
+def test_a_missing_wheel_is_one_clear_sentence(monkeypatch, tmp_path, capsys):
+    from asr_kd.errors import AsrKdError
+    from asr_kd.hmm import wheels
+
+    monkeypatch.setitem(sys.modules, "kaldi_hmm_gmm", None)
+    wheels.kaldi.cache_clear() if hasattr(wheels.kaldi, "cache_clear") else None
+    with pytest.raises(AsrKdError, match=r"asr_kd\[hmm\]"):
+        wheels.kaldi()

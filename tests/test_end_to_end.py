@@ -1,0 +1,103 @@
+"""The small recipe as its user runs it, unbroken and killed in every stage."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from asr_kd.scoring.results import check_results
+
+ROOT = Path(__file__).parents[1]
+pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install 'asr_kd[hmm]'")
+pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-ng: pip install 'asr_kd[mini]'")
+
+TINY = "--hours-train 0.03 --hours-dev 0.01 --hours-test 0.01 --nj 2 --num-members 2 --num-seeds 2 --num-epochs 4"
+TINY += " --student-epochs 6 --sweep-epochs 2 --sweep-soft-weights 1 --hidden-dim 32 --num-hidden-layers 1"
+TINY += " --gmm-num-iters 8 --gmm-total-gauss 150 --acwts 0.1,0.3 --insertion-penalties 0,2"
+STAGES = ["01_data", "02_features", "03_align", "04_train", "05_distill", "06_decode", "07_report"]
+
+
+def command(exp: Path) -> list[str]:
+    return ["bash", str(ROOT / "recipes/mini/run.sh"), "--exp", str(exp), *TINY.split()]
+
+
+ENVIRONMENT = {**os.environ, "ASR_KD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+
+
+def digests(exp: Path) -> dict[str, str]:
+    cards = sorted(exp.glob("nnet/*/seed*/net.json"))
+    return {str(card.relative_to(exp)): json.loads(card.read_text())["digest"] for card in cards}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    exp = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(command(exp), env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return exp
+
+
+def test_the_recipe_ends_with_results_and_a_page(whole):
+    results = json.loads((whole / "report/results.json").read_text())
+    check_results(results)
+    assert set(results["headline"]) == {"baseline", "ensemble", "student"}
+    names = {system["name"] for system in results["systems"]}
+    assert {"member1", "member2", "baseline", "baseline-long", "ensemble-arithmetic", "student"} <= names
+    page = (whole / "report/index.html").read_text()
+    assert "<table" in page
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    commands = (whole / "commands.txt").read_text()
+    assert "asr-kd distill" in commands
+    assert str(ROOT) not in commands
+
+
+def test_a_second_run_makes_nothing_again(whole):
+    made = {path: path.stat().st_mtime_ns for path in whole.rglob("*.h5")}
+    made |= {path: path.stat().st_mtime_ns for path in whole.rglob("*.safetensors")}
+    again = subprocess.run(command(whole), env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+    assert again.stderr.count("up to date") >= 15
+
+
+def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
+    """kill -9 of the whole process group some moments into each stage, then the same command again."""
+    for stage in STAGES:
+        log = tmp_path / "log"
+        with open(log, "w") as stderr:
+            run = subprocess.Popen(command(tmp_path), env=ENVIRONMENT, stderr=stderr, start_new_session=True)
+            while run.poll() is None and f"stage {stage}" not in log.read_text():
+                time.sleep(0.05)
+            # Into the work, not the start of Python; a stage that is over sooner is killed in the next one.
+            time.sleep(3)
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+    last = subprocess.run(command(tmp_path), env=ENVIRONMENT, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr[-3000:]
+    assert digests(tmp_path) == digests(whole)
+    names = ("systems", "comparisons", "gain_recovered")
+    one, other = (json.loads((exp / "report/results.json").read_text()) for exp in (whole, tmp_path))
+    timings = {"train_seconds", "train_frames_per_second", "decode_rtf"}
+    for results in (one, other):
+        for system in results["systems"]:
+            for key in timings:
+                system.pop(key)
+    assert [one[name] for name in names] == [other[name] for name in names]
+
+
+def test_two_runs_in_one_folder_are_refused(whole):
+    lock = subprocess.Popen(["flock", str(whole / ".lock"), "sleep", "30"])
+    try:
+        time.sleep(0.5)
+        second = subprocess.run(command(whole), env=ENVIRONMENT, capture_output=True, text=True)
+    finally:
+        lock.kill()
+    assert second.returncode == 1
+    assert "another run is at work" in second.stderr
