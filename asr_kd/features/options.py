@@ -1,0 +1,127 @@
+"""Options of the front end, by the names and with the meaning of Kaldi's compute-fbank-feats and compute-mfcc-feats.
+
+Dither is fixed at 0 (Kaldi's default is 1), so that the same audio always gives the same features, and there is no
+option for it. VTLN and HTK compatibility are left out.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from asr_kd.errors import AsrKdError
+
+WINDOW_TYPES = ("povey", "hamming", "hanning", "sine", "rectangular", "blackman")
+
+
+@dataclass(frozen=True)
+class FrontEndOptions:
+    """What fbank and MFCC share; the windowing alone decides the number of frames.
+
+    sample_frequency, low_freq, high_freq in Hz (high_freq <= 0 counts down from the Nyquist frequency);
+    frame_length and frame_shift in milliseconds; samples enter at int16 scale.
+
+    Raises AsrKdError for values that do not fit together.
+    """
+
+    sample_frequency: float = 16000.0
+    frame_length: float = 25.0
+    frame_shift: float = 10.0
+    snip_edges: bool = True
+    remove_dc_offset: bool = True
+    preemphasis_coefficient: float = 0.97
+    window_type: str = "povey"
+    blackman_coeff: float = 0.42
+    round_to_power_of_two: bool = True
+    num_mel_bins: int = 40
+    low_freq: float = 20.0
+    high_freq: float = 0.0
+    use_energy: bool = False
+    raw_energy: bool = True
+    energy_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # 8000 and 8000.0 are one option and must give one digest
+            object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
+        if self.window_type not in WINDOW_TYPES:
+            raise AsrKdError(f"window_type {self.window_type!r} is not one of {', '.join(WINDOW_TYPES)}")
+        if self.window_size < 2 or self.window_shift < 1:
+            raise AsrKdError(
+                f"a window of {self.frame_length:g} ms every {self.frame_shift:g} ms holds too few samples "
+                f"at {self.sample_frequency:g} Hz"
+            )
+        if not 0 <= self.low_freq < self.upper_freq <= self.sample_frequency / 2:
+            raise AsrKdError(
+                f"the mel filters cannot reach from {self.low_freq:g} to {self.upper_freq:g} Hz "
+                f"at a sample rate of {self.sample_frequency:g} Hz"
+            )
+        if self.num_mel_bins < 3:
+            raise AsrKdError(f"num_mel_bins is {self.num_mel_bins}, but Kaldi needs at least 3")
+        if not 0 <= self.preemphasis_coefficient <= 1:
+            raise AsrKdError(f"preemphasis_coefficient {self.preemphasis_coefficient:g} is not between 0 and 1")
+        if self.energy_floor < 0:
+            raise AsrKdError(f"energy_floor {self.energy_floor:g} is negative")
+
+    @property
+    def window_size(self) -> int:
+        """Samples in a window."""
+        return int(self.sample_frequency * 0.001 * self.frame_length)
+
+    @property
+    def window_shift(self) -> int:
+        """Samples between the starts of two windows."""
+        return int(self.sample_frequency * 0.001 * self.frame_shift)
+
+    @property
+    def fft_size(self) -> int:
+        """Samples of the zero-padded window that is transformed."""
+        return 1 << (self.window_size - 1).bit_length() if self.round_to_power_of_two else self.window_size
+
+    @property
+    def upper_freq(self) -> float:
+        """Upper edge of the highest mel filter, in Hz."""
+        return self.high_freq if self.high_freq > 0 else self.sample_frequency / 2 + self.high_freq
+
+    @property
+    def feat_dim(self) -> int:
+        """Columns of the features."""
+        raise NotImplementedError
+
+    def to_json(self) -> str:
+        """All options in a canonical form, as stored in feats.h5 and digested."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class FbankOptions(FrontEndOptions):
+    """Options of compute-fbank-feats; 40 mel bins where Kaldi's default is 23, no dither where it is 1."""
+
+    use_log_fbank: bool = True
+    use_power: bool = True
+
+    @property
+    def feat_dim(self) -> int:
+        """One column a mel bin, after the log energy if that is used."""
+        return self.num_mel_bins + int(self.use_energy)
+
+
+@dataclass(frozen=True)
+class MfccOptions(FrontEndOptions):
+    """Options of compute-mfcc-feats, with its defaults but for dither (0 where Kaldi's is 1)."""
+
+    num_mel_bins: int = 23
+    use_energy: bool = True
+    num_ceps: int = 13
+    cepstral_lifter: float = 22.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_ceps <= self.num_mel_bins:
+            raise AsrKdError(f"num_ceps is {self.num_ceps}, but must be between 1 and num_mel_bins={self.num_mel_bins}")
+
+    @property
+    def feat_dim(self) -> int:
+        """One column a cepstral coefficient."""
+        return self.num_ceps
+
+
+OPTIONS_OF_KIND: dict[str, type[FrontEndOptions]] = {"fbank": FbankOptions, "mfcc": MfccOptions}

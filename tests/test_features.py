@@ -1,0 +1,352 @@
+"""The front end against values made by Kaldi itself, and what it refuses."""
+
+import json
+import struct
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asr_kd.errors import AsrKdError
+from asr_kd.features import cmvn
+from asr_kd.features.audio import read_audio
+from asr_kd.features.deltas import add_deltas
+from asr_kd.features.fbank import compute_fbank
+from asr_kd.features.mfcc import compute_mfcc
+from asr_kd.features.options import OPTIONS_OF_KIND, FbankOptions, MfccOptions
+from asr_kd.features.splice import splice
+from asr_kd.features.window import num_frames
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-3
+CASES = json.loads((GOLDEN / "kaldi_features.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def kaldi() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / "kaldi_features.npz") as arrays:
+        return dict(arrays)
+
+
+def options_of(arguments: list[str]) -> dict[str, object]:
+    """Kaldi's command line to our option names; a later one wins, as in Kaldi."""
+    given = {}
+    for argument in arguments:
+        name, value = argument.removeprefix("--").split("=")
+        given[name.replace("-", "_")] = (
+            {"true": True, "false": False}.get(value) if value in ("true", "false") else float(value)
+        )
+    assert given.pop("dither") == 0
+    return given
+
+
+def from_scratch(name: str, kaldi: dict[str, np.ndarray]) -> np.ndarray:
+    """Our values for a golden, from the samples on; what Kaldi derives from features is derived from ours."""
+    case = CASES[name]
+    if name.endswith("_deltas"):
+        return add_deltas(from_scratch(case["input"], kaldi))
+    if name.startswith("splice"):
+        return splice(from_scratch(case["input"], kaldi), *map(int, (o.split("=")[1] for o in case["options"])))
+    kind = name.split("_")[0]
+    compute = {"fbank": compute_fbank, "mfcc": compute_mfcc}[kind]
+    return compute(kaldi[f"wave_{case['sample_rate']}"], OPTIONS_OF_KIND[kind](**options_of(case["options"])))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_kaldi(name, kaldi):
+    ours = from_scratch(name, kaldi)
+    assert ours.dtype == np.float32
+    assert ours.shape == kaldi[name].shape
+    np.testing.assert_allclose(ours, kaldi[name], rtol=0, atol=TOLERANCE)
+
+
+def test_tensor_in_tensor_out(kaldi):
+    samples = torch.from_numpy(kaldi["wave_16000"])
+    feats = compute_fbank(samples, FbankOptions())
+    assert isinstance(feats, torch.Tensor)
+    np.testing.assert_array_equal(feats.numpy(), compute_fbank(kaldi["wave_16000"], FbankOptions()))
+
+
+def test_blocks_do_not_show():
+    """A long utterance is worked off in blocks: each frame is what it is on its own."""
+    samples = np.random.default_rng(1).normal(scale=1000, size=160 * 700).astype(np.float32)
+    feats = compute_fbank(samples)
+    for frame in (0, 255, 256, 300, len(feats) - 1):
+        alone = compute_fbank(samples[frame * 160 : frame * 160 + 400])
+        np.testing.assert_allclose(alone[0], feats[frame], atol=TOLERANCE)
+
+
+def test_constant_signal_is_silence():
+    """A DC offset leaves nothing once the mean is removed: the floor, not the rounding of pre-emphasis."""
+    feats = compute_fbank(np.full(16000, 5000, dtype=np.float32))
+    np.testing.assert_allclose(feats, np.log(np.finfo(np.float32).eps), atol=TOLERANCE)
+
+
+def slow_fbank(samples: np.ndarray, options: FbankOptions) -> np.ndarray:
+    """Kaldi's steps one by one, in float64 with a plain DFT: an oracle for options that no golden covers."""
+    size, shift, n = options.window_size, options.window_shift, len(samples)
+    i = np.arange(size)
+    a = 2 * np.pi * i / (size - 1)
+    window = {
+        "povey": (0.5 - 0.5 * np.cos(a)) ** 0.85,
+        "hamming": 0.54 - 0.46 * np.cos(a),
+        "hanning": 0.5 - 0.5 * np.cos(a),
+        "sine": np.sin(0.5 * a),
+        "rectangular": np.ones(size),
+        "blackman": 0.42 - 0.5 * np.cos(a) + 0.08 * np.cos(2 * a),
+    }[options.window_type]
+    rows = []
+    for frame in range(num_frames(n, options)):
+        start = frame * shift if options.snip_edges else frame * shift + shift // 2 - size // 2
+        x = []
+        for s in range(start, start + size):
+            while not 0 <= s < n:
+                s = -s - 1 if s < 0 else 2 * n - 1 - s
+            x.append(float(samples[s]))
+        x = np.array(x)
+        if options.remove_dc_offset:
+            x = x - x.mean()
+        raw = x
+        x = (x - options.preemphasis_coefficient * np.concatenate([x[:1], x[:-1]])) * window
+        energy = np.square(raw if options.raw_energy else x).sum()
+        energy = np.log(max(energy, np.finfo(np.float32).eps))
+        if options.energy_floor > 0:
+            energy = max(energy, np.log(options.energy_floor))
+        spectrum = np.abs(np.fft.fft(x, options.fft_size))[: options.fft_size // 2]
+        power = spectrum**2 if options.use_power else spectrum
+        mel = 1127 * np.log1p(np.arange(options.fft_size // 2) * options.sample_frequency / options.fft_size / 700)
+        edges = np.linspace(
+            1127 * np.log1p(options.low_freq / 700), 1127 * np.log1p(options.upper_freq / 700), options.num_mel_bins + 2
+        )
+        bins = [power @ np.interp(mel, edges[k : k + 3], [0, 1, 0]) for k in range(options.num_mel_bins)]
+        bins = np.array(bins)
+        if options.use_log_fbank:
+            bins = np.log(np.maximum(bins, np.finfo(np.float32).eps))
+        rows.append([energy, *bins] if options.use_energy else bins)
+    return np.array(rows)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_samples=st.integers(130, 900),
+    window_type=st.sampled_from(["povey", "hamming", "hanning", "sine", "rectangular", "blackman"]),
+    snip_edges=st.booleans(),
+    remove_dc_offset=st.booleans(),
+    round_to_power_of_two=st.booleans(),
+    use_energy=st.booleans(),
+    raw_energy=st.booleans(),
+    energy_floor=st.sampled_from([0.0, 1e9]),
+    use_power=st.booleans(),
+    frame_length=st.sampled_from([16.0, 20.0]),
+    frame_shift=st.sampled_from([5.0, 10.0, 12.5]),
+)
+def test_equals_kaldi_s_steps_for_any_options(num_samples, **given_options):
+    options = FbankOptions(sample_frequency=6000, num_mel_bins=8, **given_options)
+    samples = np.random.default_rng(num_samples).normal(loc=300, scale=1000, size=num_samples).astype(np.float32)
+    expected = slow_fbank(samples, options)
+    ours = compute_fbank(samples, options)
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
+
+
+def test_without_logarithm():
+    samples = np.random.default_rng(0).normal(scale=1000, size=4000).astype(np.float32)
+    linear = compute_fbank(samples, FbankOptions(use_log_fbank=False))
+    np.testing.assert_allclose(np.log(linear), compute_fbank(samples), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(("snip_edges", "too_short"), [(True, 399), (False, 79)])
+def test_too_short_for_a_frame(snip_edges, too_short):
+    options = FbankOptions(snip_edges=snip_edges)
+    with pytest.raises(AsrKdError, match=f"{too_short} samples are shorter"):
+        compute_fbank(np.zeros(too_short, dtype=np.float32), options)
+    assert len(compute_fbank(np.zeros(too_short + 1, dtype=np.float32), options)) == 1
+
+
+def test_stereo_array_is_refused():
+    with pytest.raises(AsrKdError, match="one channel"):
+        compute_fbank(np.zeros((2, 1000), dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"low_freq": 5000, "high_freq": 4000}, "mel filters"),
+        ({"sample_frequency": 8000, "high_freq": 4001}, "mel filters"),
+        ({"window_type": "kaiser"}, "window_type"),
+        ({"frame_length": 0.1}, "too few samples"),
+        ({"num_mel_bins": 2}, "at least 3"),
+        ({"preemphasis_coefficient": 1.5}, "preemphasis"),
+        ({"energy_floor": -1}, "energy_floor"),
+    ],
+)
+def test_options_that_do_not_fit(options, message):
+    with pytest.raises(AsrKdError, match=message):
+        FbankOptions(**options)
+
+
+def test_more_cepstra_than_bins():
+    with pytest.raises(AsrKdError, match="num_ceps is 24"):
+        MfccOptions(num_ceps=24)
+
+
+def test_more_filters_than_the_fft_resolves():
+    with pytest.raises(AsrKdError, match="too many"):
+        compute_fbank(np.zeros(4000, dtype=np.float32), FbankOptions(num_mel_bins=200))
+
+
+def test_options_that_mean_the_same_are_the_same():
+    assert FbankOptions(sample_frequency=8000).to_json() == FbankOptions(sample_frequency=8000.0).to_json()
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 12), dim=st.integers(1, 3), left=st.integers(0, 15), right=st.integers(0, 15))
+def test_splice_takes_each_neighbour_or_the_edge(n, dim, left, right):
+    feats = np.arange(n * dim, dtype=np.float32).reshape(n, dim)
+    windows = splice(feats, left, right).reshape(n, left + 1 + right, dim)
+    for t in range(n):
+        for k in range(left + 1 + right):
+            np.testing.assert_array_equal(windows[t, k], feats[min(max(t + k - left, 0), n - 1)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 30), order=st.integers(0, 3), window=st.integers(1, 3))
+def test_deltas_of_a_line(n, order, window):
+    """Away from the edges the first derivative of a line is its slope, and all others are zero."""
+    feats = np.arange(n, dtype=np.float32)[:, None] * 3
+    out = add_deltas(feats, order, window)
+    assert out.shape == (n, order + 1)
+    inner = slice(order * window, max(n - order * window, order * window))
+    for k, slope in ((1, 3), (2, 0), (3, 0)):
+        if k <= order:
+            np.testing.assert_allclose(out[inner, k], slope, atol=1e-4)
+
+
+def test_negative_context_and_orders_are_refused():
+    feats = np.zeros((3, 2), dtype=np.float32)
+    with pytest.raises(AsrKdError, match="negative"):
+        splice(feats, -1, 0)
+    with pytest.raises(AsrKdError, match="order"):
+        add_deltas(feats, order=-1)
+    for function in (lambda f: splice(f, 1, 1), add_deltas):
+        with pytest.raises(AsrKdError, match="without frames"):
+            function(feats[:0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), parts=st.lists(st.integers(2, 40), min_size=1, max_size=4))
+def test_cmvn_of_parts_normalises_the_whole(seed, parts):
+    rng = np.random.default_rng(seed)
+    feats = [rng.normal(loc=15, scale=[1, 4, 0.1], size=(n, 3)).astype(np.float32) for n in parts]
+    stats = sum(cmvn.accumulate(f) for f in feats)
+    mean, istd = cmvn.mean_and_istd(stats, norm_vars=True)
+    assert mean.dtype == istd.dtype == np.float32
+    whole = (np.concatenate(feats) - mean) * istd
+    np.testing.assert_allclose(whole.mean(axis=0), 0, atol=1e-3)
+    np.testing.assert_allclose(whole.std(axis=0), 1, atol=1e-3)
+
+
+def test_cmvn_leaves_constant_dimensions_unscaled():
+    feats = np.full((50, 2), 0.1, dtype=np.float32)
+    feats[:, 1] = np.linspace(0, 1, 50)
+    mean, istd = cmvn.mean_and_istd(cmvn.accumulate(feats), norm_vars=True)
+    assert istd[0] == 1
+    assert istd[1] > 1
+    assert cmvn.mean_and_istd(cmvn.accumulate(feats), norm_vars=False)[1].tolist() == [1, 1]
+    np.testing.assert_allclose(mean, feats.mean(axis=0), rtol=1e-6)
+
+
+def test_cmvn_of_nothing():
+    with pytest.raises(AsrKdError, match="empty"):
+        cmvn.mean_and_istd(np.zeros((2, 4)), norm_vars=True)
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int = 8000, channels: int = 1) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((channels, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("name", "subtype"), [("a.wav", "PCM_16"), ("a.flac", "PCM_16"), ("a.wav", "FLOAT")])
+def test_samples_come_at_int16_scale(tmp_path, name, subtype):
+    samples = np.array([0, 1, -1, 32767, -32768, 12345], dtype=np.int16)
+    full_scale = samples / 32768 if subtype == "FLOAT" else samples
+    soundfile.write(tmp_path / name, full_scale, 8000, subtype=subtype)
+    read = read_audio(tmp_path / name, 8000)
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, samples)
+
+
+def test_wrong_rate_and_channels(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.zeros(100), rate=16000)
+    with pytest.raises(AsrKdError, match="expected 8000 Hz, found 16000;"):
+        read_audio(path, 8000)
+    with pytest.raises(AsrKdError, match="2 channels"):
+        read_audio(write_wav(tmp_path / "b.wav", np.zeros(100), channels=2), 8000)
+
+
+@pytest.mark.parametrize("kept", [46, 100, 20043])
+def test_truncated_wav(tmp_path, kept):
+    path = write_wav(tmp_path / "a.wav", np.arange(10000))
+    whole = path.read_bytes()
+    assert len(whole) == 20044
+    path.write_bytes(whole[:kept])
+    with pytest.raises(AsrKdError, match="truncated"):
+        read_audio(path, 8000)
+
+
+def test_truncated_before_the_audio(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.arange(100))
+    path.write_bytes(path.read_bytes()[:30])
+    with pytest.raises(AsrKdError, match=str(path)):
+        read_audio(path, 8000)
+
+
+def test_truncated_flac(tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.random.default_rng(0).integers(-9000, 9000, 20000, dtype=np.int16), 8000)
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(AsrKdError, match=str(path)):
+        read_audio(path, 8000)
+
+
+def test_header_of_a_pipe_is_accepted(tmp_path):
+    """ffmpeg and sox cannot know the size when they write to a pipe; what is there is the recording."""
+    path = write_wav(tmp_path / "a.wav", np.arange(1000))
+    content = bytearray(path.read_bytes())
+    for size in (0xFFFFFFFF, 0x7FFFF000 + 0x24):
+        content[40:44] = struct.pack("<I", size)
+        path.write_bytes(content)
+        np.testing.assert_array_equal(read_audio(path, 8000), np.arange(1000))
+
+
+def test_bytes_after_the_audio_are_no_harm(tmp_path):
+    path = write_wav(tmp_path / "a.wav", np.arange(101))
+    path.write_bytes(path.read_bytes() + b"LIST\x04\x00\x00\x00abcd")
+    assert len(read_audio(path, 8000)) == 101
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite(tmp_path, value):
+    soundfile.write(tmp_path / "a.wav", np.array([0, value, 0], dtype=np.float32), 8000, subtype="FLOAT")
+    with pytest.raises(AsrKdError, match="NaN or infinite"):
+        read_audio(tmp_path / "a.wav", 8000)
+
+
+def test_missing_empty_and_foreign_files(tmp_path):
+    with pytest.raises(AsrKdError, match="no such audio file"):
+        read_audio(tmp_path / "none.wav", 8000)
+    (tmp_path / "empty.wav").touch()
+    with pytest.raises(AsrKdError, match="is empty"):
+        read_audio(tmp_path / "empty.wav", 8000)
+    with pytest.raises(AsrKdError, match="no samples"):
+        read_audio(write_wav(tmp_path / "none.wav", np.zeros(0)), 8000)
+    (tmp_path / "text.wav").write_text("no audio at all, but long enough to be looked into")
+    with pytest.raises(AsrKdError, match="not readable as audio"):
+        read_audio(tmp_path / "text.wav", 8000)
