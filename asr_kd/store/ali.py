@@ -1,0 +1,143 @@
+"""ali.h5: the HMM state of every frame, laid out as the features that it was made for.
+
+    /pdf               (num_frames,) int32, 0-based; -1 on all frames of an utterance whose alignment failed
+    /phone             (num_frames,) int32, index into /phones, -1 where /pdf is; optional
+    /phones            phone symbols; optional
+    /sil_pdfs          (n,) int32, the states of silence
+    /utt/id, /utt/offset
+
+Attributes: format, version, num_pdfs, model_digest (of the HMM), layout_digest (of the features that it fits, whatever
+their kind), frame_shift_ms, snip_edges.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, write_layout
+
+FORMAT_NAME = "asr_kd.ali"
+FAILED = -1
+
+
+def _check(
+    where: str, layout: Layout, pdf: np.ndarray, num_pdfs: int, sil_pdfs: np.ndarray, phone: np.ndarray | None
+) -> None:
+    """One state a frame, every state known, and an utterance either aligned as a whole or not at all."""
+    for name, values in (("pdf", pdf), ("phone", phone)):
+        if values is None:
+            continue
+        if values.shape != (layout.num_frames,):
+            raise AsrKdError(
+                f"{where}: /{name} has shape {values.shape}, but the features have {layout.num_frames} frames"
+            )
+        if values.dtype.kind not in "iu":
+            raise AsrKdError(f"{where}: /{name} is of type {values.dtype}, not whole numbers")
+    if pdf.size and (pdf.min() < FAILED or pdf.max() >= num_pdfs):
+        raise AsrKdError(f"{where}: holds states {pdf.min()} to {pdf.max()}, but the model has {num_pdfs}")
+    if sil_pdfs.size and (sil_pdfs.min() < 0 or sil_pdfs.max() >= num_pdfs):
+        raise AsrKdError(f"{where}: a state of silence is not among the {num_pdfs} of the model")
+    failed = np.concatenate([[0], np.cumsum(pdf == FAILED)])
+    failed_frames = failed[layout.offsets[1:]] - failed[layout.offsets[:-1]]
+    partly = (failed_frames > 0) & (failed_frames < layout.lengths)
+    if partly.any():
+        raise AsrKdError(f"{where}: utterance {layout.utt_ids[int(partly.argmax())]!r} is aligned only in part")
+
+
+def write_ali(
+    path: str | Path,
+    layout: Layout,
+    pdf: np.ndarray,
+    *,
+    num_pdfs: int,
+    model_digest: str,
+    sil_pdfs: Sequence[int],
+    phone: np.ndarray | None = None,
+    phones: Sequence[str] | None = None,
+) -> None:
+    """Write an alignment, atomically.
+
+    layout: that of the features; pdf: (num_frames,) int, -1 for all frames of an utterance whose alignment failed;
+    phone: (num_frames,) index into phones, -1 where pdf is.
+
+    Raises AsrKdError if the arrays do not fit the layout or a state or phone is out of range.
+    """
+    pdf = np.asarray(pdf)
+    silence = np.asarray(sil_pdfs, dtype=np.int32)
+    phone = None if phone is None else np.asarray(phone)
+    _check(str(path), layout, pdf, num_pdfs, silence, phone)
+    if phone is not None:
+        if phones is None:
+            raise AsrKdError(f"{path}: phone indexes need the list of phones that they point into")
+        if phone.size and (phone.max() >= len(phones) or ((phone < 0) != (pdf == FAILED)).any()):
+            raise AsrKdError(
+                f"{path}: a phone is not among the {len(phones)} listed, or is missing from an aligned frame"
+            )
+    with create_h5(path, FORMAT_NAME) as file:
+        write_layout(file, layout)
+        file["pdf"] = pdf.astype("<i4")
+        file["sil_pdfs"] = silence
+        if phone is not None:
+            file["phone"] = phone.astype("<i4")
+        if phones is not None:
+            file.create_dataset("phones", shape=(len(phones),), data=list(phones), dtype=h5py.string_dtype())
+        file.attrs["num_pdfs"] = int(num_pdfs)
+        file.attrs["model_digest"] = model_digest
+
+
+class AliReader:
+    """Read ali.h5 as a whole; alignments are small beside features.
+
+    layout: Layout; pdf: (num_frames,) int64; num_pdfs; model_digest; sil_pdfs: (n,) int64; phone: (num_frames,) int64
+    or None; phones: list of symbols or None.
+
+    Raises AsrKdError for what is not a whole, consistent ali.h5.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with open_h5(path, FORMAT_NAME) as file:
+            for name in ("pdf", "sil_pdfs", "phone", "phones", "utt"):
+                if name in file and not isinstance(file.get(name, getlink=True), h5py.HardLink):
+                    raise AsrKdError(f"{path}: /{name} is a link to elsewhere, which is not followed")
+            self.layout = read_layout(file)
+            try:
+                self.num_pdfs = int(file.attrs["num_pdfs"])
+                self.model_digest = str(file.attrs["model_digest"])
+                self.pdf = file["pdf"][:].astype(np.int64)
+                self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
+                self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
+                self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise AsrKdError(f"{path}: is not complete ({error})") from error
+        _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
+
+    @property
+    def failed_utt_ids(self) -> list[str]:
+        """Utterances without an alignment."""
+        first = self.layout.offsets[:-1][self.layout.lengths > 0]
+        with_frames = [u for u, n in zip(self.layout.utt_ids, self.layout.lengths, strict=True) if n > 0]
+        return [u for u, state in zip(with_frames, self.pdf[first], strict=True) if state == FAILED]
+
+
+def require_fit(ali: Layout, feats: Layout, names: tuple[str, str]) -> None:
+    """Refuse an alignment (or targets) whose frames are not those of the features.
+
+    names: the two files, for the message. Raises AsrKdError that says what the first difference is.
+    """
+    if ali.digest == feats.digest:
+        return
+    if (ali.frame_shift_ms, ali.snip_edges) != (feats.frame_shift_ms, feats.snip_edges):
+        what = "their frame shift or snip_edges differ"
+    elif set(ali.utt_ids) != set(feats.utt_ids):
+        only = sorted(set(ali.utt_ids) ^ set(feats.utt_ids))
+        what = f"{len(only)} utterances are in one only, the first is {only[0]!r}"
+    elif ali.utt_ids != feats.utt_ids:
+        what = "their utterances are in different orders"
+    else:
+        row = int((ali.lengths != feats.lengths).argmax())
+        what = f"{ali.utt_ids[row]!r} has {ali.lengths[row]} frames in one and {feats.lengths[row]} in the other"
+    raise AsrKdError(f"{names[0]} does not fit {names[1]}: {what}")

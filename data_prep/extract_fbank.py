@@ -1,0 +1,128 @@
+#!/usr/bin/env python3
+"""Extract filterbanks (or MFCC) of a Kaldi data directory into one HDF5 file, equal to Kaldi's own.
+
+Options of the front end have the names and, unless said otherwise, the defaults of compute-fbank-feats and
+compute-mfcc-feats. Dither is 0 where Kaldi's default is 1, so that the same audio always gives the same features.
+The file is made anew only if its recordings or options changed.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from asr_kd.cli_common import log, run_main
+from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.errors import AsrKdError
+from asr_kd.features.extract import extract
+from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
+from asr_kd.store.feats import DTYPES
+
+HELP = {
+    "sample_frequency": "sample rate in Hz; recordings of another rate are refused, not resampled",
+    "frame_length": "length of a window in ms",
+    "frame_shift": "time between two frames in ms",
+    "snip_edges": "true: only whole windows; false: one frame a shift, the signal mirrored at its ends",
+    "remove_dc_offset": "subtract the mean from each window",
+    "preemphasis_coefficient": "weight of the preceding sample",
+    "window_type": "povey, hamming, hanning, sine, rectangular or blackman",
+    "blackman_coeff": "of the Blackman window",
+    "round_to_power_of_two": "pad the window with zeros to a power of two",
+    "num_mel_bins": "mel filters",
+    "low_freq": "lower edge of the filters in Hz",
+    "high_freq": "upper edge of the filters in Hz; if not positive, counted down from the Nyquist frequency",
+    "use_energy": "put the log energy before the filterbanks, or in the place of C0",
+    "raw_energy": "take the energy before pre-emphasis and window",
+    "energy_floor": "floor of the energy, absolute",
+    "use_log_fbank": "logarithm of the filterbanks",
+    "use_power": "power spectrum rather than magnitude",
+    "num_ceps": "cepstra, C0 included",
+    "cepstral_lifter": "scale of the higher cepstra; 0 for none",
+}
+
+
+def _boolean(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
+def _zero(text: str) -> float:
+    if float(text) != 0.0:
+        raise argparse.ArgumentTypeError("only 0 is supported: features do not depend on chance here")
+    return 0.0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All options of the front end, each under Kaldi's name."""
+    parser = argparse.ArgumentParser(
+        prog="extract_fbank.py",
+        description=__doc__,
+        epilog="example: extract_fbank.py --data exp/fsdd/data/train --out exp/fsdd/feats/train.h5 "
+        "--sample-frequency 8000 --nj 4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", type=Path, required=True, help="Kaldi data directory")
+    parser.add_argument("--out", type=Path, required=True, help="feats.h5 to write")
+    parser.add_argument("--kind", choices=sorted(OPTIONS_OF_KIND), default="fbank", help="default: fbank")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of a stored value; default: {DTYPES[0]}")
+    parser.add_argument(
+        "--nj",
+        type=int,
+        default=1,
+        help="processes; more than one write shards into OUT.shards, which stays; default: 1",
+    )
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        help="utterances that cannot be used are listed and skipped up to this share of all; default: 0.01",
+    )
+    front_end = parser.add_argument_group("front end, as in Kaldi")
+    front_end.add_argument("--dither", type=_zero, default=0.0, help="0 and nothing else (Kaldi's default is 1)")
+    for name in HELP:
+        _add_option(front_end, name)
+    return parser
+
+
+def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
+    """One option of the front end; left out, it is None, so that the kind of features decides its default."""
+    fields = {
+        kind: field
+        for kind, options in OPTIONS_OF_KIND.items()
+        for field in dataclasses.fields(options)
+        if field.name == name
+    }
+    field = next(iter(fields.values()))
+    defaults = {kind: str(field.default).lower() for kind, field in fields.items()}
+    if len(set(defaults.values())) == 1 and len(defaults) == len(OPTIONS_OF_KIND):
+        default = defaults.popitem()[1]
+    else:
+        default = ", ".join(f"{value} for {kind}" for kind, value in defaults.items())
+    group.add_argument(
+        "--" + name.replace("_", "-"),
+        type=_boolean if field.type is bool else field.type,
+        metavar="true|false" if field.type is bool else field.type.__name__.upper(),
+        help=f"{HELP[name]}; default: {default}",
+    )
+
+
+def front_end_options(args: argparse.Namespace) -> FrontEndOptions:
+    """Options of the chosen kind; raises AsrKdError for one that belongs to the other kind."""
+    options_type = OPTIONS_OF_KIND[args.kind]
+    known = {field.name for field in dataclasses.fields(options_type)}
+    given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
+    if foreign := sorted(set(given) - known):
+        raise AsrKdError(f"--{foreign[0].replace('_', '-')} is not an option of {args.kind}")
+    return options_type(**given)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read the data directory, extract what is not up to date."""
+    options = front_end_options(args)
+    utterances = read_data_dir(args.data, need_text=False)
+    extract(utterances, args.out, options, dtype=args.dtype, nj=args.nj, max_bad_share=args.max_bad_share, log=log)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))
