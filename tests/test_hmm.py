@@ -18,8 +18,9 @@ from asr_kd.features.options import MfccOptions
 from asr_kd.hmm import boundaries, steps, wheels
 from asr_kd.hmm.align import GraphCompiler, align_graph, align_in_processes, align_utterances
 from asr_kd.hmm.decode import Decoder
+from asr_kd.hmm.flat_start import _add_occupancies, _make_batch, spectral_change
 from asr_kd.hmm.gaussians import Gmm, split_targets
-from asr_kd.hmm.gmm import MonoOptions, realign_iters, select_subset, train_mono
+from asr_kd.hmm.gmm import MonoOptions, _initial_model, select_subset, train_mono
 from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
@@ -46,9 +47,11 @@ DIM = 6
 
 
 def synthesize(lexicon: Lexicon, num_utts: int, seed: int) -> list[tuple[str, np.ndarray, tuple[str, ...], np.ndarray]]:
-    """Utterances whose frames scatter around a mean per phone and third of it: (utt_id, feats, words, phone)."""
+    """(utt_id, feats, words, phone) with frames around a mean per phone, a little different in each third of it."""
     lang = Lang(lexicon)
-    means = np.random.default_rng(0).normal(0, 4, (len(lang.phones), 3, DIM))
+    lasting = np.random.default_rng(0)
+    means = lasting.normal(0, 4, (len(lang.phones), 1, DIM)) + lasting.normal(0, 1, (len(lang.phones), 3, DIM))
+    means[0, :, 0] = -12  # silence is quiet: column 0 stands for energy
     generator = np.random.default_rng(seed)
     utterances = []
     for index in range(num_utts):
@@ -194,14 +197,51 @@ def test_likelihood_is_that_of_kaldi(plain):
 # --- training and alignment
 
 
-def test_schedule_and_subset():
-    assert realign_iters(40) >= {1, 2, 10, 20, 38}
-    assert max(realign_iters(15)) <= 15
+def test_subset_is_seeded_and_has_every_word():
     words = {f"u{i}": ("common",) for i in range(50)} | {"z": ("rare", "common")}
     chosen = select_subset(words, 5, seed=0)
     assert "z" in chosen, "every word is needed in training"
     assert 5 <= len(chosen) <= 6
     assert chosen == select_subset(words, 5, seed=0) != select_subset(words, 5, seed=1)
+
+
+@needs_kaldi
+def test_flat_start_occupancies_are_those_of_all_paths():
+    """Forward-backward against the sum over every path, on an utterance of two phones."""
+    lexicon = Lexicon({"no": [("N", "OW")]})
+    lang = Lang(lexicon)
+    generator = np.random.default_rng(0)
+    data = generator.normal(0, 1, (9, 2))
+    model = _initial_model(lang, data, MonoOptions(), 0)
+    graph = GraphCompiler(model, lang).compile("u", ("no",))
+    batch = _make_batch(model, [graph], np.array([0]), np.array([9]))
+    likelihoods, change = generator.uniform(0.1, 1, (9, model.num_pdfs)), generator.uniform(0.5, 2, 9)
+    occupancies = np.zeros((9, model.num_pdfs))
+    _add_occupancies(batch, likelihoods, change, occupancies)
+    expected = np.zeros_like(occupancies)
+
+    def walk(state: int, path: list[int], weight: float) -> None:
+        if len(path) == 9:
+            for frame, pdf in enumerate(path):
+                expected[frame, pdf] += weight * batch.final[state]
+            return
+        for target in range(len(batch.pdf)):
+            step = batch.within[state, target] + batch.entering[state, target] * change[len(path)]
+            if step > 0:
+                pdf = int(batch.pdf[target])
+                walk(target, [*path, pdf], weight * step * likelihoods[len(path), pdf])
+
+    walk(int(batch.start[0]), [], 1.0)
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(occupancies, expected, atol=1e-9)
+    assert 0 < expected[0, model.sil_pdfs[0]] < 1, "silence is optional, before and after"
+
+
+def test_spectral_change_peaks_where_the_sound_changes():
+    data = np.repeat(np.eye(3), [6, 5, 7], axis=0)
+    change = spectral_change(np.concatenate([data, data[:3]]), np.array([18, 3]))
+    assert set(np.argsort(change)[-2:]) == {6, 11}
+    assert (change[18:] == 0).all()
 
 
 @needs_kaldi

@@ -20,7 +20,7 @@ class GmmFeats:
     norm_vars: also divide by the deviation. Raises AsrKdError for filterbanks and for an unknown unit.
     """
 
-    def __init__(self, mfcc_h5: str | Path, cmvn: str = "utterance", norm_vars: bool = False) -> None:
+    def __init__(self, mfcc_h5: str | Path, cmvn: str = "utterance", norm_vars: bool = True) -> None:
         if cmvn not in CMVN_UNITS:
             raise AsrKdError(f"gmm_cmvn is {cmvn!r}; choose one of {', '.join(CMVN_UNITS)}")
         self.reader = FeatsReader(mfcc_h5)

@@ -107,6 +107,10 @@ class HmmModel:
             model.add_pdf(diag)
         return model
 
+    @property
+    def _tids(self) -> range:
+        return range(1, len(self.log_probs))
+
     @cached_property
     def t2pdf(self) -> np.ndarray:
         """pdf-id of each transition-id, (num_transition_ids + 1,) int64; index 0 is a dummy, −1."""
@@ -118,9 +122,17 @@ class HmmModel:
     def t2phone(self) -> np.ndarray:
         """Phone index of each transition-id, (num_transition_ids + 1,) int64; index 0 is a dummy, −1."""
         tm = self.transition_model
-        return np.array(
-            [-1] + [tm.transition_id_to_phone(t) - 1 for t in range(1, len(self.log_probs))], dtype=np.int64
-        )
+        return np.array([-1] + [tm.transition_id_to_phone(t) - 1 for t in self._tids], dtype=np.int64)
+
+    @cached_property
+    def enters_phone(self) -> np.ndarray:
+        """Whether a transition-id is the first of a phone in graphs made with reorder, (num_transition_ids + 1,) bool.
+
+        There, the arc that leaves hmm-state 0 comes before that state's self-loops.
+        """
+        tm = self.transition_model
+        enters = [tm.tuples[tm.id2state[t] - 1].__getstate__()[1] == 0 and not tm.is_self_loop(t) for t in self._tids]
+        return np.array([False, *enters])
 
     @property
     def sil_pdfs(self) -> list[int]:

@@ -35,12 +35,12 @@ def train_hmm(
     lexicon_path: str | Path,
     out_dir: str | Path,
     *,
-    num_iters: int = 30,
+    num_iters: int = 12,
     total_gauss: int = 1000,
     cmvn: str = "utterance",
-    norm_vars: bool = False,
+    norm_vars: bool = True,
     seed: int = 0,
-    max_train_utts: int = 500,
+    max_train_utts: int = 300,
     topology: str = "3state",
     silence_prob: float = 0.5,
     progress: Progress = lambda line: None,
@@ -56,7 +56,11 @@ def train_hmm(
     feats = GmmFeats(mfcc_h5, cmvn, norm_vars)
     _require_transcripts(transcripts, feats, data_dir)
     options = MonoOptions(
-        num_iters=num_iters, total_gauss=total_gauss, topology=topology, max_train_utts=max_train_utts
+        num_iters=num_iters,
+        total_gauss=total_gauss,
+        topology=topology,
+        max_train_utts=max_train_utts,
+        num_static=feats.reader.feat_dim,
     )
     chosen = select_subset({u: transcripts[u] for u in feats.reader.layout.utt_ids}, max_train_utts, seed)
     progress(f"training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
