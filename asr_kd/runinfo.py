@@ -46,8 +46,8 @@ def git_commit() -> str | None:
 
 
 def fingerprint(**parts: Any) -> str:
-    """SHA-256 over what an output depends on: digests of its inputs and the configuration that shaped it."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=_plain).encode()).hexdigest()
+    """SHA-256 over what an output depends on: digests of its inputs, the configuration, and this program's version."""
+    return hashlib.sha256(json.dumps({**parts, "version": __version__}, sort_keys=True, default=_plain).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

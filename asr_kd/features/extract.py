@@ -29,6 +29,7 @@ from asr_kd.store.feats import FeatsReader, FeatsWriter, join_shards
 FRONT_END_VERSION = 1
 # A killed extraction repeats at most this much for each process.
 UTTS_PER_SHARD = 2000
+MIN_UTTS_PER_PROCESS = 1000
 MAX_SHARDS = 512
 PROGRESS_SECONDS = 10.0
 
@@ -218,6 +219,8 @@ def extract(
         accept(reader.skipped)
         log(f"{out}: up to date")
         return False
+    # Below some hundred utterances a process spends more on its start than on its share of the work.
+    nj = min(nj, math.ceil(len(utterances) / MIN_UTTS_PER_PROCESS))
     shards = _write_shards(out, utterances, recipe, nj, log) if nj > 1 else []
     if shards:
         accept([entry for shard in shards for entry in FeatsReader(shard).skipped])

@@ -19,14 +19,15 @@ Item = tuple[str, np.ndarray, Sequence[str]]
 class AlignOptions:
     """Scales and beams of Kaldi's gmm-align-compiled; beams are in scaled log-likelihood.
 
-    A second pass with `retry_beam` follows where the first does not reach the end.
+    A second pass with `retry_beam` follows where the first does not reach the end; it is wide, for voices unlike those
+    of the training set: the graph of a transcript is small enough to search whole.
     """
 
     acoustic_scale: float = 0.1
     transition_scale: float = 1.0
     self_loop_scale: float = 0.1
     beam: float = 10.0
-    retry_beam: float = 40.0
+    retry_beam: float = 200.0
 
 
 class GraphCompiler:
