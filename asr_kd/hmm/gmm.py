@@ -36,7 +36,7 @@ class MonoOptions:
     """
 
     num_iters: int = 12
-    total_gauss: int = 1000
+    total_gauss: int = 1500
     topology: str = "3state"
     max_train_utts: int = 300
     max_failed_share: float = 0.2

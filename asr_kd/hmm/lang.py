@@ -21,11 +21,12 @@ class Lang:
     """The symbol tables and L of one lexicon.
 
     phones: silence first, then the others sorted; Kaldi's phone id is the index plus one (0 is epsilon), while
-    `/phone` of an alignment holds the index itself. words: sorted, with ids counted the same way.
+    `/phone` of an alignment holds the index itself. words: sorted, with ids counted the same way. silence_prob: of
+    silence before the first and after each word; Kaldi's 0.5 puts more pauses into stop closures at word boundaries.
     """
 
     lexicon: Lexicon
-    silence_prob: float = 0.5
+    silence_prob: float = 0.2
     phones: list[str] = field(init=False)
     words: list[str] = field(init=False)
 

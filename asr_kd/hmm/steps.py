@@ -36,13 +36,13 @@ def train_hmm(
     out_dir: str | Path,
     *,
     num_iters: int = 12,
-    total_gauss: int = 1000,
+    total_gauss: int = 1500,
     cmvn: str = "utterance",
     norm_vars: bool = True,
     seed: int = 0,
     max_train_utts: int = 300,
     topology: str = "3state",
-    silence_prob: float = 0.5,
+    silence_prob: float = 0.2,
     progress: Progress = lambda line: None,
 ) -> HmmModel:
     """Flat-start a monophone HMM-GMM on (a seeded subset of) mfcc.h5 and save it in the folder out_dir.
