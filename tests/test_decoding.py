@@ -1,0 +1,113 @@
+"""From net to words to scores, without the wheels where they are not needed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asr_kd.cli import main
+from asr_kd.config import DecodeConfig, resolve
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.priors import count_pdfs, read_log_priors, write_counts
+from asr_kd.scoring.decoding import SetDecoder, read_hyps, write_hyps
+from asr_kd.scoring.system_list import read_systems
+
+
+def test_priors_are_relative_counts_with_a_floor(tmp_path):
+    counts = count_pdfs(np.array([0, 0, 0, 2, -1, -1]), 4)
+    assert counts.tolist() == [3, 0, 1, 0]
+    write_counts(tmp_path / "counts", counts)
+    assert (tmp_path / "counts").read_text() == " [ 3 0 1 0 ]\n"
+    priors = np.exp(read_log_priors(tmp_path / "counts", 0.01))
+    np.testing.assert_allclose(priors, np.array([0.75, 0.01, 0.25, 0.01]) / 1.02, rtol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "[ ]", "[ 1 -2 ]", "[ a b ]", "[ 0 0 ]", "[ nan 1 ]"])
+def test_what_is_no_vector_of_counts_is_refused(tmp_path, text):
+    (tmp_path / "counts").write_text(text)
+    with pytest.raises(AsrKdError, match="not a vector of counts"):
+        read_log_priors(tmp_path / "counts", 1e-5)
+
+
+def test_hyps_survive_a_round_trip_and_bad_lines_are_named(tmp_path):
+    hyps = {"b-1": "", "a-1": "one two"}
+    write_hyps(tmp_path / "text", hyps)
+    assert (tmp_path / "text").read_text() == "a-1 one two\nb-1\n"
+    assert read_hyps(tmp_path / "text") == hyps
+    (tmp_path / "text").write_text("a-1 one\na-1 two\n")
+    with pytest.raises(AsrKdError, match="text:2: a-1 occurs twice"):
+        read_hyps(tmp_path / "text")
+
+
+GOOD = "- {name: a, role: baseline, nets: [[x/seed1], [x/seed2]]}\n"
+
+
+def test_systems_are_read_with_paths_relative_to_their_file(tmp_path):
+    (tmp_path / "systems.yaml").write_text(
+        GOOD + "- {name: e, role: ensemble, combination: geometric, nets: [[x, y]]}\n"
+    )
+    a, e = read_systems(tmp_path / "systems.yaml")
+    assert a.nets == ((tmp_path / "x/seed1",), (tmp_path / "x/seed2",))
+    assert (e.combination, len(e.nets[0])) == ("geometric", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "list of systems"),
+        ("a: [", "not valid YAML"),
+        ("- {name: a}", "needs name, role and nets"),
+        ("- {name: a/b, role: baseline, nets: [[x]]}", "its name"),
+        ("- {name: a, role: boss, nets: [[x]]}", "role must be"),
+        ("- {name: a, role: student, nets: [x]}", "list of lists"),
+        ("- {name: a, role: ensemble, nets: [[x, y]]}", "combination must be"),
+        ("- {name: a, role: student, nets: [[x]], colour: red}", "unknown key colour"),
+        (GOOD + GOOD, "share a name"),
+    ],
+)
+def test_a_wrong_list_of_systems_is_explained(tmp_path, text, complaint):
+    (tmp_path / "systems.yaml").write_text(text)
+    with pytest.raises(AsrKdError, match=complaint):
+        read_systems(tmp_path / "systems.yaml")
+
+
+class FakeReader:
+    """Two utterances of two frames."""
+
+    class layout:
+        utt_ids = ("a", "b")
+
+
+def test_scales_are_chosen_by_errors_and_ties_go_to_the_first(monkeypatch):
+    config = resolve(DecodeConfig, {"acwts": [0.1, 0.2, 0.3], "insertion_penalties": [-1, 0, 1]})
+    errors = {(0.1, 0.0): 1, (0.2, 0.0): 0, (0.3, 0.0): 0, (0.2, -1.0): 0, (0.2, 1.0): 1}
+
+    def decode(self, log_post, reader, acwt, penalty):
+        return {"a": "x" if errors[acwt, penalty] else "one", "b": "two"}
+
+    class Graph:
+        num_pdfs = 3
+
+    monkeypatch.setattr(SetDecoder, "decode", decode)
+    scales = SetDecoder(Graph(), np.zeros(3), config).tune(np.zeros((4, 3)), FakeReader(), {"a": "one", "b": "two"})
+    # Penalties -1 and 0 tie; the smaller one in size is the simpler system.
+    assert (scales.acwt, scales.insertion_penalty) == (0.2, 0.0)
+    assert len(scales.tried) == 5
+    with pytest.raises(AsrKdError, match="priors of 2 states do not fit a graph of 3"):
+        SetDecoder(Graph(), np.zeros(2), config)
+
+
+def test_a_report_needs_every_headline_role(tmp_path, capsys):
+    (tmp_path / "systems.yaml").write_text(GOOD)
+    argv = ["report", "--systems", tmp_path / "systems.yaml", "--scores", tmp_path, "--dev-scores", tmp_path]
+    argv += ["--recipe", "x", "--preset", "y", "--out", tmp_path / "out"]
+    assert main([str(arg) for arg in argv]) == 1
+    assert "a.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_repository_names_no_machine_path():
+    root = Path(__file__).parents[1]
+    for path in [*root.glob("asr_kd/**/*.py"), *root.glob("recipes/**/*"), *root.glob("*.md")]:
+        if path.is_file():
+            assert str(root) not in path.read_text(encoding="utf-8")
