@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Synthesise the corpus: clean, then reverberated and noisy; the phones' times are kept as truth.
 . "$root/recipes/common/stage.sh"
+[ -z "$corpus" ] || { echo "error: --corpus: recipes/mini speaks its own corpus; leave the option out" >&2; exit 1; }
 run "$python" "$root/data_prep/prepare_mini.py" --out "$exp/data" --hours-train "$hours_train" \
   --hours-dev "$hours_dev" --hours-test "$hours_test" --seed "$seed" --nj "$nj"
