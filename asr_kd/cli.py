@@ -23,9 +23,7 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands, in the order in which an experiment takes them."""
-    parser = _Parser(
-        prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size."
-    )
+    parser = _Parser(prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size.")
     parser.add_argument("--version", action="version", version=f"asr-kd {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for add in (

@@ -21,6 +21,13 @@ from asr_kd.errors import AsrKdError
 
 T = TypeVar("T")
 
+# What asr-kd sweep chooses, and the list that it chooses from.
+SWEPT = {
+    "temperature": "sweep_temperatures",
+    "soft_weight": "sweep_soft_weights",
+    "combination": "sweep_combinations",
+}
+
 
 @dataclass(frozen=True)
 class FbankConfig:
@@ -119,7 +126,10 @@ CONCERNS: dict[str, type] = {
 def conf_dir() -> Path:
     """The folder of the default configuration: inside the package when installed, beside it in a checkout."""
     package = Path(__file__).parent
-    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+    for path in (package / "conf", package.parent / "conf"):
+        if path.is_dir():
+            return path
+    raise AsrKdError(f"{package}: its configuration files (conf/*.yaml) are missing; install asr_kd again")
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -252,4 +262,13 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
     for key in key_types():
         if key in vars(args):
             values[key] = check_value(key, getattr(args, key), f"--{key.replace('_', '-')}")
+    # Who gives a value by hand wants that one, not a search around it.
+    for key, sweep_key in SWEPT.items():
+        if key in vars(args) and sweep_key not in vars(args):
+            values[sweep_key] = [values[key]]
+    if values["num_seeds"] > values["num_members"]:
+        raise AsrKdError(
+            f"num_seeds {values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at most "
+            f"num_members, {values['num_members']}"
+        )
     return values

@@ -47,7 +47,9 @@ def git_commit() -> str | None:
 
 def fingerprint(**parts: Any) -> str:
     """SHA-256 over what an output depends on: digests of its inputs, the configuration, and this program's version."""
-    return hashlib.sha256(json.dumps({**parts, "version": __version__}, sort_keys=True, default=_plain).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({**parts, "version": __version__}, sort_keys=True, default=_plain).encode()
+    ).hexdigest()
 
 
 def _plain(value: Any) -> Any:
@@ -71,12 +73,18 @@ def _stamp_path(output: Path) -> Path:
 
 
 def up_to_date(output: str | Path, made_from: str) -> bool:
-    """Whether `output` exists and was made from the same fingerprint."""
+    """Whether `output` exists and was made from the same fingerprint.
+
+    If not, its stamp is removed: what is about to be overwritten must not be taken for complete after a kill.
+    """
     output = Path(output)
     try:
-        return output.exists() and json.loads(_stamp_path(output).read_text())["fingerprint"] == made_from
+        current = output.exists() and json.loads(_stamp_path(output).read_text())["fingerprint"] == made_from
     except (OSError, ValueError, KeyError):
-        return False
+        current = False
+    if not current:
+        _stamp_path(output).unlink(missing_ok=True)
+    return current
 
 
 def stamp(output: str | Path, made_from: str, **info: Any) -> None:

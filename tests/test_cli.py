@@ -57,7 +57,7 @@ def test_a_recipe_tells_its_options_and_refuses_what_it_does_not_know(script, tm
 
 @pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)
 def test_a_stage_without_its_inputs_says_what_is_missing(script, tmp_path):
-    for stage in range(2, 8):
+    for stage in (2, 5):
         refused = recipe(script, "--exp", str(tmp_path / "exp"), "--stage", str(stage), "--stop-stage", str(stage))
         assert refused.returncode == 1
         assert "is missing; run the stages before this one" in refused.stderr

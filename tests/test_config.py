@@ -75,3 +75,16 @@ def test_a_users_error_is_one_line_and_exit_status_1(capsys):
     assert main(["config", "--num-epochs", "x"]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("#")]
     assert lines == ["error: --num-epochs: num_epochs is 'x', but should be a whole number"]
+
+
+def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
+    assert main(["config", "--temperature", "5", "--insertion-penalties=-2,0"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert {"sweep_temperatures: [5.0]", "insertion_penalties: [-2.0, 0.0]"} <= set(printed)
+    assert main(["config", "--temperature", "5", "--sweep-temperatures", "1,2"]) == 0
+    assert "sweep_temperatures: [1.0, 2.0]" in capsys.readouterr().out
+
+
+def test_more_seeds_than_members_are_refused(capsys):
+    assert main(["config", "--num-members", "2", "--num-seeds", "3"]) == 1
+    assert "num_seeds 3" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,6 +93,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
     assert [one[name] for name in names] == [other[name] for name in names]
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="the lock of a run needs flock (util-linux)")
 def test_two_runs_in_one_folder_are_refused(whole):
     lock = subprocess.Popen(["flock", str(whole / ".lock"), "sleep", "30"])
     try:

@@ -493,7 +493,8 @@ def test_nothing_usable_is_an_error_at_any_share(data, tmp_path):
         extract(read_data_dir(data), tmp_path / "feats.h5", OPTIONS, nj=0)
 
 
-def test_shards_equal_one_process_and_are_reused(data, tmp_path):
+def test_shards_equal_one_process_and_are_reused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("asr_kd.features.extract.MIN_UTTS_PER_PROCESS", 1)
     utts, out = read_data_dir(data), tmp_path / "feats.h5"
     utts[5].wav.write_bytes(b"")
     extract(utts, tmp_path / "single.h5", OPTIONS, max_bad_share=0.2)

@@ -219,7 +219,7 @@ def test_the_sweep_tries_every_setting_and_names_the_best(members, toy, tmp_path
     assert best["combination"] in chosen
 
 
-def test_frames_without_a_label_are_left_out_of_hard_training_only(members, toy, tmp_path):
+def test_baseline_and_student_leave_out_frames_without_a_label(members, toy, tmp_path):
     import shutil
 
     shutil.copy(toy["ali"], tmp_path / "ali.h5")
@@ -232,7 +232,7 @@ def test_frames_without_a_label_are_left_out_of_hard_training_only(members, toy,
     with FeatsReader(toy["feats"]) as reader:
         total = reader.layout.num_frames
     assert load_card(tmp_path / "hard/seed1")["training"]["num_train_frames"] == total - end
-    assert load_card(tmp_path / "soft/seed1")["training"]["num_train_frames"] == total
+    assert load_card(tmp_path / "soft/seed1")["training"]["num_train_frames"] == total - end
 
 
 def test_an_alignment_of_other_utterances_is_refused(toy, tmp_path, capsys):
@@ -290,3 +290,40 @@ def test_the_training_side_imports_without_librosa_torchaudio_and_the_kaldi_whee
         "raise SystemExit(main(['config']))"
     )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def test_nets_are_not_applied_to_features_of_another_front_end(members, toy, tmp_path, capsys):
+    import shutil
+
+    shutil.copy(toy["feats"], tmp_path / "other.h5")
+    with h5py.File(tmp_path / "other.h5", "r+") as file:
+        file.attrs["sample_rate"] = 8000
+    argv = ["soft-targets", "--teachers", *members, "--feats", tmp_path / "other.h5", "--out", tmp_path / "t.h5"]
+    assert main([str(arg) for arg in argv]) == 1
+    assert "another front end" in capsys.readouterr().err
+
+
+def test_targets_over_states_of_another_hmm_are_refused(members, toy, tmp_path, capsys):
+    run("soft-targets", "--teachers", *members, "--feats", toy["feats"], "--out", tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file.attrs["model_digest"] = "another"
+    argv = ["distill", *sets(toy), *SMALL, "--targets", tmp_path / "t.h5", "--out", tmp_path / "student"]
+    assert main([str(arg) for arg in argv]) == 1
+    assert "another HMM" in capsys.readouterr().err
+
+
+def test_a_stamp_does_not_outlive_the_start_of_other_work(tmp_path):
+    from asr_kd.runinfo import stamp, up_to_date
+
+    output = tmp_path / "output"
+    output.write_text("a")
+    stamp(output, "made from a")
+    assert up_to_date(output, "made from a")
+    assert not up_to_date(output, "made from b")  # overwritten from here on, perhaps killed
+    assert not up_to_date(output, "made from a")
+
+
+@pytest.mark.parametrize("option", ["--num-epochs", "--batch-size", "--hidden-dim"])
+def test_sizes_of_nothing_are_refused(toy, tmp_path, option, capsys):
+    assert main([str(a) for a in ("train", *sets(toy), *SMALL, option, 0, "--out", tmp_path)]) == 1
+    assert "must be at least 1" in capsys.readouterr().err

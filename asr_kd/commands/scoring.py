@@ -68,11 +68,13 @@ def decode(args: argparse.Namespace) -> None:
 
 
 def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, device, dtype) -> None:
+    from asr_kd.distill.soft_targets import check_members
     from asr_kd.scoring.decoding import Timer, load_nets, log_posteriors, write_hyps
 
     scales, rtfs = None, []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, device)
+        check_members(nets, sets["dev"], decoder.model_digest)
         for name, reader in sets.items():
             cache.frames(reader, nets[0])  # loading is not part of the real-time factor
             timer = Timer()
@@ -87,7 +89,8 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, devi
                 rtfs.append(seconds / (reader.layout.num_frames * reader.layout.frame_shift_ms / 1000.0))
             write_hyps(out / f"seed{number}" / f"{name}.txt", hyps)
     write_json(out / "scales.json", dataclasses.asdict(scales))
-    write_json(out / "decode.json", {"decode_rtf": float(np.mean(rtfs))})
+    digests = [[card["digest"] for card in seed] for seed in system.cards()]
+    write_json(out / "decode.json", {"decode_rtf": float(np.mean(rtfs)), "nets": digests})
     log(
         f"{system.name}: acwt {scales.acwt:g}, insertion penalty {scales.insertion_penalty:g}, "
         f"dev WER {min(row['wer'] for row in scales.tried):.2f} %, real-time factor {np.mean(rtfs):.4f}"
@@ -142,6 +145,9 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, device, dt
 
     decoded = args.decoded / system.name
     utt_ids, cards = list(reader.layout.utt_ids), system.cards()
+    record = _decode_record(decoded)
+    if record["nets"] != [[card["digest"] for card in seed] for seed in cards]:
+        raise AsrKdError(f"{decoded}: decoded with other nets than those of system {system.name} now; decode again")
     by_seed, hyps, errors = [], [], []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, device)
@@ -172,10 +178,17 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, device, dt
         num_ref_words=num_ref,
         hyps=hyps,
         refs=refs,
-        decode_rtf=json.loads((decoded / "decode.json").read_text())["decode_rtf"],
+        decode_rtf=record["decode_rtf"],
         train_frames_per_second=float(np.mean([t["frames_per_second"] for seed in trainings for t in seed])),
         train_seconds=float(np.mean([sum(t["train_seconds"] for t in seed) for seed in trainings])),
     )
+
+
+def _decode_record(decoded: Path) -> dict[str, Any]:
+    try:
+        return json.loads((decoded / "decode.json").read_text())
+    except (OSError, ValueError) as error:
+        raise AsrKdError(f"{decoded}: was not decoded (decode.json: {error}); run asr-kd decode first") from error
 
 
 def add_report(subparsers: Any) -> None:

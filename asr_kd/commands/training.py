@@ -56,7 +56,7 @@ def _begin(args: argparse.Namespace) -> _Session:
     shape = {"left_context": dnn.left_context, "right_context": dnn.right_context, "device": device, "dtype": dtype}
     train = load_set(args.feats, args.ali, cmvn=dnn.cmvn, **shape)
     dev = load_set(args.dev_feats, args.dev_ali, cmvn=train.cmvn, **shape)
-    if (dev.labels, dev.frames.feat_dim) != (train.labels, train.frames.feat_dim):
+    if (dev.labels, dev.front_end) != (train.labels, train.front_end):
         raise AsrKdError(f"{args.dev_ali}: its states or features are not those of {args.ali}")
     overlap = set(train.frames.layout.utt_ids) & set(dev.frames.layout.utt_ids)
     if overlap:
@@ -203,9 +203,9 @@ def distill(args: argparse.Namespace) -> None:
         targets, key = _stored(args.targets, session, args.allow_views)
     else:
         members = _load_members(args.teachers, session.device)
-        check_members(members, FeatsReader(args.feats))
+        check_members(members, FeatsReader(args.feats), session.train.labels["model_digest"])
         targets = OnlineTargets(members, session.distill.temperature, session.distill.combination, session.dtype)
-        key = _targets_key([m.digest for m in members], session.distill.combination, None)
+        key = {"members": [m.digest for m in members], "combination": session.distill.combination, "values": "online"}
     for seed in seeds:
         _train_student(args.out / f"seed{seed}", seed, session, session.distill, targets, key)
 
@@ -213,13 +213,15 @@ def distill(args: argparse.Namespace) -> None:
 def _stored(path: Path, session: _Session, allow_views: bool = False) -> tuple[StoredTargets, dict[str, Any]]:
     reader = TargetsReader(path)
     train = session.train
-    reader.require_fit(train.frames.layout, train.content_digest, train.num_pdfs, allow_views=allow_views)
-    top_k = None if reader.pdf is None else reader.pdf.shape[1]
-    return StoredTargets.from_reader(reader, session.device), _targets_key(reader.members, reader.combination, top_k)
-
-
-def _targets_key(members: list[str], combination: str, top_k: int | None) -> dict[str, Any]:
-    return {"members": members, "combination": combination, "top_k": top_k}
+    reader.require_fit(
+        train.frames.layout,
+        train.content_digest,
+        train.num_pdfs,
+        train.labels["model_digest"],
+        allow_views=allow_views,
+    )
+    key = {"members": reader.members, "combination": reader.combination, "values": reader.digest}
+    return StoredTargets.from_reader(reader, session.device), key
 
 
 def _train_student(out: Path, seed: int, session: _Session, config: DistillConfig, targets, key) -> TrainedNet:
@@ -242,12 +244,12 @@ def add_sweep(subparsers: Any) -> None:
 def sweep(args: argparse.Namespace) -> None:
     session = _begin(args)
     members = _load_members(args.teachers, session.device)
-    check_members(members, FeatsReader(args.feats))
+    check_members(members, FeatsReader(args.feats), session.train.labels["model_digest"])
     rows = []
     for combination in session.distill.sweep_combinations:
         for temperature in session.distill.sweep_temperatures:
             targets = StoredTargets.from_members(members, session.train.frames, temperature, combination, session.dtype)
-            key = _targets_key([m.digest for m in members], combination, None)
+            key = {"members": [m.digest for m in members], "combination": combination, "values": "dense"}
             for soft_weight in session.distill.sweep_soft_weights:
                 config = dataclasses.replace(
                     session.distill, soft_weight=soft_weight, student_epochs=session.distill.sweep_epochs

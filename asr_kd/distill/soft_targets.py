@@ -10,7 +10,7 @@ import torch
 from asr_kd.distill.losses import SoftBatch
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
-from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.frames import Frames, front_end
 from asr_kd.nnet.inference import combine, mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
@@ -77,11 +77,16 @@ class OnlineTargets:
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
 
 
-def check_members(members: Sequence[TrainedNet], reader: FeatsReader) -> None:
-    """Raise AsrKdError unless all members see the same windows and name the same states, and fit these features."""
+def check_members(members: Sequence[TrainedNet], reader: FeatsReader, model_digest: str | None = None) -> None:
+    """Raise AsrKdError unless all members see the same windows and name the same states, and fit these features.
+
+    model_digest: of the HMM whose states they must name, where something else (alignment, graph) was made by one.
+    """
     if not members:
         raise AsrKdError("an ensemble needs at least one net")
     first = members[0]
+    if model_digest is not None and first.labels["model_digest"] != model_digest:
+        raise AsrKdError("the nets were trained on states of another HMM than the alignment or graph at hand")
     for member in members:
         if member.labels["model_digest"] != first.labels["model_digest"]:
             raise AsrKdError("the members were trained on alignments of different HMMs; their states differ")
@@ -90,11 +95,8 @@ def check_members(members: Sequence[TrainedNet], reader: FeatsReader) -> None:
             raise AsrKdError("the members differ in context or number of states")
         if member.cmvn.mode != first.cmvn.mode:
             raise AsrKdError("the members differ in cmvn")
-    if first.net.architecture.feat_dim != reader.feat_dim:
-        raise AsrKdError(
-            f"the members were trained on {first.net.architecture.feat_dim}-dimensional features, "
-            f"these have {reader.feat_dim}"
-        )
+        if member.front_end != front_end(reader):
+            raise AsrKdError(f"{reader.path}: made by another front end (options, rate, shift) than the nets' training")
 
 
 def write_soft_targets(

@@ -46,9 +46,9 @@ def train_student(
     targets_key: dict[str, Any],
     dtype: torch.dtype,
 ) -> TrainedNet:
-    """Distil into a fresh net; every frame of the set is used, labelled or not.
+    """Distil into a fresh net, on the frames that the baseline sees: those with a label.
 
-    targets_key: what identifies the targets (members' digests, combination, top_k), for the fingerprint.
+    targets_key: what identifies the targets (members' digests, combination, values), for the fingerprint.
     """
     loss_key = {
         "kind": "distillation",
@@ -57,10 +57,7 @@ def train_student(
         "hard_weight": distill.hard_weight,
         **targets_key,
     }
-    every_frame = torch.arange(train.frames.layout.num_frames, device=train.frames.device)
-    # Without a soft term there is nothing to learn from an unlabelled frame.
-    index = every_frame if distill.soft_weight else train.labelled
     schedule = student_schedule(dnn, distill)
     return train_net(
-        Run(out, seed, schedule, train, dev, index, student_loss(train, targets, distill), loss_key, dtype)
+        Run(out, seed, schedule, train, dev, train.labelled, student_loss(train, targets, distill), loss_key, dtype)
     )

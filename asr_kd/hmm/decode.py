@@ -14,6 +14,10 @@ from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.wheels import arcs, kaldi
 
 
+class NoPathError(AsrKdError):
+    """The search lost every path: the utterance is too short for any words, or the beam too narrow."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The best path of one utterance.
@@ -77,7 +81,7 @@ class Decoder:
     def decode(self, loglik: np.ndarray) -> Decoded:
         """Best path for loglik (num_frames, num_pdfs): log_post − log_prior, or likelihoods up to a constant a frame.
 
-        Raises AsrKdError for a matrix that does not fit, has no frame or is not finite.
+        Raises AsrKdError for a matrix that does not fit, has no frame or is not finite, NoPathError if no path is left.
         """
         scaled = scaled_logliks(self.graph, loglik, self.acwt)
         columns = np.ascontiguousarray(scaled[:, self.graph.t2pdf[1:]])
@@ -85,7 +89,7 @@ class Decoder:
         complete = self._decoder.reached_final()
         found, path = self._decoder.get_best_path()
         if not found:
-            raise AsrKdError(f"no path through the graph survives {len(loglik)} frames; widen the beam")
+            raise NoPathError(f"no path through the graph survives {len(loglik)} frames; widen the beam")
         tids, words, cost = _read_path(path, complete)
         tids = np.array(tids, dtype=np.int64)
         names = [self.graph.words[word - 1] for word in words]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,13 @@ from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 
 CMVN_MODES = ("global", "speaker", "utterance")
+FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
+
+
+def front_end(reader: FeatsReader) -> dict[str, Any]:
+    """What must be equal for a net to be applied to other features: the attributes of its training features."""
+    found = {key: reader.attrs[key] for key in FRONT_END_KEYS if key in reader.attrs}
+    return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}
 
 
 @dataclass(frozen=True)

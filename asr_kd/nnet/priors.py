@@ -21,8 +21,10 @@ def write_counts(path: str | Path, counts: np.ndarray) -> None:
 def read_log_priors(path: str | Path, floor: float) -> np.ndarray:
     """Log priors (num_pdfs,) float32 from a counts file, each prior at least `floor`.
 
-    Raises AsrKdError if the file is not a vector of counts.
+    Raises AsrKdError if the file is not a vector of counts, or the floor is not above 0.
     """
+    if not floor > 0:
+        raise AsrKdError(f"prior_floor {floor:g}: must be above 0, or a state never seen would have no log prior")
     try:
         counts = np.array(Path(path).read_text().strip().strip("[]").split(), dtype=np.float64)
     except (OSError, ValueError) as error:

@@ -82,9 +82,14 @@ class SetDecoder:
             raise AsrKdError(f"priors of {len(log_priors)} states do not fit a graph of {graph.num_pdfs}")
         self._graph, self._log_priors, self._config = graph, log_priors, config
 
+    @property
+    def model_digest(self) -> str:
+        """Of the HMM that the graph was made from."""
+        return self._graph.model_digest
+
     def decode(self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float) -> dict:
         """Words of every utterance, joined by blanks; empty, with a warning, where no path survives."""
-        from asr_kd.hmm.decode import Decoder
+        from asr_kd.hmm.decode import Decoder, NoPathError
 
         config = self._config
         decoder = Decoder(
@@ -99,7 +104,7 @@ class SetDecoder:
             loglik = log_post[reader.layout.rows(utt_id)] - self._log_priors
             try:
                 hyps[utt_id] = " ".join(decoder.decode(loglik).words)
-            except AsrKdError as error:
+            except NoPathError as error:
                 log(f"warning: {utt_id}: {error}; counted as no words")
                 hyps[utt_id] = ""
         return hyps

@@ -1,6 +1,8 @@
 """targets.h5: soft targets keyed by utterance and frame, with fingerprints of everything they came from."""
 
+import hashlib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ class TargetsReader:
                 self.temperature = float(file.attrs["temperature"])
                 self.combination = str(file.attrs["combination"])
                 self.content_digest = str(file.attrs["content_digest"])
+                self.model_digest = str(file.attrs["model_digest"])
                 self.members = list(file.attrs["members"])
                 self.prob = file["prob"][:]
                 self.pdf = file["pdf"][:].astype(np.int64) if "pdf" in file else None
@@ -87,7 +90,9 @@ class TargetsReader:
         if not np.isfinite(self.prob).all():
             raise AsrKdError(f"{self.path}: holds soft targets that are not numbers")
 
-    def require_fit(self, layout: Layout, content_digest: str, num_pdfs: int, *, allow_views: bool = False) -> None:
+    def require_fit(
+        self, layout: Layout, content_digest: str, num_pdfs: int, model_digest: str, *, allow_views: bool = False
+    ) -> None:
         """Raise AsrKdError unless these targets were made for exactly these frames and states.
 
         allow_views: accept other values of the same layout (an augmented view of the same frames).
@@ -101,3 +106,13 @@ class TargetsReader:
             )
         if self.num_pdfs != num_pdfs:
             raise AsrKdError(f"{self.path}: targets over {self.num_pdfs} states, but the alignment has {num_pdfs}")
+        if self.model_digest != model_digest:
+            raise AsrKdError(f"{self.path}: targets over states of another HMM than the alignment's")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the values."""
+        digest = hashlib.sha256()
+        for array in (self.prob, self.pdf, self.tail):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()

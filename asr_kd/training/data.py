@@ -1,5 +1,6 @@
 """A set as the training loop sees it: frames on the device and one label for each."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import Cmvn, Frames
+from asr_kd.nnet.frames import Cmvn, Frames, front_end
 from asr_kd.store.ali import AliReader, require_fit
 from asr_kd.store.feats import FeatsReader
 
@@ -71,15 +72,4 @@ def load_set(
 
 def digest_of(array: np.ndarray) -> str:
     """SHA-256 over an array's values."""
-    import hashlib
-
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
-
-
-def front_end(reader: FeatsReader) -> dict[str, Any]:
-    """What must be equal for a net to be applied to other features: the attributes of its training features."""
-    found = {key: reader.attrs[key] for key in FRONT_END_KEYS if key in reader.attrs}
-    return {key: value.item() if isinstance(value, np.generic) else value for key, value in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from asr_kd import __version__
 from asr_kd.cli_common import log
 from asr_kd.config import DnnConfig
 from asr_kd.errors import AsrKdError
@@ -16,7 +17,7 @@ from asr_kd.nnet.device import autocast
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net
-from asr_kd.runinfo import fingerprint
+from asr_kd.runinfo import fingerprint, git_commit
 from asr_kd.training.checkpoint import (
     NAME,
     Checkpoint,
@@ -62,8 +63,10 @@ class Run:
             config=self.config,
             train=[self.train.content_digest, self.train.ali_digest, self.train.frames.layout.digest],
             dev=[self.dev.content_digest, self.dev.ali_digest, self.dev.frames.layout.digest],
+            labels=self.train.labels,
             loss=self.loss_key,
             dtype=str(self.dtype),
+            device=self.train.frames.device.type,
         )
 
     @property
@@ -90,6 +93,9 @@ def train_net(run: Run) -> TrainedNet:
 
     Keeps the epoch with the best frame accuracy on dev. Raises AsrKdError if the loss stops being a number.
     """
+    for key in ("num_epochs", "batch_size", "hidden_dim"):
+        if getattr(run.config, key) < 1:
+            raise AsrKdError(f"{key} {getattr(run.config, key)}: must be at least 1")
     made_from = run.fingerprint
     if (run.out / CARD).exists() and load_card(run.out)["training"].get("fingerprint") == made_from:
         log(f"{run.out}: up to date")
@@ -212,6 +218,9 @@ def _training_record(run: Run, history: list[dict[str, Any]], made_from: str) ->
         "train_seconds": seconds,
         "frames_per_second": len(run.transfer_index) * len(history) / seconds,
         "num_threads": torch.get_num_threads(),
+        "version": __version__,
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
         "device": str(run.train.frames.device),
         "precision": str(run.dtype).removeprefix("torch."),
     }

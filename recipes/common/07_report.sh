@@ -8,6 +8,7 @@ for set in dev test; do
     --feats "$exp/feats/$set.fbank.h5" --ali "$exp/ali/$set.h5" --data "$exp/data/$set" \
     --device "$device" --config "$config" --out "$exp/scores/$set"
 done
+cat "$exp"/log/*.commands >"$exp/commands.txt"
 run asr_kd report --systems "$exp/systems.yaml" --scores "$exp/scores/test" --dev-scores "$exp/scores/dev" \
   --recipe "$recipe" --preset "$preset" --sweep "$exp/sweep/sweep.json" --commands "$exp/commands.txt" \
-  --config "$config" --out "$exp/report"
+  --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/report"

@@ -4,7 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 complete() {
-  "$1" -c 'import asr_kd, kaldi_hmm_gmm, kaldifst, kaldi_decoder, soundfile, matplotlib, espeakng_loader' 2>/dev/null
+  (cd / && PYTHONPATH=$root "$1" -c 'import torch, scipy, h5py, yaml, safetensors, soundfile, matplotlib, jinja2
+import kaldi_hmm_gmm, kaldifst, kaldi_decoder, espeakng_loader' 2>/dev/null)
 }
 
 python=${ASR_KD_PYTHON:-python3}
@@ -12,8 +13,8 @@ if ! complete "$python"; then
   python=$root/.venv/bin/python
   if ! complete "$python"; then
     echo "# making the environment in .venv (a few minutes, once)" >&2
-    python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-      echo "error: Python 3.10 or newer is needed, found $(python3 --version)" >&2
+    python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
+      echo "error: Python 3.10 to 3.13 is needed (the Kaldi wheels), found $(python3 --version)" >&2
       exit 1
     }
     python3 -m venv "$root/.venv"
@@ -21,5 +22,6 @@ if ! complete "$python"; then
   fi
 fi
 export python
+export PYTHONPATH=$root # this checkout's code, whatever is installed
 asr_kd() { "$python" -m asr_kd.cli "$@"; }
 export -f asr_kd

@@ -8,7 +8,7 @@ stage=1
 stop_stage=99
 device=auto
 seed=1
-nj=$(nproc 2>/dev/null || echo 1)
+nj=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 common="corpus exp preset stage stop_stage device seed nj"
 corpus=${corpus:-}
 
@@ -42,6 +42,7 @@ parse_options() {
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) show_usage; exit 0 ;;
+      --out | --config) echo "error: $1 is not for run.sh; see --help" >&2; exit 2 ;;
       --*) ;;
       *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
     esac
@@ -51,7 +52,7 @@ parse_options() {
     if [[ " $common $own_options " == *" $name "* ]]; then
       printf -v "$name" '%s' "$2"
     else
-      overrides+=("$1" "$2")
+      overrides+=("$1=$2") # in one word, for values such as -2,0,2
     fi
     shift 2
   done
@@ -60,7 +61,7 @@ parse_options() {
 echo "# recipes/$recipe/run.sh $*" >&2
 parse_options "$@"
 for name in stage stop_stage seed nj; do
-  [[ ${!name} =~ ^[0-9]+$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
+  [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
 done
 [ -f "$root/recipes/$recipe/$preset.yaml" ] || {
   echo "error: --preset $preset: recipes/$recipe has $(cd "$root/recipes/$recipe" && ls ./*.yaml | xargs -n1 basename -s .yaml | xargs)" >&2
@@ -85,7 +86,6 @@ config=$exp/config.yaml
 export recipe preset exp exp_shown device seed nj corpus config root clean_suffix
 export PYTHONHASHSEED=0
 for name in $own_options; do export "${name?}"; done
-: >"$exp/commands.txt"
 mkdir -p "$exp/log"
 for number in $(stage_names | sed 's#_.*##'); do
   n=$((10#$number))
@@ -96,6 +96,8 @@ for number in $(stage_names | sed 's#_.*##'); do
     [ -f "$script" ] || script=${scripts[1]}
     name=$(basename "$script" .sh)
     echo "# $(date '+%F %T') stage $name" >&2
+    export commands=$exp/log/$name.commands
+    : >"$commands"
     bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2
   fi
 done

@@ -16,6 +16,6 @@ run() {
   shown=${shown//"$python"/python}
   shown=${shown//"$exp"/"$exp_shown"}
   shown=${shown//"$root/"/}
-  echo "${shown/#asr_kd /asr-kd }" >>"$exp/commands.txt"
+  echo "${shown/#asr_kd /asr-kd }" >>"$commands"
   "$@"
 }

@@ -3,12 +3,12 @@
 recipe=mini
 usage='Makes a corpus with espeak-ng (GPLv3), trains an ensemble, distils it into one net and scores both.
 Options of this recipe:
-  --hours-train H     hours of training speech (default 0.5)
-  --hours-dev H       hours of dev speech (default 0.1)
-  --hours-test H      hours of test speech (default 0.2)'
-hours_train=0.5
-hours_dev=0.1
-hours_test=0.2
+  --hours-train H     hours of training speech (default 0.45)
+  --hours-dev H       hours of dev speech (default 0.08)
+  --hours-test H      hours of test speech (default 0.15)'
+hours_train=0.45
+hours_dev=0.08
+hours_test=0.15
 own_options="hours_train hours_dev hours_test"
 clean_suffix=_clean # alignments are made on the clean audio and reused for its noisy copy
 . "$(dirname "${BASH_SOURCE[0]}")/../common/run_stages.sh"
