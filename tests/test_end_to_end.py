@@ -69,10 +69,10 @@ def test_a_second_run_makes_nothing_again(whole):
 
 def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
     """kill -9 of the whole process group some moments into each stage, then the same command again."""
+    exp, log = tmp_path / "exp", tmp_path / "stderr"
     for stage in STAGES:
-        log = tmp_path / "log"
         with open(log, "w") as stderr:
-            run = subprocess.Popen(command(tmp_path), env=ENVIRONMENT, stderr=stderr, start_new_session=True)
+            run = subprocess.Popen(command(exp), env=ENVIRONMENT, stderr=stderr, start_new_session=True)
             while run.poll() is None and f"stage {stage}" not in log.read_text():
                 time.sleep(0.05)
             # Into the work, not the start of Python; a stage that is over sooner is killed in the next one.
@@ -80,11 +80,11 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-    last = subprocess.run(command(tmp_path), env=ENVIRONMENT, capture_output=True, text=True)
+    last = subprocess.run(command(exp), env=ENVIRONMENT, capture_output=True, text=True)
     assert last.returncode == 0, last.stderr[-3000:]
-    assert digests(tmp_path) == digests(whole)
+    assert digests(exp) == digests(whole)
     names = ("systems", "comparisons", "gain_recovered")
-    one, other = (json.loads((exp / "report/results.json").read_text()) for exp in (whole, tmp_path))
+    one, other = (json.loads((folder / "report/results.json").read_text()) for folder in (whole, exp))
     timings = {"train_seconds", "train_frames_per_second", "decode_rtf"}
     for results in (one, other):
         for system in results["systems"]:
