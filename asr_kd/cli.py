@@ -11,7 +11,25 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from asr_kd import __version__
 from asr_kd.cli_common import run_main
-from asr_kd.commands import configuration, environment, hmm, scoring, training
+from asr_kd.commands import configuration, distillation, environment, hmm, scoring, training
+
+COMMANDS = (  # in the order in which an experiment takes them
+    configuration.config,
+    hmm.train_hmm,
+    hmm.align,
+    hmm.make_graph,
+    training.train,
+    training.train_ensemble,
+    distillation.soft_targets,
+    distillation.sweep,
+    distillation.distill,
+    scoring.decode,
+    scoring.score,
+    scoring.report,
+    hmm.check_boundaries,
+    hmm.check_search,
+    environment.env,
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,28 +40,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All subcommands, in the order in which an experiment takes them."""
+    """The parser of all subcommands."""
     parser = _Parser(prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size.")
     parser.add_argument("--version", action="version", version=f"asr-kd {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (
-        configuration.add_config,
-        hmm.add_train_hmm,
-        hmm.add_align,
-        hmm.add_make_graph,
-        training.add_train,
-        training.add_train_ensemble,
-        training.add_soft_targets,
-        training.add_sweep,
-        training.add_distill,
-        scoring.add_decode,
-        scoring.add_score,
-        scoring.add_report,
-        hmm.add_check_boundaries,
-        hmm.add_check_search,
-        environment.add_env,
-    ):
-        add(subparsers)
+    for each in COMMANDS:
+        each.add_to(subparsers)
     return parser
 
 

@@ -6,10 +6,11 @@ over all files, so one flat file (a preset, or the resolved configuration of an 
 
 import argparse
 import dataclasses
+import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -65,15 +66,60 @@ class DnnConfig:
     hidden_dim: int
     cmvn: str
     dropout: float
+    dropout_schedule: list[float] | None
+    label_smoothing: float
+    feature_noise: float
+    time_masks: int
+    time_mask_width: int
+    freq_masks: int
+    freq_mask_width: int
     optimizer: str
     learning_rate: float
+    schedule: str
     final_learning_rate_ratio: float
     warmup_steps: int
+    start_halving_impr: float
+    end_halving_impr: float
+    halving_factor: float
+    keep_lr_iters: int
+    min_iters: int
     weight_decay: float
     max_grad_norm: float
     batch_size: int
     num_epochs: int
+    max_steps: int | None
+    steps_per_epoch: int | None
+    keep_best: str
+    patience: int
+    checkpoint_minutes: float
+    tensorboard: bool
     precision: str
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that no net can be trained with."""
+        _require(self, "at least 1", lambda x: x >= 1, "hidden_dim", "batch_size", "num_epochs")
+        _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "max_steps", "steps_per_epoch")
+        _require(self, "above 0", lambda x: 0 < x < math.inf, "learning_rate", "checkpoint_minutes")
+        counts = ("left_context", "right_context", "num_hidden_layers", "time_masks", "time_mask_width", "freq_masks")
+        counts += ("freq_mask_width", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
+        _require(self, "at least 0", lambda x: x >= 0, *counts, "feature_noise", "weight_decay", "max_grad_norm")
+        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "label_smoothing")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio")
+        _require(self, "between 0 and 1", lambda x: 0 < x < 1, "start_halving_impr", "end_halving_impr")
+        _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
+        shares = "null, or rates from 0 to below 1"
+        _require(self, shares, lambda x: x is None or (x and all(0 <= y < 1 for y in x)), "dropout_schedule")
+        schedules = ("linear", "cosine", "exponential", "constant", "newbob")
+        _require(self, f"one of {', '.join(schedules)}", lambda x: x in schedules, "schedule")
+        _require(self, "frame_acc or xent", lambda x: x in ("frame_acc", "xent"), "keep_best")
+        if self.schedule == "exponential":
+            _require(self, "above 0 for exponential decay", lambda x: x > 0, "final_learning_rate_ratio")
+
+
+def _require(config: Any, what: str, holds: Callable[[Any], bool], *keys: str) -> None:
+    for key in keys:
+        if not holds(getattr(config, key)):
+            raise AsrKdError(f"{key} {getattr(config, key)}: must be {what}")
 
 
 @dataclass(frozen=True)
@@ -199,7 +245,7 @@ def _type_name(annotation: Any) -> str:
         return f"a list, comma-separated, each {names[typing.get_args(annotation)[0]]}"
     if annotation in names:
         return names[annotation]
-    return f"{names[next(a for a in typing.get_args(annotation) if a is not type(None))]} or null"
+    return f"{_type_name(next(a for a in typing.get_args(annotation) if a is not type(None)))} or null"
 
 
 def _suggestion(key: str) -> str:
@@ -237,21 +283,32 @@ def resolve(concern: type[T], *overrides: Mapping[str, Any]) -> T:
     return concern(**{field.name: values[field.name] for field in dataclasses.fields(concern)})
 
 
-def add_config_options(parser: argparse.ArgumentParser, concerns: Iterable[type]) -> None:
-    """Give `parser` `--config FILE` and an option `--its-name` for every key of `concerns`."""
+def add_config_options(parser: argparse.ArgumentParser, concerns: Iterable[type | str]) -> None:
+    """Give `parser` `--config FILE` and an option `--its-name` for every key of `concerns`, or for single keys.
+
+    The file may hold any key of any concern, so that one file serves all commands.
+    """
     parser.add_argument("--config", type=Path, action="append", default=[], metavar="FILE", help="YAML of keys below")
-    for concern in concerns:
+    wanted = {key for each in concerns for key in ([each] if isinstance(each, str) else _keys(each))}
+    for concern in CONCERNS.values():
+        keys = [key for key in _keys(concern) if key in wanted]
+        if not keys:
+            continue
         group = parser.add_argument_group(concern.__doc__.strip().rstrip("."))
-        for field in dataclasses.fields(concern):
-            default = defaults()[field.name]
+        for key in keys:
+            default = defaults()[key]
             shown = ",".join(map(str, default)) if isinstance(default, list) else default
             group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                dest=field.name,
+                f"--{key.replace('_', '-')}",
+                dest=key,
                 default=argparse.SUPPRESS,
                 metavar="VALUE",
-                help=f"{help_texts().get(field.name, '')} (default {shown})".replace("%", "%%"),
+                help=f"{help_texts().get(key, '')} (default {shown})".replace("%", "%%"),
             )
+
+
+def _keys(concern: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(concern)]
 
 
 def config_from_args(args: argparse.Namespace) -> dict[str, Any]:

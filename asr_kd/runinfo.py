@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from asr_kd import __version__
+from asr_kd.cli_common import log
 from asr_kd.store.atomic import write_json
 
 
@@ -80,13 +81,22 @@ def up_to_date(output: str | Path, made_from: str) -> bool:
     output = Path(output)
     try:
         current = output.exists() and json.loads(_stamp_path(output).read_text())["fingerprint"] == made_from
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         current = False
     if not current:
         _stamp_path(output).unlink(missing_ok=True)
     return current
 
 
-def stamp(output: str | Path, made_from: str, **info: Any) -> None:
-    """Record that `output` is complete and what it was made from."""
-    write_json(_stamp_path(Path(output)), {"fingerprint": made_from, **info})
+def make(output: str | Path, work: Callable[[], Any], *, command: str, **made_from: Any) -> bool:
+    """Let `work` write `output`, unless it is there already, complete and made from the same; returns whether it ran.
+
+    made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint.
+    """
+    digest = fingerprint(**made_from)
+    if up_to_date(output, digest):
+        log(f"{output}: up to date")
+        return False
+    work()
+    write_json(_stamp_path(Path(output)), {"fingerprint": digest, **run_info(command)})
+    return True

@@ -313,14 +313,24 @@ def test_targets_over_states_of_another_hmm_are_refused(members, toy, tmp_path, 
 
 
 def test_a_stamp_does_not_outlive_the_start_of_other_work(tmp_path):
-    from asr_kd.runinfo import stamp, up_to_date
+    from asr_kd.runinfo import make
 
     output = tmp_path / "output"
-    output.write_text("a")
-    stamp(output, "made from a")
-    assert up_to_date(output, "made from a")
-    assert not up_to_date(output, "made from b")  # overwritten from here on, perhaps killed
-    assert not up_to_date(output, "made from a")
+    runs = []
+
+    def work():
+        runs.append(1)
+        output.write_text("a")
+
+    def fail():
+        raise KeyboardInterrupt
+
+    assert make(output, work, command="test", source="a")
+    assert not make(output, work, command="test", source="a")
+    with pytest.raises(KeyboardInterrupt):  # overwritten from here on, perhaps killed
+        make(output, fail, command="test", source="b")
+    assert make(output, work, command="test", source="a")
+    assert len(runs) == 2
 
 
 @pytest.mark.parametrize("option", ["--num-epochs", "--batch-size", "--hidden-dim"])

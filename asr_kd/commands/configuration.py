@@ -6,24 +6,34 @@ from typing import Any
 
 import yaml
 
-from asr_kd.config import CONCERNS, add_config_options, config_from_args
+from asr_kd.cli_common import log
+from asr_kd.commands.command import command, path
+from asr_kd.config import CONCERNS
 from asr_kd.store.atomic import write_text
 
 
-def add_config(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "config",
-        help="print or save the resolved configuration",
-        description="Defaults of conf/, then every --config, then the options: one flat file for all other commands.",
-    )
-    parser.add_argument("--out", type=Path, help="write here instead of to the terminal")
-    add_config_options(parser, CONCERNS.values())
-    parser.set_defaults(main=config)
-
-
+@command(
+    "config",
+    "print or save the resolved configuration",
+    path("--out", "write here instead of to the terminal", required=False),
+    config=list(CONCERNS.values()),
+)
 def config(args: argparse.Namespace) -> None:
-    text = yaml.safe_dump(config_from_args(args), sort_keys=False, default_flow_style=None)
-    if args.out:
-        write_text(args.out, text)
-    else:
+    """Defaults of conf/, then every --config, then the options: one flat file for all other commands."""
+    text = yaml.safe_dump(args.values, sort_keys=False, default_flow_style=None)
+    if not args.out:
         print(text, end="")
+        return
+    _tell_changes(args.out, args.values)
+    write_text(args.out, text)
+
+
+def _tell_changes(out: Path, values: dict[str, Any]) -> None:
+    """Say what will differ from the configuration that an experiment was run with before."""
+    try:
+        before = yaml.safe_load(out.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return
+    changed = [f"{key} {before.get(key)} → {value}" for key, value in values.items() if before.get(key) != value]
+    if isinstance(before, dict) and changed:
+        log(f"{out}: differs from the last run here in {', '.join(changed)}; stages that depend on it run again")

@@ -3,7 +3,8 @@
 import argparse
 import importlib
 import importlib.metadata
-from typing import Any
+
+from asr_kd.commands.command import command
 
 PARTS = {
     "soundfile": ("reading audio", "pip install soundfile"),
@@ -19,14 +20,9 @@ PARTS = {
 }
 
 
-def add_env(subparsers: Any) -> None:
-    parser = subparsers.add_parser(
-        "env", help="what this environment can do", description="Print versions, devices, and which parts are missing."
-    )
-    parser.set_defaults(main=env)
-
-
+@command("env", "what this environment can do")
 def env(args: argparse.Namespace) -> None:
+    """Print versions, devices, and which parts are missing."""
     import torch
 
     from asr_kd.nnet.device import resolve_device, resolve_precision

@@ -1,22 +1,28 @@
-"""Options that several subcommands share."""
+"""Options that several subcommands share, and what they mean."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from asr_kd.commands.command import Option, option, path
 from asr_kd.errors import AsrKdError
 
+if TYPE_CHECKING:
+    import torch
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: CUDA where there is a GPU)")
-
-
-def add_sets(parser: argparse.ArgumentParser, sets: Mapping[str, str], files: Sequence[str]) -> None:
-    """`--SET-FILE` for every set and file; a set named `` gives `--FILE`."""
-    for name, help_text in sets.items():
-        for file in files:
-            option = f"--{name}-{file}" if name else f"--{file}"
-            parser.add_argument(option, type=Path, required=True, help=help_text)
+DEVICE = option("--device", "auto, cpu or cuda (default auto: CUDA where there is a GPU)", default="auto")
+SEEDS = option("--seeds", "like 1-3 or 1,2,5 (default 1)", default="1")
+SYSTEMS = path("--systems", "systems.yaml: nets by systems, as asr_kd/scoring/system_list.py describes")
+GRAPH = path("--graph", "folder made by asr-kd make-graph")
+COUNTS = path("--counts", "ali_train_pdf.counts made by asr-kd align")
+TEACHERS = path("--teachers", "folders of the members", nargs="+", metavar="DIR")
+TRAINING_SETS = (
+    path("--feats", "the training set's features"),
+    path("--ali", "the training set's states"),
+    path("--dev-feats", "the set that the best epoch is chosen on"),
+    path("--dev-ali", "its states"),
+)
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -31,3 +37,24 @@ def parse_seeds(text: str) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise AsrKdError(f"--seeds {text}: expected whole numbers like 1-3 or 1,2,5, each once")
     return seeds
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where nets run, and in which precision their matrices are multiplied."""
+
+    device: "torch.device"
+    dtype: "torch.dtype"
+
+
+def resolve_compute(args: argparse.Namespace) -> Compute:
+    """What --device and the key `precision` ask for; raises AsrKdError for a device that is not there."""
+    from asr_kd.nnet.device import resolve_device, resolve_precision
+
+    device = resolve_device(args.device)
+    return Compute(device, resolve_precision(args.values["precision"], device))
+
+
+def all_of(*groups: Option | Iterable[Option]) -> list[Option]:
+    """One list of single options and groups of them."""
+    return [each for group in groups for each in ([group] if isinstance(group, Option) else group)]

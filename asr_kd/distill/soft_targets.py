@@ -127,7 +127,7 @@ def write_soft_targets(
         top_k=top_k,
         attributes={
             "temperature": temperature,
-            "combination": combination,
+            "mean": combination,
             "members": [member.digest for member in members],
             "content_digest": reader.content_digest,
             "model_digest": members[0].labels["model_digest"],

@@ -67,7 +67,7 @@ class TargetsReader:
             try:
                 self.num_pdfs = int(file.attrs["num_pdfs"])
                 self.temperature = float(file.attrs["temperature"])
-                self.combination = str(file.attrs["combination"])
+                self.combination = str(file.attrs["mean"])
                 self.content_digest = str(file.attrs["content_digest"])
                 self.model_digest = str(file.attrs["model_digest"])
                 self.members = list(file.attrs["members"])

@@ -9,7 +9,7 @@ require "${teachers[@]/%//net.json}"
 
 sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
-run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --out "$exp/sweep"
+run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
 run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/train.fbank.h5" --device "$device" \
   --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/train.h5"
 run asr_kd distill --targets "$exp/targets/train.h5" "${sets[@]}" --config "$exp/sweep/best.yaml" \

@@ -75,7 +75,7 @@ exp_shown=$exp
 exp=$(cd "$exp" && pwd)
 # One run at a time in a folder; the lock goes with this process, whatever ends it.
 exec 9>"$exp/.lock"
-if command -v flock >/dev/null && ! flock -n 9; then
+if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
   echo "error: another run is at work in $exp" >&2
   exit 1
 fi

@@ -1,0 +1,92 @@
+"""What a subcommand of `asr-kd` is made of: a decorated function, its options, and the configuration keys it obeys."""
+
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asr_kd.config import add_config_options, config_from_args
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option or positional argument, as argparse's add_argument takes it."""
+
+    flag: str
+    settings: dict[str, Any]
+
+    def add_to(self, parser: Any) -> None:
+        parser.add_argument(self.flag, **self.settings)
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Options of which exactly one must be given."""
+
+    options: tuple[Option, ...]
+
+    def add_to(self, parser: Any) -> None:
+        group = parser.add_mutually_exclusive_group(required=True)
+        for each in self.options:
+            each.add_to(group)
+
+
+def option(flag: str, help: str, **settings: Any) -> Option:
+    """An option that may be left out, of whatever argparse's `settings` say."""
+    return Option(flag, {"help": help, **settings})
+
+
+def path(flag: str, help: str, **settings: Any) -> Option:
+    """A file or folder that must be given, unless `required=False`; a positional argument where `flag` has no dash."""
+    if flag.startswith("-"):
+        settings = {"required": True, **settings}
+    return Option(flag, {"help": help, "type": Path, **settings})
+
+
+def one_of(*options: Option) -> OneOf:
+    """Exactly one of `options`, none of which is required by itself."""
+    return OneOf(tuple(Option(each.flag, {**each.settings, "required": False}) for each in options))
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand. `main` gets the parsed options; its docstring is the description in `--help`.
+
+    config: concerns (all of their keys become options) and single keys; None if the command has no configuration.
+    """
+
+    name: str
+    help: str
+    main: Callable[[argparse.Namespace], None]
+    options: Sequence[Option | OneOf] = ()
+    config: Sequence[type | str] | None = field(default=None)
+
+    def add_to(self, subparsers: Any) -> None:
+        """Add this subcommand to argparse's `subparsers`."""
+        parser = subparsers.add_parser(
+            self.name,
+            help=self.help,
+            description=inspect.cleandoc(self.main.__doc__),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for each in self.options:
+            each.add_to(parser)
+        if self.config is not None:
+            add_config_options(parser, self.config)
+        parser.set_defaults(main=self._run)
+
+    def _run(self, args: argparse.Namespace) -> None:
+        args.values = None if self.config is None else config_from_args(args)
+        self.main(args)
+
+
+def command(
+    name: str, help: str, *options: Option | OneOf, config: Sequence[type | str] | None = None
+) -> Callable[[Callable[[argparse.Namespace], None]], Command]:
+    """Make a function of the parsed options a subcommand; `args.values` holds the resolved configuration.
+
+    Beside its options a main finds in `args`: `values` (all keys, as config_from_args gives them) and `command_line`.
+    """
+    return lambda main: Command(name, help, main, options, config)

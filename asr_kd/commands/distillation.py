@@ -1,0 +1,199 @@
+"""`asr-kd soft-targets`, `sweep`, `distill`."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asr_kd.cli_common import log
+from asr_kd.commands.command import command, one_of, option, path
+from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
+from asr_kd.commands.training import OUT, Session, begin
+from asr_kd.config import DistillConfig, DnnConfig, resolve
+from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
+from asr_kd.distill.student import train_student
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.net_dir import TrainedNet, load_net
+from asr_kd.runinfo import make
+from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.targets import TargetsReader
+
+
+def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
+    """The nets in the folders `paths`, on `device`."""
+    members = [load_net(path) for path in paths]
+    for member in members:
+        member.net.to(device)
+    return members
+
+
+@command(
+    "soft-targets",
+    "store the ensemble's soft targets",
+    TEACHERS,
+    path("--feats", "the frames to label"),
+    path("--out", "targets.h5"),
+    DEVICE,
+    config=["temperature", "combination", "top_k", "precision"],
+)
+def soft_targets(args: argparse.Namespace) -> None:
+    """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over."""
+    distill, compute = resolve(DistillConfig, args.values), resolve_compute(args)
+    members, reader = load_members(args.teachers, compute.device), FeatsReader(args.feats)
+    check_members(members, reader)
+    how = {key: getattr(distill, key) for key in ("temperature", "combination", "top_k")}
+
+    def work() -> None:
+        a = members[0].net.architecture
+        frames = Frames.from_reader(
+            reader, members[0].cmvn, a.left_context, a.right_context, compute.device, compute.dtype
+        )
+        write_soft_targets(args.out, members, reader, frames, **how, dtype=compute.dtype)
+        log(f"{args.out}: {frames.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
+
+    make(
+        args.out,
+        work,
+        command=args.command_line,
+        members=[member.digest for member in members],
+        feats=reader.content_digest,
+        distill=how,
+        dtype=compute.dtype,
+    )
+
+
+@command(
+    "distill",
+    "train students on soft targets",
+    *TRAINING_SETS,
+    one_of(path("--targets", "targets.h5 made by asr-kd soft-targets"), TEACHERS),
+    option("--allow-views", "accept targets made from another view of the frames", action="store_true"),
+    OUT,
+    SEEDS,
+    DEVICE,
+    config=[
+        "temperature",
+        "soft_weight",
+        "hard_weight",
+        "combination",
+        "student_epochs",
+        "student_learning_rate",
+        DnnConfig,
+    ],
+)
+def distill(args: argparse.Namespace) -> None:
+    """Train a student for every seed.
+
+    Soft targets are stored ones (--targets), whose temperature and mean are theirs, or those that the members give
+    online (--teachers), for every batch anew.
+    """
+    seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
+    session = begin(args)
+    if args.targets:
+        targets, key = _stored(args, session)
+    else:
+        members = _load_teachers(args, session)
+        targets = OnlineTargets(members, config.temperature, config.combination, session.dtype)
+        key = _key(members, config.combination, "online")
+    for seed in seeds:
+        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key)
+
+
+def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, dict[str, Any]]:
+    reader, train = TargetsReader(args.targets), session.train
+    for key in ("temperature", "combination"):
+        if key in vars(args) and args.values[key] != getattr(reader, key):
+            raise AsrKdError(f"--{key} {args.values[key]}: {args.targets} was made with {getattr(reader, key)}")
+    reader.require_fit(
+        train.frames.layout,
+        train.content_digest,
+        train.num_pdfs,
+        train.labels["model_digest"],
+        allow_views=args.allow_views,
+    )
+    key = {"members": reader.members, "combination": reader.combination, "values": reader.digest}
+    return StoredTargets.from_reader(reader, session.device), key
+
+
+def _load_teachers(args: argparse.Namespace, session: Session) -> list[TrainedNet]:
+    members = load_members(args.teachers, session.device)
+    check_members(members, FeatsReader(args.feats), session.train.labels["model_digest"])
+    return members
+
+
+def _key(members: Sequence[TrainedNet], combination: str, values: str) -> dict[str, Any]:
+    return {"members": [member.digest for member in members], "combination": combination, "values": values}
+
+
+def _train_student(
+    out: Path, seed: int, session: Session, config: DistillConfig, targets: SoftTargets, key: dict[str, Any]
+) -> TrainedNet:
+    return train_student(out, seed, session.dnn, config, session.train, session.dev, targets, key, session.dtype)
+
+
+@command(
+    "sweep",
+    "choose temperature, weight and mean on dev",
+    *TRAINING_SETS,
+    TEACHERS,
+    OUT,
+    option("--seed", "of every student (default 1)", type=int, default=1),
+    DEVICE,
+    config=[DistillConfig, DnnConfig],
+)
+def sweep(args: argparse.Namespace) -> None:
+    """Train a student of sweep_epochs for every setting.
+
+    OUT/sweep.json lists them; OUT/best.yaml holds the best by dev frame accuracy, for --config of soft-targets and
+    distill.
+    """
+    config = resolve(DistillConfig, args.values)
+    session = begin(args)
+    members = _load_teachers(args, session)
+    rows = []
+    for combination in config.sweep_combinations:
+        for temperature in config.sweep_temperatures:
+            targets = _LazyTargets(members, session, temperature, combination)
+            for soft_weight in config.sweep_soft_weights:
+                setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
+                name = f"{combination}-T{temperature:g}-w{soft_weight:g}"
+                key = _key(members, combination, "dense")
+                student = _train_student(args.out / name, args.seed, session, setting, targets, key)
+                rows.append(_sweep_row(combination, temperature, soft_weight, student))
+    best = max(rows, key=lambda row: row["dev_frame_acc"])
+    write_json(args.out / "sweep.json", rows)
+    chosen = {key: best[key] for key in ("temperature", "soft_weight", "combination")}
+    write_text(args.out / "best.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items()))
+    log(f"best on dev: {chosen}, frame accuracy {best['dev_frame_acc']:.2f} %")
+
+
+class _LazyTargets:
+    """The members' dense targets, computed when the first batch asks for them: not for a student that is there."""
+
+    def __init__(self, members: Sequence[TrainedNet], session: Session, temperature: float, combination: str):
+        self.temperature = temperature
+        self._compute = cache(
+            lambda: StoredTargets.from_members(members, session.train.frames, temperature, combination, session.dtype)
+        )
+
+    def batch(self, index: torch.Tensor, windows: torch.Tensor):
+        return self._compute().batch(index, windows)
+
+
+def _sweep_row(combination: str, temperature: float, soft_weight: float, student: TrainedNet) -> dict[str, Any]:
+    best_epoch = student.training["history"][student.training["best_epoch"] - 1]
+    return {
+        "temperature": temperature,
+        "soft_weight": soft_weight,
+        "combination": combination,
+        "dev_frame_acc": best_epoch["dev_frame_acc"],
+        "dev_xent": best_epoch["dev_xent"],
+        "epochs": len(student.training["history"]),
+    }
