@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import run_main
+from asr_kd.cli_common import log, run_main
 from asr_kd.corpus.datadir import check_disjoint, read_data_dir
-from asr_kd.corpus.lexicon import read_lexicon
+from asr_kd.corpus.lexicon import known_transcripts, read_lexicon
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,7 +27,8 @@ def main(args: argparse.Namespace) -> None:
     for path in args.data_dirs:
         dirs[str(path)] = utterances = read_data_dir(path, need_text=not args.no_text)
         if lexicon is not None:
-            lexicon.require_words(((utt.utt_id, utt.words or ()) for utt in utterances), str(path / "text"))
+            spoken = [(utt.utt_id, utt.words or ()) for utt in utterances]
+            known_transcripts(lexicon, spoken, path / "text", max_oov_share=0.0, log=log)
         print(f"{path}: {len(utterances)} utterances by {len({utt.spk_id for utt in utterances})} speakers")
     check_disjoint(dirs, by_speaker=args.by_speaker)
 

@@ -1,8 +1,8 @@
-"""Pronunciation lexicons in Kaldi's lexicon.txt form."""
+"""Pronunciation lexicons in Kaldi's lexicon.txt and lexiconp.txt form."""
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -10,72 +10,183 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
 
 SILENCE_PHONE = "SIL"
-_RESERVED = re.compile(r"<eps>|#\d+|<s>|</s>")
+# Utterances with a word that cannot be pronounced may be at most this share of a set.
+MAX_OOV_SHARE = 0.01
+# What a transcript's word becomes that the lexicon lacks: the first of these that it has.
+UNKNOWN_WORDS = ("<unk>", "<UNK>", "<SPOKEN_NOISE>", "[unk]", "[UNK]")
+
+_RESERVED_WORD = re.compile(r"<eps>|#\d+|<s>|</s>")
+# Kaldi's validate_dict_dir.pl: #1 … are disambiguation symbols, _B _E _I _S mark the position in a word.
+_RESERVED_PHONE = re.compile(r"<eps>|.*#.*|.*_[BEIS]?|<s>|</s>")
+_NO_SPEECH = re.compile(r"<.+>|\[.+\]|!.+")
+# White space to str.split but not to Kaldi: a no-break space inside a word would split it in silence.
+_OTHER_SPACE = re.compile(r"[^\S \t]")
 
 
 @dataclass
 class Lexicon:
     """Words and their pronunciations; silence between words is the language's affair and has no entry here.
 
-    entries: word → its pronunciations, each a non-empty tuple of phones.
+    entries: word → its pronunciations, each a non-empty tuple of phones. probs: (word, pronunciation) → probability in
+    (0, 1], of those that are not 1; as in Kaldi they need not sum to one over a word.
     """
 
     entries: dict[str, list[tuple[str, ...]]]
+    probs: dict[tuple[str, tuple[str, ...]], float] = field(default_factory=dict)
 
     @cached_property
     def phones(self) -> list[str]:
-        """All phones except silence, sorted."""
-        return sorted({phone for pronunciations in self.entries.values() for p in pronunciations for phone in p})
+        """All phones except silence, noise phones included, sorted."""
+        found = {phone for pronunciations in self.entries.values() for p in pronunciations for phone in p}
+        return sorted(found - {SILENCE_PHONE})
+
+    @cached_property
+    def noise_phones(self) -> list[str]:
+        """Phones, sorted, that stand only in words such as `<unk>`, `[noise]`, `!BREATH`, and alone there."""
+        alone, elsewhere = set(), {SILENCE_PHONE}
+        for word, pronunciations in self.entries.items():
+            for pronunciation in pronunciations:
+                is_noise = _NO_SPEECH.fullmatch(word) and len(pronunciation) == 1
+                (alone if is_noise else elsewhere).update(pronunciation)
+        return sorted(alone - elsewhere)
 
     @property
     def words(self) -> list[str]:
         """All words, sorted."""
         return sorted(self.entries)
 
-    def require_words(self, utterances: Iterable[tuple[str, Iterable[str]]], source: str) -> None:
-        """Check that every word of `utterances`, pairs (utt_id, words), can be pronounced.
+    @property
+    def unknown_word(self) -> str | None:
+        """The entry that stands for words that the lexicon lacks (`<unk> SPN`), or None."""
+        return next((word for word in UNKNOWN_WORDS if word in self.entries), None)
 
-        Raises AsrKdError that names the first utterance and word that cannot; `source` says where they come from.
-        """
-        for utt_id, words in utterances:
-            for word in words:
-                if word not in self.entries:
-                    raise AsrKdError(f"{source}: utterance {utt_id!r} has the word {word!r}, which the lexicon lacks")
+
+def known_transcripts(
+    lexicon: Lexicon,
+    utterances: Iterable[tuple[str, Sequence[str]]],
+    text: str | Path,
+    *,
+    max_oov_share: float = MAX_OOV_SHARE,
+    log: Callable[[str], None] = lambda line: None,
+) -> dict[str, tuple[str, ...]]:
+    """Transcripts, pairs (utt_id, words), in words that can be pronounced; `text` is the file that they are from.
+
+    A word that the lexicon lacks becomes its unknown word. If it has none, the utterance is listed through `log` and
+    left out. Raises AsrKdError, naming file, line and word, where more than max_oov_share of the utterances (or all of
+    them) would be left out.
+    """
+    kept: dict[str, tuple[str, ...]] = {}
+    missing: list[tuple[str, str]] = []
+    num_unknown, unknown = 0, lexicon.unknown_word
+    for utt_id, words in utterances:
+        lacking = [word for word in words if word not in lexicon.entries]
+        if lacking and unknown is None:
+            missing.append((utt_id, lacking[0]))
+            continue
+        num_unknown += len(lacking)
+        kept[utt_id] = tuple(word if word in lexicon.entries else unknown for word in words)
+    total = len(kept) + len(missing)
+    if missing:
+        line_of = _line_numbers(text)
+        complaints = [
+            f"{text}:{line_of.get(utt_id, 0)}: utterance {utt_id!r} has the word {word!r}, which the lexicon lacks"
+            for utt_id, word in missing
+        ]
+        if len(missing) > max_oov_share * total or not kept:
+            raise AsrKdError(
+                f"{complaints[0]}; {len(missing)} of {total} utterances have such words, more than the share of "
+                f"{max_oov_share:g} that is left out: add their words, or an entry `{UNKNOWN_WORDS[0]} SPN` for all"
+            )
+        for complaint in complaints:
+            log(f"left out {complaint}")
+    if num_unknown:
+        log(f"{text}: {num_unknown} words are not in the lexicon and are taken as {unknown}")
+    return kept
+
+
+def _line_numbers(text: str | Path) -> dict[str, int]:
+    """utt_id → its line in a Kaldi text file."""
+    try:
+        lines = Path(text).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):  # the transcripts did not come from there
+        return {}
+    return {line.split(maxsplit=1)[0]: number for number, line in enumerate(lines, 1) if line.strip()}
 
 
 def read_lexicon(path: str | Path) -> Lexicon:
-    """Read a lexicon.txt: one pronunciation a line, `word phone phone …`; a word may have several lines.
+    """Read lexicon.txt, `word phone phone …` a line, or, by its name, lexiconp.txt, `word probability phone phone …`.
 
-    Raises AsrKdError, naming file and line, for an empty or repeated pronunciation, a reserved symbol,
-    text that is not UTF-8, an unreadable file, or a lexicon without a word.
+    A word may have several lines. Raises AsrKdError, naming file and line, for an empty or repeated pronunciation, a
+    reserved symbol, a word with a blank in it, a byte order mark, lines that end in CR LF, text that is not UTF-8,
+    an unreadable file, or a lexicon without a word.
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise AsrKdError(f"{path}: cannot be read as a lexicon ({error})") from error
-    entries: dict[str, list[tuple[str, ...]]] = {}
-    for number, line in enumerate(lines, 1):
-        fields = line.split()
-        if not fields:
-            raise AsrKdError(f"{path}:{number}: an empty line, where `word phone phone …` was expected")
-        word, pronunciation = fields[0], tuple(fields[1:])
-        if not pronunciation:
-            raise AsrKdError(f"{path}:{number}: the word {word!r} has an empty pronunciation")
-        for symbol in fields:
-            if _RESERVED.fullmatch(symbol):
-                raise AsrKdError(f"{path}:{number}: {symbol!r} is reserved and cannot be a word or phone")
-        if SILENCE_PHONE in pronunciation:
-            raise AsrKdError(f"{path}:{number}: the silence phone {SILENCE_PHONE} may not occur in a word ({word!r})")
-        if pronunciation in entries.setdefault(word, []):
-            raise AsrKdError(f"{path}:{number}: the pronunciation of {word!r} is given twice")
-        entries[word].append(pronunciation)
-    if not entries:
+    if lines == [""]:
         raise AsrKdError(f"{path}: has no word")
-    return Lexicon(entries)
+    with_probs = path.name.startswith("lexiconp")
+    lexicon = Lexicon({})
+    for number, line in enumerate(lines, 1):
+        try:
+            word, prob, pronunciation = _read_line(line, with_probs)
+            if pronunciation in lexicon.entries.setdefault(word, []):
+                raise AsrKdError(f"the pronunciation of {word!r} is given twice")
+        except AsrKdError as error:
+            raise AsrKdError(f"{path}:{number}: {error}") from None
+        lexicon.entries[word].append(pronunciation)
+        if prob != 1.0:
+            lexicon.probs[word, pronunciation] = prob
+    return lexicon
+
+
+def _read_line(line: str, with_probs: bool) -> tuple[str, float, tuple[str, ...]]:
+    """Word, probability and pronunciation of a line; raises AsrKdError that says what is wrong with it."""
+    if line.startswith("\ufeff"):
+        raise AsrKdError("begins with a byte order mark; save the file as UTF-8 without one")
+    if line.endswith("\r"):
+        raise AsrKdError("ends in CR LF; convert the file to LF line ends (dos2unix)")
+    if found := _OTHER_SPACE.search(line):
+        raise AsrKdError(f"holds the white space character U+{ord(found[0]):04X}; only blanks and tabs may separate")
+    if "\t" in line and " " in line.split("\t", 1)[0].strip(" "):
+        raise AsrKdError(f"the word {line.split(chr(9), 1)[0]!r} has a blank in it; join its parts")
+    fields = line.split()
+    if not fields:
+        raise AsrKdError("an empty line, where `word phone phone …` was expected")
+    word, prob = fields.pop(0), 1.0
+    if with_probs:
+        prob = _probability(word, fields)
+    if not fields:
+        raise AsrKdError(f"the word {word!r} has an empty pronunciation")
+    if _RESERVED_WORD.fullmatch(word):
+        raise AsrKdError(f"{word!r} is reserved and cannot be a word")
+    for phone in fields:
+        if _RESERVED_PHONE.fullmatch(phone):
+            raise AsrKdError(f"{phone!r} is reserved and cannot be a phone")
+    if SILENCE_PHONE in fields and not (_NO_SPEECH.fullmatch(word) and len(fields) == 1):
+        raise AsrKdError(f"the silence phone {SILENCE_PHONE} may not occur in a word ({word!r})")
+    return word, prob, tuple(fields)
+
+
+def _probability(word: str, fields: list[str]) -> float:
+    """Take the probability off the front of `fields`."""
+    try:
+        prob = float(fields.pop(0))
+    except (IndexError, ValueError):
+        prob = float("nan")
+    if not 0.0 < prob <= 1.0:
+        raise AsrKdError(f"the word {word!r} is not followed by a probability above 0 and at most 1")
+    return prob
 
 
 def write_lexicon(path: str | Path, lexicon: Lexicon) -> None:
-    """Write lexicon.txt, words sorted, pronunciations of a word in their order; atomic."""
-    lines = [f"{word} {' '.join(p)}\n" for word in lexicon.words for p in lexicon.entries[word]]
+    """Write lexicon.txt, or lexiconp.txt if `path` is named so: words sorted, pronunciations in their order; atomic."""
+    with_probs = Path(path).name.startswith("lexiconp")
+    lines = []
+    for word in lexicon.words:
+        for p in lexicon.entries[word]:
+            prob = f" {lexicon.probs.get((word, p), 1.0)!r}" if with_probs else ""
+            lines.append(f"{word}{prob} {' '.join(p)}\n")
     write_text(path, "".join(lines))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from asr_kd.corpus.lexicon import SILENCE_PHONE
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import MIN_OCCUPANCY, Gmm
 from asr_kd.hmm.graph import GraphArcs
@@ -179,7 +180,8 @@ def flat_start(model: HmmModel, data: np.ndarray, lengths: np.ndarray, graphs: S
         np.ones(1), quiet.mean(0)[None], np.maximum(quiet.var(0), np.maximum(VARIANCE_FLOOR * everything, 1e-6))[None]
     )
     speech = Gmm.from_moments(np.ones(1), data.mean(0)[None], np.maximum(everything, 1e-6)[None])
-    gmms = [silence if pdf in model.sil_pdfs else speech for pdf in range(model.num_pdfs)]
+    quiet_pdfs = set(model.t2pdf[model.t2phone == model.phones.index(SILENCE_PHONE)].tolist())  # noise may be loud
+    gmms = [silence if pdf in quiet_pdfs else speech for pdf in range(model.num_pdfs)]
     model = HmmModel(model.lang, model.topology, model.tree, model.log_probs, gmms, model.options)
     first_row = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     order = np.argsort(lengths, kind="stable")

@@ -29,7 +29,8 @@ TRANSITION_MIN_COUNT = 5.0
 @dataclass(frozen=True)
 class MonoOptions:
     """num_iters: passes of EM; total_gauss: Gaussians in all, reached at three quarters of the passes;
-    topology: see asr_kd.hmm.topology; max_train_utts: train on a seeded subset of at most so many (0: on all);
+    topology, silence_topology: see asr_kd.hmm.topology;
+    max_train_utts: train on a seeded subset of at most so many (0: on all);
     max_failed_share: more failed alignments than this end the training with an error;
     num_static: leading columns of the features that are no derivatives, for the flat start (0: all);
     realign_iters: passes that start with a new alignment.
@@ -38,6 +39,7 @@ class MonoOptions:
     num_iters: int = 12
     total_gauss: int = 1500
     topology: str = "3state"
+    silence_topology: str = "3state"
     max_train_utts: int = 300
     max_failed_share: float = 0.2
     num_static: int = 0
@@ -106,11 +108,13 @@ def train_mono(
 def _initial_model(lang: Lang, data: np.ndarray, options: MonoOptions, seed: int) -> HmmModel:
     """Every pdf a single Gaussian of all frames."""
     khg = kaldi().khg
-    text = topology_text(len(lang.phones), options.topology)
+    silence_ids = [lang.phone_id[phone] for phone in lang.silence_phones]
+    text = topology_text(len(lang.phones), options.topology, silence_ids, options.silence_topology)
     topology = khg.HmmTopology()
     topology.read(text)
-    tree = khg.monophone_context_dependency(
-        phones=list(range(1, len(lang.phones) + 1)), phone2num_pdf_classes=topology.get_phone_to_num_pdf_classes()
+    tree = khg.monophone_context_dependency_shared(
+        phone_classes=[[lang.phone_id[phone] for phone in root] for root in lang.phone_roots],
+        phone2num_pdf_classes=topology.get_phone_to_num_pdf_classes(),
     )
     transitions = khg.TransitionModel(ctx_dep=tree, hmm_topo=topology)
     wide = data.astype(np.float64)

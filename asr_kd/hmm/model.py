@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.corpus.lexicon import SILENCE_PHONE, read_lexicon, write_lexicon
+from asr_kd.corpus.lexicon import read_lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import Gmm
 from asr_kd.hmm.lang import Lang
@@ -136,8 +136,9 @@ class HmmModel:
 
     @property
     def sil_pdfs(self) -> list[int]:
-        """pdf-ids that silence uses."""
-        return sorted(set(self.t2pdf[self.t2phone == self.phones.index(SILENCE_PHONE)].tolist()))
+        """pdf-ids that silence and noise use."""
+        silence = [self.phones.index(phone) for phone in self.lang.silence_phones]
+        return sorted(set(self.t2pdf[np.isin(self.t2phone, silence)].tolist()))
 
     @cached_property
     def digest(self) -> str:
@@ -147,6 +148,9 @@ class HmmModel:
         digest.update(self.lang.words_txt().encode())
         digest.update(repr(sorted(self.lang.lexicon.entries.items())).encode())
         digest.update(f"{self.lang.silence_prob!r}\n{self.topology}".encode())
+        # Left out where empty, so that a model without them has the digest that it had before there were any.
+        for option in (sorted(self.lang.lexicon.probs.items()), self.lang.noise_phones):
+            digest.update(repr(option).encode() if option else b"")
         digest.update(self.tree)
         digest.update(np.ascontiguousarray(self.log_probs).tobytes())
         for gmm in self.gmms:
@@ -155,12 +159,14 @@ class HmmModel:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write final.mdl, tree, lexicon.txt, phones.txt, words.txt and hmm.json into the folder `path`, atomically."""
+        """Write the folder `path`, atomically: final.mdl, tree, lexicon.txt (or lexiconp.txt), phones.txt, words.txt
+        and hmm.json.
+        """
         record = {
             "format": FORMAT,
             "version": VERSION,
             "digest": self.digest,
-            "silence_prob": self.lang.silence_prob,
+            **self.lang.options,
             "num_pdfs": self.num_pdfs,
             "feat_dim": self.feat_dim,
             "options": self.options,
@@ -168,7 +174,8 @@ class HmmModel:
         with atomic_dir(path) as folder:
             (folder / "final.mdl").write_text(format_mdl(self), encoding="utf-8")
             (folder / "tree").write_bytes(BINARY_MARK + self.tree)
-            write_lexicon(folder / "lexicon.txt", self.lang.lexicon)
+            lexicon = self.lang.lexicon
+            write_lexicon(folder / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
             (folder / "phones.txt").write_text(self.lang.phones_txt(), encoding="utf-8")
             (folder / "words.txt").write_text(self.lang.words_txt(), encoding="utf-8")
             (folder / "hmm.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -185,7 +192,9 @@ class HmmModel:
             raise AsrKdError(f"{path}: not a readable HMM folder ({error})") from error
         if record.get("format") != FORMAT or record.get("version") != VERSION:
             raise AsrKdError(f"{path / 'hmm.json'}: is not of format {FORMAT} version {VERSION}")
-        lang = Lang(read_lexicon(path / "lexicon.txt"), float(record["silence_prob"]))
+        lexiconp = path / "lexiconp.txt"
+        lexicon = read_lexicon(lexiconp if lexiconp.exists() else path / "lexicon.txt")
+        lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
         topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
         if model.digest != record.get("digest"):

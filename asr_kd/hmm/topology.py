@@ -2,14 +2,20 @@
 
 `3state`: three states left to right, self-loop 0.75, forward 0.25 (Kaldi's gen_topo.pl). A phone lasts at least 30 ms.
 `bakis`: the same three states, and arcs that skip the next one (Bakis 1976): a phone lasts at least 10 ms, for lexicons
-with flaps and reduced vowels. Silence has three states left to right in both: pauses shorter than 30 ms are absorbed by
-the optional-silence arc of L, so silence gains nothing from skips.
+with flaps and reduced vowels. Silence and noise have three states left to right in both: pauses shorter than 30 ms are
+absorbed by the optional-silence arc of L, so silence gains nothing from skips.
+`5state`: for silence and noise, the five states of Kaldi's gen_topo.pl, the inner three of which follow each other in
+any order: for long, varying pauses and noises. They last at least 30 ms.
 """
+
+from collections.abc import Sequence
 
 from asr_kd.errors import AsrKdError
 
 NUM_STATES = 3
 TOPOLOGIES = ("3state", "bakis")
+SILENCE_TOPOLOGIES = ("3state", "5state")
+NUM_ERGODIC_STATES = 5
 
 
 def _states(arcs_of_state: list[list[tuple[int, float]]]) -> str:
@@ -30,17 +36,28 @@ def _bakis() -> str:
     return _states([[(0, 0.7), (1, 0.2), (2, 0.05), (3, 0.05)], [(1, 0.7), (2, 0.2), (3, 0.1)], [(2, 0.75), (3, 0.25)]])
 
 
-def topology_text(num_phones: int, kind: str) -> str:
-    """Kaldi's <Topology> for silence (phone id 1) and phones 2 … num_phones.
+def _ergodic() -> str:
+    last = NUM_ERGODIC_STATES - 1
+    probability = 1.0 / last
+    first = [(state, probability) for state in range(last)]
+    inner = [(state, probability) for state in range(1, last + 1)]
+    return _states([first, *[inner] * (last - 1), [(last, 0.75), (last + 1, 0.25)]])
+
+
+def topology_text(num_phones: int, kind: str, silence_ids: Sequence[int] = (1,), silence_kind: str = "3state") -> str:
+    """Kaldi's <Topology> for phones 1 … num_phones, of which silence_ids are silence and noise.
 
     Raises AsrKdError for an unknown kind.
     """
-    if kind not in TOPOLOGIES:
-        raise AsrKdError(f"topology {kind!r} is unknown; choose one of {', '.join(TOPOLOGIES)}")
-    others = " ".join(str(phone) for phone in range(2, num_phones + 1))
+    for name, known in ((kind, TOPOLOGIES), (silence_kind, SILENCE_TOPOLOGIES)):
+        if name not in known:
+            raise AsrKdError(f"topology {name!r} is unknown; choose one of {', '.join(known)}")
+    others = [phone for phone in range(1, num_phones + 1) if phone not in silence_ids]
     states = _left_to_right() if kind == "3state" else _bakis()
-    entries = [(others, states), ("1", _left_to_right())]
+    entries = [(others, states), (silence_ids, _left_to_right() if silence_kind == "3state" else _ergodic())]
     body = "".join(
-        f"<TopologyEntry>\n<ForPhones>\n{phones}\n</ForPhones>\n{text}\n</TopologyEntry>\n" for phones, text in entries
+        f"<TopologyEntry>\n<ForPhones>\n{' '.join(map(str, phones))}\n</ForPhones>\n{text}\n</TopologyEntry>\n"
+        for phones, text in entries
+        if phones
     )
     return f"<Topology>\n{body}</Topology>\n"
