@@ -54,6 +54,11 @@ class HmmConfig:
     gmm_max_train_utts: int
     gmm_seed: int
     gmm_phone_topology: str
+    gmm_silence_topology: str
+    position_dependent_phones: bool
+    silence_phones: list[str]
+    sil_prob: float
+    max_oov_share: float
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ def train_hmm(args: argparse.Namespace) -> None:
             seed=config.gmm_seed,
             max_train_utts=config.gmm_max_train_utts,
             topology=config.gmm_phone_topology,
+            silence_topology=config.gmm_silence_topology,
+            silence_prob=config.sil_prob,
+            position_dependent=config.position_dependent_phones,
+            silence_phones=config.silence_phones,
+            max_oov_share=config.max_oov_share,
             progress=log,
         ),
         command=args.command_line,
@@ -61,6 +66,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     path("--out", "ali.h5"),
     path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     option("--nj", "processes (default 1)", type=int, default=1),
+    config=["max_oov_share"],
 )
 def align(args: argparse.Namespace) -> None:
     """Forced alignment.
@@ -74,7 +80,10 @@ def align(args: argparse.Namespace) -> None:
     from asr_kd.store.feats import FeatsReader
 
     def work() -> None:
-        for utt_id in steps.align(args.feats, args.data, args.hmm, args.out, args.nj, progress=log):
+        share = args.values["max_oov_share"]
+        for utt_id in steps.align(
+            args.feats, args.data, args.hmm, args.out, args.nj, max_oov_share=share, progress=log
+        ):
             log(f"warning: {utt_id} could not be aligned; its frames have no label")
 
     make(
@@ -96,7 +105,7 @@ def align(args: argparse.Namespace) -> None:
     HMM,
     path("--data", "training data directory, for a unigram grammar"),
     path("--out", "folder of the graph"),
-    config=["grammar"],
+    config=["grammar", "max_oov_share"],
 )
 def make_graph(args: argparse.Namespace) -> None:
     """A word loop composed into HCLG."""
@@ -108,7 +117,9 @@ def make_graph(args: argparse.Namespace) -> None:
         raise AsrKdError(f"grammar {grammar!r}: choose unigram or uniform")
 
     def work() -> None:
-        graph = steps.make_graph(args.hmm, args.data if grammar == "unigram" else None, args.out)
+        data = args.data if grammar == "unigram" else None
+        share = args.values["max_oov_share"]
+        graph = steps.make_graph(args.hmm, data, args.out, max_oov_share=share, progress=log)
         log(f"{args.out}: {graph.arcs.num_states} states, {len(graph.arcs.source)} arcs")
 
     make(
@@ -131,13 +142,15 @@ def make_graph(args: argparse.Namespace) -> None:
 def check_boundaries(args: argparse.Namespace) -> None:
     """Print how far the boundaries between phones lie from the truth."""
     from asr_kd.hmm.boundaries import compare, read_truth
+    from asr_kd.hmm.lang import without_position
     from asr_kd.store.ali import AliReader
 
     ali = AliReader(args.ali)
     if ali.phone is None:
         raise AsrKdError(f"{args.ali}: holds no phones to compare")
     aligned = {utt_id: ali.phone[ali.layout.rows(utt_id)] for utt_id in ali.layout.utt_ids}
-    print(compare(aligned, ali.phones, read_truth(args.truth), ali.layout.frame_shift_ms, args.frame_length_ms))
+    phones = without_position(ali.phones)
+    print(compare(aligned, phones, read_truth(args.truth), ali.layout.frame_shift_ms, args.frame_length_ms))
 
 
 @command(

@@ -105,7 +105,7 @@ def compare(
         num_utts += 1
         if len(phone) == 0 or phone[0] < 0:
             continue
-        ours = segments_of_frames(phone, phones, frame_shift_ms, frame_length_ms)
+        ours = merge_runs(segments_of_frames(phone, phones, frame_shift_ms, frame_length_ms))
         true = merge_runs(truth[utt_id])
         if [p for _, p in ours] != [p for _, p in true]:
             continue
