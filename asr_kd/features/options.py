@@ -1,7 +1,7 @@
 """Options of the front end, by the names and with the meaning of Kaldi's compute-fbank-feats and compute-mfcc-feats.
 
 Dither is fixed at 0 (Kaldi's default is 1), so that the same audio always gives the same features, and there is no
-option for it. VTLN and HTK compatibility are left out.
+option for it. A warp of the mel axis (VTLN) is one for all utterances: Kaldi's --vtln-map is left out.
 """
 
 import dataclasses
@@ -18,7 +18,8 @@ class FrontEndOptions:
     """What fbank and MFCC share; the windowing alone decides the number of frames.
 
     sample_frequency, low_freq, high_freq in Hz (high_freq <= 0 counts down from the Nyquist frequency);
-    frame_length and frame_shift in milliseconds; samples enter at int16 scale.
+    frame_length and frame_shift in milliseconds; samples enter at int16 scale. subtract_mean takes each utterance's
+    mean away; delta_order and delta_window are those of add-deltas, which follows it (Kaldi's order is 2, ours 0).
 
     Raises AsrKdError for values that do not fit together.
     """
@@ -38,6 +39,13 @@ class FrontEndOptions:
     use_energy: bool = False
     raw_energy: bool = True
     energy_floor: float = 0.0
+    htk_compat: bool = False
+    vtln_warp: float = 1.0
+    vtln_low: float = 100.0
+    vtln_high: float = -500.0
+    subtract_mean: bool = False
+    delta_order: int = 0
+    delta_window: int = 2
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # 8000 and 8000.0 are one option and must give one digest
@@ -60,6 +68,17 @@ class FrontEndOptions:
             raise AsrKdError(f"preemphasis_coefficient {self.preemphasis_coefficient:g} is not between 0 and 1")
         if self.energy_floor < 0:
             raise AsrKdError(f"energy_floor {self.energy_floor:g} is negative")
+        if self.delta_order < 0 or self.delta_window < 1:
+            raise AsrKdError(
+                f"deltas need delta_order >= 0 and delta_window >= 1, not {self.delta_order} and {self.delta_window}"
+            )
+        if self.vtln_warp <= 0 or (
+            self.vtln_warp != 1 and not self.low_freq < self.vtln_low < self.vtln_upper < self.upper_freq
+        ):
+            raise AsrKdError(
+                f"a vtln_warp of {self.vtln_warp:g} needs to be positive, and its knees, {self.vtln_low:g} and "
+                f"{self.vtln_upper:g} Hz, to lie between the edges of the mel filters"
+            )
 
     @property
     def window_size(self) -> int:
@@ -82,9 +101,19 @@ class FrontEndOptions:
         return self.high_freq if self.high_freq > 0 else self.sample_frequency / 2 + self.high_freq
 
     @property
+    def vtln_upper(self) -> float:
+        """Frequency above which the warp bends back, in Hz."""
+        return self.vtln_high if self.vtln_high > 0 else self.sample_frequency / 2 + self.vtln_high
+
+    @property
+    def static_dim(self) -> int:
+        """Columns of the features without their derivatives."""
+        raise NotImplementedError
+
+    @property
     def feat_dim(self) -> int:
         """Columns of the features."""
-        raise NotImplementedError
+        return self.static_dim * (self.delta_order + 1)
 
     def to_json(self) -> str:
         """All options in a canonical form, as stored in feats.h5 and digested."""
@@ -99,8 +128,8 @@ class FbankOptions(FrontEndOptions):
     use_power: bool = True
 
     @property
-    def feat_dim(self) -> int:
-        """One column a mel bin, after the log energy if that is used."""
+    def static_dim(self) -> int:
+        """One column a mel bin, and one for the log energy if that is used."""
         return self.num_mel_bins + int(self.use_energy)
 
 
@@ -119,7 +148,7 @@ class MfccOptions(FrontEndOptions):
             raise AsrKdError(f"num_ceps is {self.num_ceps}, but must be between 1 and num_mel_bins={self.num_mel_bins}")
 
     @property
-    def feat_dim(self) -> int:
+    def static_dim(self) -> int:
         """One column a cepstral coefficient."""
         return self.num_ceps
 

@@ -1,6 +1,7 @@
 """Samples to overlapping windows, with the frame count and the edges of Kaldi's feature-window.cc."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -16,26 +17,55 @@ def num_frames(num_samples: int, options: FrontEndOptions) -> int:
     return (num_samples + shift // 2) // shift
 
 
-def frame_samples(samples: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
-    """View `samples` (num_samples,) as windows (num_frames, window_size); rows share memory.
+def _mirrored(samples: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+    """Samples first..stop - 1 of a signal that is mirrored at its ends again and again."""
+    position = torch.arange(first, stop, device=samples.device).remainder(2 * len(samples))
+    return samples[torch.minimum(position, 2 * len(samples) - 1 - position)]
 
-    With snip_edges=false the windows are centred on their frames and the signal is mirrored at its ends.
 
-    Raises AsrKdError if the samples do not fill one frame.
+def _put(signal: torch.Tensor, samples: torch.Tensor, count: int, options: FrontEndOptions) -> None:
+    """Write the samples that `count` windows need to the start of `signal`."""
+    size, shift = options.window_size, options.window_shift
+    first = 0 if options.snip_edges else shift // 2 - size // 2  # without snip_edges windows are centred on frames
+    stop = first + (count - 1) * shift + size
+    inner = slice(max(first, 0), min(stop, len(samples)))
+    at = inner.start - first
+    signal[at : at + inner.stop - inner.start] = samples[inner]
+    if first < 0:
+        signal[:at] = _mirrored(samples, first, 0)
+    if stop > len(samples):
+        signal[at + inner.stop - inner.start : stop - first] = _mirrored(samples, len(samples), stop)
+
+
+def pack_windows(
+    utterances: Sequence[torch.Tensor], options: FrontEndOptions, block: int
+) -> tuple[torch.Tensor, list[slice]]:
+    """Windows of several utterances, (num_rows, window_size) float32 of overlapping memory, and each one's rows.
+
+    Utterances lie one after another in one signal, each from a multiple of the frame shift on, so that all windows are
+    one strided view. The few rows between two utterances hold no frame; num_rows is a multiple of `block`.
+
+    Raises AsrKdError if an utterance is not of one channel or does not fill one frame.
     """
     size, shift = options.window_size, options.window_shift
-    count = num_frames(len(samples), options)
-    if count == 0:
-        raise AsrKdError(
-            f"{len(samples)} samples are shorter than one "
-            + (f"window of {size}" if options.snip_edges else f"frame of {shift}")
-        )
-    if not options.snip_edges:
-        first = shift // 2 - size // 2
-        position = torch.arange(first, first + (count - 1) * shift + size, device=samples.device)
-        position = position.remainder(2 * len(samples))  # a mirrored signal has this period
-        samples = samples[torch.minimum(position, 2 * len(samples) - 1 - position)]
-    return samples.contiguous().as_strided((count, size), (shift, 1))
+    between = -(-size // shift) - 1
+    rows, end = [], 0
+    for samples in utterances:
+        if samples.ndim != 1:
+            raise AsrKdError(f"samples of one channel were expected, but their shape is {tuple(samples.shape)}")
+        count = num_frames(len(samples), options)
+        if count == 0:
+            raise AsrKdError(
+                f"{len(samples)} samples are shorter than one "
+                + (f"window of {size}" if options.snip_edges else f"frame of {shift}")
+            )
+        rows.append(slice(end, end + count))
+        end += count + between
+    num_rows = -(-end // block) * block
+    signal = torch.zeros((num_rows + between) * shift + size, device=utterances[0].device)
+    for samples, own in zip(utterances, rows, strict=True):
+        _put(signal[own.start * shift :], samples, own.stop - own.start, options)
+    return signal.as_strided((num_rows, size), (shift, 1)), rows
 
 
 def window_function(options: FrontEndOptions) -> torch.Tensor:
