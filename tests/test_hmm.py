@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asr_kd.corpus.datadir import Utterance, write_data_dir
+from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, read_lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import MfccOptions
@@ -546,7 +546,10 @@ def corpus(tmp_path) -> tuple:
     (tmp_path / "a.wav").write_bytes(b"")
     write_data_dir(
         tmp_path / "data",
-        [Utterance(f"s{i % 3}-{u[0]}", f"s{i % 3}", tmp_path / "a.wav", u[2]) for i, u in enumerate(utterances)],
+        [
+            Utterance(f"s{i % 3}-{u[0]}", f"s{i % 3}", Recording("a", str(tmp_path / "a.wav")), words=u[2])
+            for i, u in enumerate(utterances)
+        ],
     )
     write_lexicon(tmp_path / "lexicon.txt", PLAIN)
     options = MfccOptions(sample_frequency=8000, num_ceps=DIM)

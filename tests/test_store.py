@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asr_kd.cli_common import run_main
-from asr_kd.corpus.datadir import Utterance, read_data_dir, write_data_dir
+from asr_kd.corpus.datadir import Recording, Utterance, read_data_dir, write_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.features.extract import Recipe, extract, inputs_digest
@@ -431,7 +431,7 @@ def data(tmp_path) -> Path:
         wav = tmp_path / "data" / "wav" / f"{i}.wav"
         wav.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(wav, rng.integers(-9000, 9000, 1600 + 80 * i, dtype=np.int16), 8000)
-        utts.append(Utterance(f"s{i // 4}-u{i}", f"s{i // 4}", wav, ("one",)))
+        utts.append(Utterance(f"s{i // 4}-u{i}", f"s{i // 4}", Recording(f"s{i // 4}-u{i}", str(wav)), words=("one",)))
     write_data_dir(tmp_path / "data", utts)
     return tmp_path / "data"
 
@@ -446,7 +446,7 @@ def test_extraction_is_the_front_end_of_each_recording(data, tmp_path):
     assert fbanks.content_digest != mfccs.content_digest
     assert mfccs.attrs["kind"] == "mfcc"
     for utt in utts:
-        samples = soundfile.read(utt.wav, dtype="int16")[0]
+        samples = soundfile.read(utt.recording.source, dtype="int16")[0]
         np.testing.assert_array_equal(fbanks[utt.utt_id], compute_fbank(samples, OPTIONS))
         np.testing.assert_array_equal(mfccs[utt.utt_id], compute_mfcc(samples, mfcc))
 
@@ -460,7 +460,7 @@ def test_extraction_again_only_if_something_changed(data, tmp_path):
     assert extract(utts, out, dataclasses.replace(OPTIONS, low_freq=30))
     assert extract(utts, out, OPTIONS, dtype="float16")
     assert extract(utts[:-1], out, OPTIONS)
-    os.utime(utts[0].wav, ns=(1, 1))
+    os.utime(utts[0].recording.source, ns=(1, 1))
     assert extract(utts[:-1], out, OPTIONS)
     out.write_bytes(out.read_bytes()[:1000])
     assert extract(utts[:-1], out, OPTIONS)
@@ -469,7 +469,7 @@ def test_extraction_again_only_if_something_changed(data, tmp_path):
 
 def test_bad_recordings_are_listed_and_skipped_up_to_a_share(data, tmp_path):
     utts, out = read_data_dir(data), tmp_path / "feats.h5"
-    soundfile.write(utts[2].wav, np.zeros(100, dtype=np.int16), 8000)
+    soundfile.write(utts[2].recording.source, np.zeros(100, dtype=np.int16), 8000)
     lines: list[str] = []
     with pytest.raises(AsrKdError, match=r"1 of 7 utterances could not be used.* s0-u2: .*100 samples are shorter"):
         extract(utts, out, OPTIONS, log=lines.append)
@@ -496,7 +496,7 @@ def test_nothing_usable_is_an_error_at_any_share(data, tmp_path):
 def test_shards_equal_one_process_and_are_reused(data, tmp_path, monkeypatch):
     monkeypatch.setattr("asr_kd.features.extract.MIN_UTTS_PER_PROCESS", 1)
     utts, out = read_data_dir(data), tmp_path / "feats.h5"
-    utts[5].wav.write_bytes(b"")
+    Path(utts[5].recording.source).write_bytes(b"")
     extract(utts, tmp_path / "single.h5", OPTIONS, max_bad_share=0.2)
     extract(utts, out, OPTIONS, nj=2, max_bad_share=0.2)
     single, sharded = FeatsReader(tmp_path / "single.h5"), FeatsReader(out)
@@ -521,7 +521,7 @@ def test_inputs_digest_is_of_ids_speakers_recordings_and_options(data):
         (utts[1:], Recipe(OPTIONS)),
         ([dataclasses.replace(utts[0], utt_id="x"), *utts[1:]], Recipe(OPTIONS)),
         ([dataclasses.replace(utts[0], spk_id="x"), *utts[1:]], Recipe(OPTIONS)),
-        ([dataclasses.replace(utts[0], wav=utts[1].wav), *utts[1:]], Recipe(OPTIONS)),
+        ([dataclasses.replace(utts[0], recording=utts[1].recording), *utts[1:]], Recipe(OPTIONS)),
         (utts, Recipe(OPTIONS, "float16")),
         (utts, Recipe(MfccOptions(sample_frequency=8000, num_mel_bins=13))),
     ]
@@ -585,12 +585,12 @@ def test_killed_extraction_leaves_no_file_and_continues(data, tmp_path):
         "from asr_kd.features import extract as e\n"
         "from asr_kd.corpus.datadir import read_data_dir\n"
         "from asr_kd.features.options import FbankOptions\n"
-        "real = e.read_audio\n"
-        "def slow(path, rate):\n"
-        "    if path.name == '5.wav':\n"
+        "real = e.read_samples\n"
+        "def slow(utt, rate):\n"
+        "    if utt.utt_id == 's1-u5':\n"
         "        print('there', flush=True); time.sleep(60)\n"
-        "    return real(path, rate)\n"
-        "e.read_audio = slow\n"
+        "    return real(utt, rate)\n"
+        "e.read_samples = slow\n"
         "e.extract(read_data_dir(sys.argv[1]), sys.argv[2], FbankOptions(sample_frequency=8000, num_mel_bins=3))\n",
         str(data),
         str(out),

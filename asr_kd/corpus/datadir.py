@@ -18,17 +18,41 @@ _BLANKS = re.compile(r"[ \t]+")
 
 
 @dataclass(frozen=True)
-class Utterance:
-    """One utterance: a whole recording, who speaks and, where there is a transcript, the words.
+class Recording:
+    """Where audio comes from: `source` is a path, or a command that writes it to its stdout and ends in "|".
 
-    `uniq_id` is the utterance that this one is a perturbed copy of (Kaldi's utt2uniq), None for an original.
+    `channel` counts from 0; None stands for the only one, and a recording of several is refused then.
+    """
+
+    rec_id: str
+    source: str
+    channel: int | None = None
+
+    @property
+    def is_pipe(self) -> bool:
+        """Whether the source is a command."""
+        return self.source.endswith("|")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance: a recording or a part of it, who speaks and, where there is a transcript, the words.
+
+    `start_s` and `end_s` are seconds; None stands for the recording's own start or end. `uniq_id` is the utterance
+    that this one is a perturbed copy of (Kaldi's utt2uniq); that of an original, or left empty, is its own id.
     """
 
     utt_id: str
     spk_id: str
-    wav: Path
-    words: tuple[str, ...] | None
-    uniq_id: str | None = None
+    recording: Recording
+    start_s: float | None = None
+    end_s: float | None = None
+    words: tuple[str, ...] | None = None
+    uniq_id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.uniq_id:
+            object.__setattr__(self, "uniq_id", self.utt_id)
 
 
 def read_data_dir(path: str | Path, need_text: bool = True) -> list[Utterance]:
@@ -62,9 +86,9 @@ def read_data_dir(path: str | Path, need_text: bool = True) -> list[Utterance]:
         Utterance(
             utt_id=utt_id,
             spk_id=utt2spk[utt_id][1],
-            wav=_resolve_wav(path, line, value),
+            recording=Recording(utt_id, str(_resolve_wav(path, line, value))),
             words=tuple(_BLANKS.split(text[utt_id][1])) if text is not None else None,
-            uniq_id=_original(utt_id, uniq),
+            uniq_id=uniq[utt_id][1] if uniq is not None else utt_id,
         )
         for utt_id, (line, value) in scp.items()
     ]
@@ -96,9 +120,9 @@ def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
     _write_table(path / "spk2utt", ((spk_id, " ".join(spk2utt[spk_id])) for spk_id in sorted(spk2utt)))
     if utts[0].words is not None:
         _write_table(path / "text", ((utt.utt_id, " ".join(utt.words or ())) for utt in utts))
-    if any(utt.uniq_id for utt in utts):
-        _write_table(path / "utt2uniq", ((utt.utt_id, utt.uniq_id or utt.utt_id) for utt in utts))
-    _write_table(path / "wav.scp", ((utt.utt_id, _portable_path(path, utt.wav)) for utt in utts))
+    if any(utt.uniq_id != utt.utt_id for utt in utts):
+        _write_table(path / "utt2uniq", ((utt.utt_id, utt.uniq_id) for utt in utts))
+    _write_table(path / "wav.scp", ((utt.utt_id, _portable_path(path, Path(utt.recording.source))) for utt in utts))
 
 
 def check_disjoint(dirs: Mapping[str, list[Utterance]], by_speaker: bool) -> None:
@@ -109,8 +133,8 @@ def check_disjoint(dirs: Mapping[str, list[Utterance]], by_speaker: bool) -> Non
     Raises AsrKdError that names both sets and the first thing they share.
     """
     keys = {
-        "utterance": lambda utt: utt.uniq_id or utt.utt_id,
-        "recording": lambda utt: os.path.realpath(utt.wav),
+        "utterance": lambda utt: utt.uniq_id,
+        "recording": lambda utt: os.path.realpath(utt.recording.source),
     }
     if by_speaker:
         keys["speaker"] = lambda utt: utt.spk_id
@@ -213,12 +237,6 @@ def _resolve_wav(data_dir: Path, line: int, value: str) -> Path:
     raise AsrKdError(f"{where}: there is no recording {value}")
 
 
-def _original(utt_id: str, uniq: Mapping[str, tuple[int, str]] | None) -> str | None:
-    if uniq is None or uniq[utt_id][1] == utt_id:
-        return None
-    return uniq[utt_id][1]
-
-
 def _check_writable(path: Path, utts: list[Utterance]) -> None:
     if not utts:
         raise AsrKdError(f"{path}: there is no utterance to write")
@@ -228,7 +246,7 @@ def _check_writable(path: Path, utts: list[Utterance]) -> None:
             raise AsrKdError(f"{path}: the utterance {utt.utt_id} is there twice")
         if (utt.words is not None) != with_words or (with_words and not utt.words):
             raise AsrKdError(f"{path}: the utterance {utt.utt_id} has no words though another has")
-        for token in (utt.utt_id, utt.spk_id, utt.uniq_id or utt.utt_id, *(utt.words or ())):
+        for token in (utt.utt_id, utt.spk_id, utt.uniq_id, *(utt.words or ())):
             if not token or not token.isprintable() or " " in token:
                 raise AsrKdError(f"{path}: {token!r} of the utterance {utt.utt_id} cannot be an id or a word")
     _check_speakers(path / "utt2spk", {utt.utt_id: (line, utt.spk_id) for line, utt in enumerate(utts, start=1)})

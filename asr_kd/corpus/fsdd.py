@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from asr_kd.corpus import datadir
 from asr_kd.corpus.datadir import Utterance, check_disjoint, read_data_dir, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.corpus.numbers import DIGITS
@@ -270,7 +271,8 @@ def _write_set(work: Path, name: str, groups: list[list[Recording]], rng: np.ran
         wav = work / "wav" / name / f"{utt_id}.wav"
         wav.parent.mkdir(parents=True, exist_ok=True)
         _write_wav(wav, join_samples([_read_wav(recording.path) for recording in group], rng))
-        utterances.append(Utterance(utt_id, group[0].speaker, wav, tuple(DIGITS[r.digit] for r in group)))
+        source = datadir.Recording(utt_id, str(wav))
+        utterances.append(Utterance(utt_id, group[0].speaker, source, words=tuple(DIGITS[r.digit] for r in group)))
         sources.append(f"{utt_id} {' '.join(recording.path.stem for recording in group)}\n")
     write_data_dir(work / name, utterances)
     write_text(work / name / "utt2recordings", "".join(sorted(sources)))

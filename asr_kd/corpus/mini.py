@@ -22,7 +22,7 @@ import numpy as np
 from scipy.signal import resample_poly
 
 from asr_kd.corpus import numbers, simulate
-from asr_kd.corpus.datadir import Utterance, check_disjoint, read_data_dir, write_data_dir
+from asr_kd.corpus.datadir import Recording, Utterance, check_disjoint, read_data_dir, write_data_dir
 from asr_kd.corpus.espeak import Espeak, voice_variants
 from asr_kd.corpus.espeak_phones import Segment, label_speech, pronunciations
 from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, write_lexicon
@@ -267,8 +267,9 @@ def _finish(work: Path, plan: dict, recipe: dict, log: Callable[[str], None]) ->
                     f"{utt_id} 1 {start / SAMPLE_RATE:.7f} {length / SAMPLE_RATE:.7f} {phone}\n"
                     for start, length, phone in utt["phones"]
                 ]
-                noisy.append(Utterance(utt_id, voice, work / "wav" / name / voice / f"{utt_id}.wav", words))
-                clean.append(Utterance(utt_id, voice, work / "wav" / f"{name}_clean" / voice / f"{utt_id}.wav", words))
+                for utts, folder in ((noisy, name), (clean, f"{name}_clean")):
+                    wav = Recording(utt_id, str(work / "wav" / folder / voice / f"{utt_id}.wav"))
+                    utts.append(Utterance(utt_id, voice, wav, words=words))
         dirs[name] = noisy
         write_data_dir(work / name, noisy)
         write_data_dir(work / f"{name}_clean", clean)

@@ -1,74 +1,238 @@
-"""Audio files in, samples at int16 scale out; what is wrong with a file is found here and said in one sentence."""
+"""Audio in, samples at int16 scale out; what is wrong with a recording is found here and said in one sentence."""
 
+import contextlib
+import functools
+import io
 import os
-import struct
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
+from asr_kd.corpus.datadir import Recording, Utterance
 from asr_kd.errors import AsrKdError
+from asr_kd.features.audio_headers import WavHeader, check_is_whole
 
 INT16_SCALE = 32768.0
-# Sizes that programs write into a header before they know how much follows (a pipe); the file's end decides then.
-PIPE_SIZE = 0x7FFFF000  # sox; ffmpeg writes 0xFFFFFFFF
+# Segments may end this much after their recording, they are cut then: extract-segments' --max-overshoot.
+MAX_OVERSHOOT_S = 0.5
 
 
-def _check_wav_is_whole(path: Path) -> None:
-    """Compare the size that a RIFF file's data chunk declares with what the file holds.
+class AudioFile:
+    """An opened recording: `sample_rate` in Hz, `num_channels`, `num_samples` of a channel, `read`."""
 
-    libsndfile reads what there is and reports no error, so an interrupted copy would pass as a short recording.
+    def __init__(self, file: BinaryIO, name: str, accept_truncated: bool):
+        self.name = name
+        self._file = file
+        self._wav = _as_pcm16(check_is_whole(file, name, accept_truncated))
+        if self._wav is not None:
+            self.sample_rate, self.num_channels = self._wav.sample_rate, self._wav.num_channels
+            self.num_samples = self._wav.num_held
+        else:
+            file.seek(0)
+            self._decoder = soundfile.SoundFile(file)
+            self.sample_rate, self.num_channels = self._decoder.samplerate, self._decoder.channels
+            self.num_samples = self._decoder.frames
+
+    def read(self, start: int, stop: int, channel: int) -> np.ndarray:
+        """Samples start to stop of a channel: (stop - start,) float32 at int16 scale."""
+        if self._wav is not None:
+            # Every corpus is full of these, and libsndfile takes five times as long as reading them plainly.
+            self._file.seek(self._wav.data_offset + start * self._wav.block_bytes)
+            content = self._file.read((stop - start) * self._wav.block_bytes)
+            return np.frombuffer(content, "<i2")[channel :: self.num_channels].astype(np.float32)
+        self._decoder.seek(start)
+        samples = self._decoder.read(stop - start, dtype="float32", always_2d=True)[:, channel]
+        if len(samples) < stop - start:
+            raise AsrKdError(
+                f"{self.name}: is truncated, its header declares {self.num_samples} samples, "
+                f"{stop - start - len(samples)} are missing"
+            )
+        if not np.isfinite(samples).all():
+            raise AsrKdError(f"{self.name}: holds samples that are NaN or infinite")
+        return samples * np.float32(INT16_SCALE)
+
+
+def read_audio(
+    path: str | Path,
+    sample_rate: int,
+    *,
+    channel: int | None = None,
+    resample: bool = False,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    accept_truncated: bool = False,
+) -> np.ndarray:
+    """Read a channel of an audio file: (num_samples,) float32 at int16 scale (full scale is 32768).
+
+    Whatever libsndfile reads is read (WAV, FLAC, NIST sphere, Ogg, …). Channels count from 0; None stands for the
+    only one. A part from `start_s` to `end_s` (seconds) is read by seeking to it, its samples counted as Kaldi's
+    extract-segments does. With `resample`, audio of another rate is brought to `sample_rate` by soxr. With
+    `accept_truncated`, a file that holds less than its header declares is taken as it is.
+
+    Raises AsrKdError, naming the file, if it is missing, unreadable, empty or truncated, has another sample rate or
+    no such channel, or holds NaN or infinity.
     """
-    with open(path, "rb") as file:
-        header = file.read(12)
-        if header[:4] != b"RIFF" or header[8:] != b"WAVE":
-            return
-        end = os.fstat(file.fileno()).st_size
-        while len(chunk := file.read(8)) == 8:
-            name, size = struct.unpack("<4sI", chunk)
-            if name == b"data":
-                held = end - file.tell()
-                if held < size < PIPE_SIZE:
-                    raise AsrKdError(
-                        f"{path}: is truncated, its header declares {size} bytes of audio, {held} are there"
-                    )
-                return
-            file.seek(size + size % 2, os.SEEK_CUR)
-    raise AsrKdError(f"{path}: is truncated, it ends before its audio")
+    with _open_path(Path(path), accept_truncated) as audio:
+        return _read_part(audio, sample_rate, channel, resample, start_s, end_s)
 
 
-def read_audio(path: str | Path, sample_rate: int) -> np.ndarray:
-    """Read a recording of one channel: (num_samples,) float32 at int16 scale (full scale is 32768).
+def read_samples(
+    utterance: Utterance,
+    sample_rate: int,
+    *,
+    resample: bool = False,
+    allow_pipes: bool = False,
+    accept_truncated: bool = False,
+) -> np.ndarray:
+    """Read an utterance as `read_audio` does; with `allow_pipes`, run the command where the recording is one.
 
-    Whatever libsndfile reads is read (WAV, FLAC, SPHERE, Ogg); nothing is resampled.
+    A command is given to the shell from the current directory, as Kaldi does. The output of the last one is kept,
+    so that a recording's segments, if they follow each other, need it once.
 
-    Raises AsrKdError if the file is missing, unreadable, empty or truncated, has another sample rate or several
-    channels, or holds NaN or infinity.
+    Raises AsrKdError that names the utterance and the file or command.
     """
-    path = Path(path)
+    try:
+        with open_recording(utterance.recording, allow_pipes, accept_truncated) as audio:
+            channel, start_s, end_s = utterance.recording.channel, utterance.start_s, utterance.end_s
+            return _read_part(audio, sample_rate, channel, resample, start_s, end_s)
+    except AsrKdError as error:
+        raise AsrKdError(f"{utterance.utt_id}: {error}") from error
+
+
+@contextlib.contextmanager
+def open_recording(
+    recording: Recording, allow_pipes: bool = False, accept_truncated: bool = False
+) -> Iterator[AudioFile]:
+    """Open a recording, running its command if it is one and that is allowed; raises AsrKdError that names it."""
+    if not recording.is_pipe:
+        with _open_path(Path(recording.source), accept_truncated) as audio:
+            yield audio
+        return
+    if not allow_pipes:
+        raise AsrKdError(f"{recording.source}: commands (pipes) are not run unless that is allowed (--allow-pipes)")
+    with _reporting(recording.source):
+        yield AudioFile(io.BytesIO(_run_pipe(recording.source)), recording.source, accept_truncated)
+
+
+def pick_channel(audio: AudioFile, channel: int | None) -> int:
+    """The channel to read, from 0.
+
+    A file of one channel is read whatever channel is asked for: reco2file_and_channel tells the channel of the
+    conversation, and wav.scp often has it separated already (sph2pipe -c 1).
+
+    Raises AsrKdError if there is no such channel, or there are several and none is asked for.
+    """
+    if audio.num_channels == 1:
+        return 0
+    if channel is None:
+        raise AsrKdError(
+            f"{audio.name}: has {audio.num_channels} channels, but one was expected; "
+            "choose one, in a data directory by reco2file_and_channel"
+        )
+    if not 0 <= channel < audio.num_channels:
+        raise AsrKdError(f"{audio.name}: has {audio.num_channels} channels, but channel {channel} (from 0) was asked")
+    return channel
+
+
+def resample_audio(samples: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+    """Band-limited resampling by soxr (high quality, as librosa's default): (about n · to_rate / from_rate,) float32.
+
+    Raises AsrKdError if soxr is not installed.
+    """
+    try:
+        import soxr
+    except ImportError as error:
+        raise AsrKdError("resampling needs soxr: pip install 'asr_kd[audio]'") from error
+    return soxr.resample(samples.astype(np.float32, copy=False), from_rate, to_rate, quality="HQ")
+
+
+def _as_pcm16(header: WavHeader | None) -> WavHeader | None:
+    return header if header is not None and header.is_pcm16 else None
+
+
+@contextlib.contextmanager
+def _reporting(name: str) -> Iterator[None]:
+    """Errors of libsndfile and of the system as ours."""
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AsrKdError(f"{name}: not readable as audio ({error}), it may be damaged or truncated") from error
+
+
+@contextlib.contextmanager
+def _open_path(path: Path, accept_truncated: bool) -> Iterator[AudioFile]:
     if not path.is_file():
         raise AsrKdError(f"{path}: no such audio file")
-    try:
-        if path.stat().st_size == 0:
+    with _reporting(str(path)), open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
             raise AsrKdError(f"{path}: is empty")
-        _check_wav_is_whole(path)
-        with soundfile.SoundFile(path) as file:
-            if file.samplerate != sample_rate:
-                raise AsrKdError(
-                    f"{path}: expected {sample_rate} Hz, found {file.samplerate}; resample it or set the "
-                    f"sample frequency to {file.samplerate}"
-                )
-            if file.channels != 1:
-                raise AsrKdError(f"{path}: has {file.channels} channels, but one was expected")
-            declared = file.frames
-            samples = file.read(dtype="float32")
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AsrKdError(f"{path}: not readable as audio ({error})") from error
-    if len(samples) == 0:
-        raise AsrKdError(f"{path}: holds no samples")
-    if len(samples) < declared:
-        raise AsrKdError(f"{path}: is truncated, its header declares {declared} samples, {len(samples)} are there")
-    if not np.isfinite(samples).all():
-        raise AsrKdError(f"{path}: holds samples that are NaN or infinite")
-    samples *= INT16_SCALE
+        yield AudioFile(file, str(path), accept_truncated)
+
+
+def _read_part(
+    audio: AudioFile, sample_rate: int, channel: int | None, resample: bool, start_s: float | None, end_s: float | None
+) -> np.ndarray:
+    if audio.num_samples == 0:
+        raise AsrKdError(f"{audio.name}: holds no samples")
+    if audio.sample_rate != sample_rate and not resample:
+        raise AsrKdError(
+            f"{audio.name}: expected {sample_rate} Hz, found {audio.sample_rate}; ask for resampling or set the "
+            f"sample frequency to {audio.sample_rate}"
+        )
+    start, stop = _sample_range(audio, start_s, end_s)
+    samples = audio.read(start, stop, pick_channel(audio, channel))
+    if audio.sample_rate != sample_rate:
+        return resample_audio(samples, audio.sample_rate, sample_rate)
     return samples
+
+
+def _sample_range(audio: AudioFile, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+    """The samples of a part, cut off (not rounded) to whole ones as in Kaldi's extract-segments."""
+    start = 0 if start_s is None else int(start_s * audio.sample_rate)
+    stop = audio.num_samples if end_s is None else int(end_s * audio.sample_rate)
+    duration_s = audio.num_samples / audio.sample_rate
+    if not 0 <= start < audio.num_samples or stop >= audio.num_samples + int(MAX_OVERSHOOT_S * audio.sample_rate):
+        wanted = f"{start_s or 0:g} to {duration_s if end_s is None else end_s:g} s"
+        raise AsrKdError(f"{audio.name}: is {duration_s:.3f} s long, but {wanted} was asked for")
+    stop = min(stop, audio.num_samples)
+    if stop <= start:
+        raise AsrKdError(f"{audio.name}: from {start_s or 0:g} to {end_s:g} s there are no samples")
+    return start, stop
+
+
+@functools.lru_cache(maxsize=1)
+def _run_pipe(command: str) -> bytes:
+    """The output of a command of wav.scp; raises AsrKdError with its last words if it fails or says nothing."""
+    # In bash, since sh would not notice the failure of a program before the last `|`.
+    # A group of its own, so that the programs of a pipe end together when we are interrupted.
+    bash = shutil.which("bash")
+    shell = [bash, "-o", "pipefail", "-c"] if bash else ["/bin/sh", "-c"]
+    process = subprocess.Popen(
+        [*shell, command.rstrip().removesuffix("|")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        output, messages = process.communicate()
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    said = messages.decode("utf-8", "replace").strip()
+    if process.returncode != 0:
+        last = f": {said.splitlines()[-1]}" if said else ""
+        raise AsrKdError(f"{command}: the command failed with exit status {process.returncode}{last}")
+    if said:
+        print(said, file=sys.stderr, flush=True)
+    if not output:
+        raise AsrKdError(f"{command}: the command wrote no audio")
+    return output

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,7 +20,7 @@ import torch
 
 from asr_kd.corpus.datadir import Utterance
 from asr_kd.errors import AsrKdError
-from asr_kd.features.audio import read_audio
+from asr_kd.features.audio import read_samples
 from asr_kd.features.fbank import compute_fbank
 from asr_kd.features.mfcc import compute_mfcc
 from asr_kd.features.options import FrontEndOptions, MfccOptions
@@ -58,13 +59,13 @@ class Recipe:
         """Hz."""
         return int(self.options.sample_frequency)
 
-    def compute(self, wav: Path) -> np.ndarray:
-        """Features (num_frames, feat_dim) of a recording; raises AsrKdError naming it."""
-        samples = read_audio(wav, self.sample_rate)
+    def compute(self, utterance: Utterance) -> np.ndarray:
+        """Features (num_frames, feat_dim) of an utterance; raises AsrKdError naming it and its file."""
+        samples = read_samples(utterance, self.sample_rate)
         try:
             return (compute_mfcc if self.kind == "mfcc" else compute_fbank)(samples, self.options)
         except AsrKdError as error:
-            raise AsrKdError(f"{wav}: {error}") from error
+            raise AsrKdError(f"{utterance.utt_id}: {error}") from error
 
 
 def inputs_digest(utterances: Sequence[Utterance], recipe: Recipe) -> str:
@@ -76,11 +77,12 @@ def inputs_digest(utterances: Sequence[Utterance], recipe: Recipe) -> str:
     digest = hashlib.sha256(json.dumps(header).encode())
     for utt in utterances:
         try:
-            stat = utt.wav.stat()
+            stat = os.stat(utt.recording.source)
             state = [stat.st_size, stat.st_mtime_ns]
         except OSError:
             state = []  # its absence is reported when it is read
-        digest.update(json.dumps([utt.utt_id, utt.spk_id, str(utt.wav.absolute()), *state]).encode())
+        part = (*dataclasses.astuple(utt.recording), utt.start_s, utt.end_s)
+        digest.update(json.dumps([utt.utt_id, utt.spk_id, *part, *state]).encode())
     return digest.hexdigest()
 
 
@@ -130,7 +132,7 @@ def _write_file(
                 reported = time.monotonic()
                 log(f"{done} of {len(utterances)} utterances, {done / (reported - started):.0f} per second")
             try:
-                writer.append(utt.utt_id, utt.spk_id, recipe.compute(utt.wav))
+                writer.append(utt.utt_id, utt.spk_id, recipe.compute(utt))
             except AsrKdError as error:
                 writer.skip(utt.utt_id, str(error))
         accept(writer.skipped)
