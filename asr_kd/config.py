@@ -143,6 +143,8 @@ class DistillConfig:
     soft_weight: float
     hard_weight: float | None
     combination: str
+    matching: str
+    label_use: str
     top_k: int | None
     student_epochs: int
     student_learning_rate: float
@@ -150,6 +152,17 @@ class DistillConfig:
     sweep_soft_weights: list[float]
     sweep_combinations: list[str]
     sweep_epochs: int
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that nothing can be distilled with."""
+        means = ("arithmetic", "geometric")
+        _require(self, "above 0", lambda x: 0 < x < math.inf, "temperature", "student_learning_rate")
+        _require(self, "arithmetic or geometric", lambda x: x in means, "combination")
+        _require(self, "arithmetic or geometric", lambda xs: xs and set(xs) <= set(means), "sweep_combinations")
+        _require(self, "above 0", lambda xs: xs and min(xs) > 0, "sweep_temperatures")
+        _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
+        _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
+        _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ def soft_targets(args: argparse.Namespace) -> None:
         "soft_weight",
         "hard_weight",
         "combination",
+        "matching",
+        "label_use",
         "student_epochs",
         "student_learning_rate",
         DnnConfig,

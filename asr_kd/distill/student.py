@@ -30,6 +30,8 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,
             hard_weight=distill.hard_weight,
+            matching=distill.matching,
+            label_use=distill.label_use,
         )
 
     return loss
@@ -55,6 +57,8 @@ def train_student(
         "temperature": targets.temperature,
         "soft_weight": distill.soft_weight,
         "hard_weight": distill.hard_weight,
+        "matching": distill.matching,
+        "label_use": distill.label_use,
         **targets_key,
     }
     schedule = student_schedule(dnn, distill)
