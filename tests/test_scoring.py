@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from asr_kd.errors import AsrKdError
-from asr_kd.scoring.frames import per_utterance_frame_scores
+from asr_kd.scoring.frames import FrameLabels, per_utterance_frame_scores
 from asr_kd.scoring.plots import curve_group, systems_plot
 from asr_kd.scoring.report import RESULTS_HEADER, headline_sentences, results_row, write_report
 from asr_kd.scoring.results import build_results, check_results
@@ -99,7 +99,7 @@ def test_frame_scores_equal_a_loop_over_frames(seed, dtype, block):
     offset = np.concatenate([[0], np.cumsum(lengths)])
     logits = rng.normal(size=(offset[-1], num_pdfs)) * 3
     pdf = rng.integers(-1, num_pdfs, size=offset[-1])
-    scores = per_utterance_frame_scores(torch.as_tensor(logits, dtype=dtype).split(block), pdf, offset, sil)
+    scores = per_utterance_frame_scores(torch.as_tensor(logits, dtype=dtype).split(block), FrameLabels(pdf, offset, sil))
     for u in range(len(lengths)):
         frames = [t for t in range(offset[u], offset[u + 1]) if pdf[t] >= 0]
         speech = [t for t in frames if pdf[t] not in sil]
@@ -115,7 +115,7 @@ def test_frame_scores_take_log_posteriors_as_they_are():
     logits = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
     pdf, offset = np.array([0, 1, 2, 3, -1, 0]), np.array([0, 3, 6])
     log_post = torch.as_tensor(logits).log_softmax(1).numpy()
-    from_logits, from_log_post = (per_utterance_frame_scores(x, pdf, offset) for x in (logits, log_post))
+    from_logits, from_log_post = (per_utterance_frame_scores(x, FrameLabels(pdf, offset)) for x in (logits, log_post))
     np.testing.assert_allclose(from_logits.xent_sum, from_log_post.xent_sum, rtol=1e-6)
     np.testing.assert_array_equal(from_logits.correct, from_log_post.correct)
 
@@ -123,7 +123,7 @@ def test_frame_scores_take_log_posteriors_as_they_are():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda z, pdf: (z[:-1], pdf), "has 5 frames but there are 6 labels"),
+        (lambda z, pdf: (z[:-1], pdf), "lacks 1 of the 5 labelled frames"),
         (lambda z, pdf: (np.vstack([z, z]), pdf), "more frames than the 6 labels"),
         (lambda z, pdf: (z, pdf + 2), "the net has the outputs 0..3"),
         (lambda z, pdf: (np.where(np.arange(6)[:, None] == 2, np.nan, z), pdf), "NaN"),
@@ -132,7 +132,7 @@ def test_frame_scores_take_log_posteriors_as_they_are():
 def test_frames_that_do_not_fit_are_refused(change, message):
     blocks, pdf = change(np.zeros((6, 4)), np.array([0, 1, 2, 3, -1, 0]))
     with pytest.raises(AsrKdError, match=message):
-        per_utterance_frame_scores(blocks, pdf, np.array([0, 3, 6]))
+        per_utterance_frame_scores(blocks, FrameLabels(pdf, np.array([0, 3, 6])))
 
 
 # --- resampling
@@ -406,7 +406,7 @@ def test_system_scores_survive_a_file(systems, tmp_path):
         (lambda c: c.update(num_frames=[0.5] * 90), "num_frames is no array of int64"),
         (lambda c: c["num_nonsil"].__setitem__(3, 10**6), "num_nonsil exceeds num_frames"),
         (lambda c: c.pop("refs"), "refs"),
-        (lambda c: c.update(version=2), "is not a asr_kd.system_scores file"),
+        (lambda c: c.update(version=1), "is not a asr_kd.system_scores file"),
     ],
 )
 def test_system_scores_that_do_not_agree_are_refused(systems, tmp_path, change, message):
@@ -489,7 +489,8 @@ def all_places(value, path=()):
         yield from all_places(value[0], (*path, 0))
 
 
-EXTRA = {"num_speakers", "bootstrap", "refused_tests", "frame_accuracy_nonsil"}
+EXTRA = {"num_speakers", "bootstrap", "refused_tests", "frame_accuracy_nonsil", "frame_accuracy_top5", "calibration"}
+EXTRA |= {"per_phone", "confusions"}
 
 
 def test_each_missing_or_odd_key_is_named(results):

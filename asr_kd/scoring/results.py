@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.scoring.breakdown import calibration_entry, confusion_entry, per_phone_rows
 from asr_kd.scoring.schema import HEADLINE, METRICS, check_results
 from asr_kd.scoring.significance import (
     NUM_RESAMPLES,
@@ -24,6 +25,7 @@ RESAMPLING_UNITS = ("utterance", "speaker")
 _COUNTS: dict[str, tuple[Callable[[SystemScores], np.ndarray], Callable[[SystemScores], np.ndarray], bool]] = {
     "frame_accuracy": (lambda s: s.correct, lambda s: s.num_frames, True),
     "frame_accuracy_nonsil": (lambda s: s.correct_nonsil, lambda s: s.num_nonsil, True),
+    "frame_accuracy_top5": (lambda s: s.correct_top5, lambda s: s.num_frames, True),
     "wer": (lambda s: s.errors.sum(axis=2), lambda s: s.num_ref_words, False),
     "per": (lambda s: s.phone_errors.sum(axis=2), lambda s: s.num_ref_phones, False),
 }
@@ -47,8 +49,10 @@ def build_results(
     `resampling_unit` for the mean over seeds, and p values are those of `ClusterBootstrap.compare` and `mapsswe`, not
     corrected for the number of comparisons. In `gain_recovered` a gain is an increase of accuracy or a reduction of
     the error rate, and `shortfall_points` is the ensemble's gain less the student's, for both.
-    Beyond the schema there are: `frame_accuracy_nonsil` of each system (null where all is silence), `refused_tests` (a
-    comparison that could not be tested, with its reason), `num_speakers` and `bootstrap`.
+    Beyond the schema there are: of each system `frame_accuracy_nonsil` (null where all is silence),
+    `frame_accuracy_top5` and `calibration` (null where they were not scored); `refused_tests` (a comparison that could
+    not be tested, with its reason), `num_speakers`, `bootstrap`, `per_phone` (of the headline systems) and
+    `confusions` (by name of baseline and student), as asr_kd/scoring/breakdown.py describes them.
 
     Raises AsrKdError where systems were not scored on the same utterances, labels and transcripts.
     """
@@ -56,9 +60,8 @@ def build_results(
     if resampling_unit not in RESAMPLING_UNITS:
         raise AsrKdError(f"resampling unit must be one of {', '.join(RESAMPLING_UNITS)}, not {resampling_unit}.")
     first = systems[0]
-    bootstrap = ClusterBootstrap(
-        first.utt_ids if resampling_unit == "utterance" else first.spk_ids, _columns(systems), num_resamples, seed
-    )
+    units = first.utt_ids if resampling_unit == "utterance" else first.spk_ids
+    bootstrap = ClusterBootstrap(units, _columns(systems), num_resamples, seed)
     trio = {role: by_name[headline[role]] for role in HEADLINE}
     comparisons, refused = _compare_all(bootstrap, trio)
     results = {
@@ -76,9 +79,22 @@ def build_results(
         "comparisons": comparisons,
         "refused_tests": refused,
         "gain_recovered": {metric: _gain_entry(bootstrap, trio, metric) for metric in ("frame_accuracy", "wer")},
+        **_breakdown(trio, units),
     }
     check_results(results)
     return results
+
+
+def _breakdown(trio: Mapping[str, SystemScores], units: Sequence[str]) -> dict[str, Any]:
+    """Phones and confusions, where all of the headline systems were scored to that depth."""
+    details = {system.name: system.detail for system in trio.values() if system.detail is not None}
+    baseline, student = trio["baseline"].name, trio["student"].name
+    if len(details) < len({system.name for system in trio.values()}):
+        return {"per_phone": [], "confusions": {}}
+    return {
+        "per_phone": per_phone_rows(details, baseline, units),
+        "confusions": {name: confusion_entry(details[name]) for name in dict.fromkeys((baseline, student))},
+    }
 
 
 def _check_systems(systems: Sequence[SystemScores], headline: Mapping[str, str]) -> dict[str, SystemScores]:
@@ -99,6 +115,8 @@ def _check_systems(systems: Sequence[SystemScores], headline: Mapping[str, str])
 def _scored(system: SystemScores, metric: str) -> bool:
     if metric == "per":
         return system.phone_errors is not None
+    if metric == "frame_accuracy_top5":
+        return system.correct_top5 is not None
     return metric != "frame_accuracy_nonsil" or bool(system.num_nonsil.any())
 
 
@@ -149,9 +167,11 @@ def _system_entry(bootstrap: ClusterBootstrap, system: SystemScores) -> dict[str
         "seeds": list(system.seeds),
         "frame_accuracy": metric_entry("frame_accuracy"),
         "frame_accuracy_nonsil": metric_entry("frame_accuracy_nonsil"),
+        "frame_accuracy_top5": metric_entry("frame_accuracy_top5"),
         "wer": metric_entry("wer", system.errors),
         "per": metric_entry("per", system.phone_errors),
         "cross_entropy": float(mean_over_seeds(system.xent_sum).sum() / system.num_frames.sum()),
+        "calibration": None if system.detail is None else calibration_entry(system.detail),
         "decode_rtf": float(system.decode_rtf),
         "train_frames_per_second": float(system.train_frames_per_second),
         "train_seconds": float(system.train_seconds),

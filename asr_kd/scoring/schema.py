@@ -68,8 +68,20 @@ def _list_of(check_item: _Checker) -> _Checker:
     return check
 
 
-def _object(keys: Mapping[str, _Checker]) -> _Checker:
-    """Every key must be there; others may be, so that the schema can grow without breaking a reader."""
+def _values(check_value: _Checker) -> _Checker:
+    """An object of any keys whose values are alike."""
+
+    def check(value: Any, place: str) -> None:
+        if not isinstance(value, Mapping):
+            raise _odd(place, "an object")
+        for key, each in value.items():
+            check_value(each, f"{place}.{key}")
+
+    return check
+
+
+def _object(keys: Mapping[str, _Checker], extras: Mapping[str, _Checker] | None = None) -> _Checker:
+    """Every key must be there; `extras` and others may be, so that the schema can grow without breaking a reader."""
 
     def check(value: Any, place: str) -> None:
         if not isinstance(value, Mapping):
@@ -79,6 +91,9 @@ def _object(keys: Mapping[str, _Checker]) -> _Checker:
             if key not in value:
                 raise AsrKdError(f"results: {inner} is missing.")
             check_value(value[key], inner)
+        for key, check_value in (extras or {}).items():
+            if key in value:
+                check_value(value[key], f"{place}.{key}" if place else key)
 
     return check
 
@@ -91,6 +106,24 @@ _ERROR_RATE = {
     "ins": _count,
     "del": _count,
     "sub": _count,
+}
+_CALIBRATION = {
+    **dict.fromkeys(("ece", "ece_equal_mass", "max_error", "mean_confidence"), _number(0, 100)),
+    "ece_per_seed": _list_of(_number(0, 100)),
+    "bins": _object(
+        {
+            "edges": _list_of(_number(0, 1)),
+            "num_frames": _list_of(_count),
+            "confidence": _list_of(_number(0, 1.001)),
+            "accuracy": _list_of(_number(0, 1)),
+        }
+    ),
+}
+# Keys beyond the contract, checked where they are there.
+_SYSTEM_EXTRAS = {
+    "frame_accuracy_nonsil": _or_null(_object(_ESTIMATE)),
+    "frame_accuracy_top5": _or_null(_object(_ESTIMATE)),
+    "calibration": _or_null(_object(_CALIBRATION)),
 }
 _SYSTEM = {
     "name": _string,
@@ -106,6 +139,21 @@ _SYSTEM = {
     "decode_rtf": _number(0),
     "train_frames_per_second": _number(0),
     "train_seconds": _number(0),
+}
+_PHONE = {
+    "phone": _string,
+    "num_frames": _count,
+    "accuracy": _values(_number(0, 100)),
+    "gain": _values(_object({"difference": _number(-100, 100), "ci95": _interval})),
+}
+_CONFUSION = {"num_frames": _number(0), "share": _number(0, 100.001)}
+_CONFUSIONS = {
+    "max_undercount": _count,
+    "states": _list_of(_object({"label": _count, "predicted": _count, **_CONFUSION})),
+    "phones": _list_of(_object({"label": _string, "predicted": _string, **_CONFUSION})),
+    "phone_matrix": _or_null(
+        _object({"phones": _list_of(_string), "percent": _list_of(_list_of(_number(0, 100.001)))})
+    ),
 }
 _COMPARISON = {
     "a": _string,
@@ -134,10 +182,11 @@ _RESULTS = _object(
         "num_words": _count,
         "resampling_unit": _string,
         "headline": _object(dict.fromkeys(HEADLINE, _string)),
-        "systems": _list_of(_object(_SYSTEM)),
+        "systems": _list_of(_object(_SYSTEM, _SYSTEM_EXTRAS)),
         "comparisons": _list_of(_object(_COMPARISON)),
         "gain_recovered": _object({"frame_accuracy": _object(_GAIN), "wer": _object(_GAIN)}),
-    }
+    },
+    {"per_phone": _list_of(_object(_PHONE)), "confusions": _values(_object(_CONFUSIONS))},
 )
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.store.atomic import write_json
 
 ROLES = ("member", "baseline", "ensemble", "student", "control", "specialists")
 
 _FORMAT = "asr_kd.system_scores"
-_VERSION = 1
+VERSION = 2  # 2: correct_top5, detail
 
 
 @dataclass
@@ -24,7 +25,8 @@ class SystemScores:
     A system is one way of training: its seeds are repetitions, averaged in every figure. `num_frames` counts labelled
     frames. `xent_sum` is in nats; `errors` holds insertions, deletions, substitutions. `hyps` (one dictionary per
     seed) and `refs` map utt_id to words joined by blanks. `phone_errors` and `num_ref_phones` are there where phones
-    were scored too. `num_parameters` counts those of all the nets that answer together.
+    were scored too, `correct_top5` and `detail` where frames were scored to that depth. `num_parameters` counts those
+    of all the nets that answer together.
     """
 
     name: str
@@ -49,8 +51,12 @@ class SystemScores:
     train_seconds: float
     phone_errors: np.ndarray | None = None  # (S, U, 3)
     num_ref_phones: np.ndarray | None = None  # (U,)
+    correct_top5: np.ndarray | None = None  # (S, U)
+    detail: FrameDetail | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.detail, dict):
+            self.detail = FrameDetail.from_json(self.detail, len(self.utt_ids))
         for field, dtype in _DTYPES.items():
             value = getattr(self, field)
             if value is not None:
@@ -73,6 +79,11 @@ class SystemScores:
                 self._require(bool(np.all(value >= 0) and np.all(np.isfinite(value))), field, "must be 0 or more")
         self._require(np.all(self.num_nonsil <= self.num_frames), "num_nonsil", "exceeds num_frames")
         self._require(np.all(self.correct <= self.num_frames), "correct", "exceeds num_frames")
+        if self.correct_top5 is not None:
+            ordered = np.all(self.correct <= self.correct_top5) and np.all(self.correct_top5 <= self.num_frames)
+            self._require(bool(ordered), "correct_top5", "must lie between correct and num_frames")
+        if self.detail is not None:
+            self._require(self.detail.num_seeds == num_seeds, "detail", f"must be of {num_seeds} seeds")
         self._require(np.all(self.correct_nonsil <= self.num_nonsil), "correct_nonsil", "exceeds num_nonsil")
         for field in ("decode_rtf", "train_frames_per_second", "train_seconds"):
             self._require(math.isfinite(getattr(self, field)), field, "must be a finite number")
@@ -89,7 +100,8 @@ class SystemScores:
         self.validate()
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in fields.items()}
-        write_json(path, {"format": _FORMAT, "version": _VERSION, **plain})
+        plain["detail"] = None if self.detail is None else self.detail.to_json()
+        write_json(path, {"format": _FORMAT, "version": VERSION, **plain})
 
     @classmethod
     def load(cls, path: str | Path) -> "SystemScores":
@@ -102,9 +114,9 @@ class SystemScores:
             raise AsrKdError(f"{path}: is not JSON ({error}).") from error
         if not isinstance(content, dict) or (content.pop("format", None), content.pop("version", None)) != (
             _FORMAT,
-            _VERSION,
+            VERSION,
         ):
-            raise AsrKdError(f"{path}: is not a {_FORMAT} file of version {_VERSION}.")
+            raise AsrKdError(f"{path}: is not a {_FORMAT} file of version {VERSION}.")
         try:
             return cls(**content)
         except TypeError as error:
@@ -123,6 +135,7 @@ _DTYPES = {
     "num_ref_words": np.int64,
     "phone_errors": np.int64,
     "num_ref_phones": np.int64,
+    "correct_top5": np.int64,
 }
 _NUM_DIMS = {
     "num_frames": 1,
@@ -134,6 +147,7 @@ _NUM_DIMS = {
     "xent_sum": 2,
     "errors": 3,
     "phone_errors": 3,
+    "correct_top5": 2,
 }
 
 
