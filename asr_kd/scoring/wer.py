@@ -1,93 +1,134 @@
-"""Word error rate as Kaldi counts it; over phones instead of words the same functions give the phone error rate."""
+"""Word error rate of one decoding; over characters or phones instead of words it is their error rate."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.scoring.alignment import KALDI, Alignment, Reference, Weights, align_words
 
-CORRECT, INSERTION, DELETION, SUBSTITUTION = "C", "I", "D", "S"
 
+@dataclass(frozen=True)
+class WordScores:
+    """The alignments of one decoding with its references, and what is counted on them.
 
-class Alignment(NamedTuple):
-    """The errors of one hypothesis and the alignment that they were counted on.
-
-    `ops` is a list of (op, ref_word, hyp_word) from left to right; op is one of "C", "I", "D", "S", and the word that
-    an insertion or a deletion lacks is None.
+    `num_absent` references had no hypothesis: left out, or aligned with nothing, as they were selected.
+    Raises AsrKdError where no reference has words.
     """
 
-    num_ins: int
-    num_del: int
-    num_sub: int
-    num_ref: int
-    ops: list[tuple[str, str | None, str | None]]
+    utt_ids: list[str]
+    alignments: list[Alignment]
+    num_absent: int = 0
+
+    def __post_init__(self) -> None:
+        if not any(alignment.num_ref for alignment in self.alignments):
+            raise AsrKdError("nothing to score: no reference has words.")
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """Insertions, deletions and substitutions of each utterance, (num_utts, 3) int64."""
+        return np.array([alignment[:3] for alignment in self.alignments], dtype=np.int64).reshape(-1, 3)
+
+    @cached_property
+    def num_ref(self) -> np.ndarray:
+        """Reference words of each utterance, (num_utts,) int64; with alternatives, those of the path that was taken."""
+        return np.array([alignment.num_ref for alignment in self.alignments], dtype=np.int64)
+
+    @property
+    def wer(self) -> float:
+        """Word error rate as a fraction."""
+        return float(self.errors.sum() / self.num_ref.sum())
+
+    @property
+    def num_wrong_utts(self) -> int:
+        return int(np.count_nonzero(self.errors.sum(axis=1)))
+
+    def confusions(self) -> Counter[tuple[str, str | None, str | None]]:
+        """How often each error was made: (op, ref_word, hyp_word), None for the word that there is not."""
+        return Counter(op for alignment in self.alignments for op in alignment.ops if op[0] != "C")
 
 
-def align_words(ref: Sequence[str], hyp: Sequence[str]) -> Alignment:
-    """Align `hyp` to `ref` with the fewest errors, ties broken as Kaldi's compute-wer breaks them.
+def score_words(
+    refs: Mapping[str, Reference],
+    hyps: Mapping[str, Sequence[str]],
+    utt_ids: Sequence[str] | None = None,
+    weights: Weights = KALDI,
+) -> WordScores:
+    """Align the hypotheses of `utt_ids`, all references if None; an utterance that has none is aligned with nothing.
 
-    Where several alignments have the same number of errors, LevenshteinEditDistance (Kaldi, util/edit-distance-inl.h)
-    takes a match or substitution only if it is strictly cheaper, then a deletion only if it is strictly cheaper than
-    an insertion. The split into insertions, deletions and substitutions depends on it, the word error rate does not.
+    Whether utterances may be absent is decided before, by `select_utterances`.
     """
-    cost = _prefix_costs(ref, hyp).tolist()
-    ops: list[tuple[str, str | None, str | None]] = []
-    h, r = len(hyp), len(ref)
-    while h or r:
-        op = _last_op(cost, h, r, same=bool(h and r) and hyp[h - 1] == ref[r - 1])
-        h -= op != DELETION
-        r -= op != INSERTION
-        ops.append((op, None if op == INSERTION else ref[r], None if op == DELETION else hyp[h]))
-    ops.reverse()
-    counts = [sum(op == kind for op, _, _ in ops) for kind in (INSERTION, DELETION, SUBSTITUTION)]
-    return Alignment(*counts, len(ref), ops)
+    utt_ids = list(refs if utt_ids is None else utt_ids)
+    alignments = [align_words(refs[utt_id], hyps.get(utt_id, ()), weights) for utt_id in utt_ids]
+    return WordScores(utt_ids, alignments, sum(utt_id not in hyps for utt_id in refs))
 
 
-def _prefix_costs(ref: Sequence[str], hyp: Sequence[str]) -> np.ndarray:
-    """Edit distances between all prefixes, (len(hyp)+1, len(ref)+1), a row at a time."""
-    index = {word: i for i, word in enumerate(dict.fromkeys([*ref, *hyp]))}
-    ref_ids = np.array([index[word] for word in ref], dtype=np.int64)
-    position = np.arange(len(ref) + 1)
-    cost = np.empty((len(hyp) + 1, len(ref) + 1), dtype=np.int64)
-    cost[0] = position
-    for h, word in enumerate(hyp, start=1):
-        row = cost[h - 1] + 1
-        row[1:] = np.minimum(row[1:], cost[h - 1, :-1] + (ref_ids != index[word]))
-        # A deletion costs 1 per reference word passed: the running minimum of (row - position) carries all of them.
-        cost[h] = np.minimum.accumulate(row - position) + position
-    return cost
+MODES = ("strict", "all", "present")
 
 
-def _last_op(cost: list[list[int]], h: int, r: int, same: bool) -> str:
-    if h == 0:
-        return DELETION
-    if r == 0:
-        return INSERTION
-    insertion, deletion = cost[h - 1][r] + 1, cost[h][r - 1] + 1
-    diagonal = cost[h - 1][r - 1] + (not same)
-    if diagonal < insertion and diagonal < deletion:
-        return CORRECT if same else SUBSTITUTION
-    return DELETION if deletion < insertion else INSERTION
+def select_utterances(
+    refs: Mapping[str, Reference], hyps: Sequence[Mapping[str, Sequence[str]]], mode: str = "strict"
+) -> list[str]:
+    """The references to score all of `hyps` on, by the rule of compute-wer's --mode.
+
+    strict: every one, and each must have been decoded; all: every one, absent ones count as deletions; present: those
+    that every decoding has. Raises AsrKdError where a reference is absent in strict mode, a hypothesis has no
+    reference (in any mode), or nothing is left; with file and line where they come from files.
+    """
+    for hyp in hyps:
+        for utt_id in hyp:
+            if utt_id not in refs:
+                raise AsrKdError(f"{_place(hyp, utt_id)}{utt_id} has no reference{_in_file(refs)}")
+        if mode == "strict":
+            for utt_id in refs:
+                if utt_id not in hyp:
+                    raise AsrKdError(
+                        f"{_place(refs, utt_id)}utterance {utt_id} has no hypothesis to score{_in_file(hyp)}; "
+                        "--mode all counts its words as deleted, --mode present leaves it out"
+                    )
+    selected = [utt_id for utt_id in refs if mode != "present" or all(utt_id in hyp for hyp in hyps)]
+    if not selected:
+        raise AsrKdError(f"no utterance{_in_file(refs)} was decoded by all")
+    return selected
+
+
+def _place(texts: Mapping, utt_id: str) -> str:
+    return f"{texts.path}:{texts.line_of[utt_id]}: " if hasattr(texts, "line_of") else ""
+
+
+def _in_file(texts: Mapping) -> str:
+    return f" in {texts.path}" if hasattr(texts, "path") else ""
+
+
+def kaldi_lines(scores: WordScores) -> str:
+    """The three lines that compute-wer prints: %WER, %SER and what was scored."""
+    ins, dels, sub = scores.errors.sum(axis=0)
+    total, words, utts = ins + dels + sub, scores.num_ref.sum(), len(scores.utt_ids)
+    partial = " [PARTIAL]" if scores.num_absent else ""
+    return (
+        f"%WER {100 * total / words:.2f} [ {total} / {words}, {ins} ins, {dels} del, {sub} sub ]{partial}\n"
+        f"%SER {100 * scores.num_wrong_utts / utts:.2f} [ {scores.num_wrong_utts} / {utts} ]\n"
+        f"Scored {utts} sentences, {scores.num_absent} not present in hyp.\n"
+    )
 
 
 def count_errors(
     refs: Mapping[str, str], hyps: Mapping[str, str], utt_ids: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Errors (num_utts, 3: ins, del, sub) and reference words (num_utts,) of `utt_ids`, both int64.
+    """Errors (num_utts, 3: ins, del, sub) and reference words (num_utts,) of `utt_ids`, both int64, as Kaldi counts.
 
-    Every utterance must be decoded, as in compute-wer --mode=strict: one that is missing is a bug upstream, and
-    leaving it out would flatter the system. Where decoding failed, give the empty string. Words are split at blanks.
+    Texts are words joined by blanks. Every utterance must be decoded, as in compute-wer --mode=strict: one that is
+    missing is a bug upstream, and leaving it out would flatter the system; where decoding failed, give an empty string.
 
     Raises AsrKdError where an utterance has no reference or no hypothesis.
     """
-    errors = np.zeros((len(utt_ids), 3), dtype=np.int64)
-    num_ref = np.zeros(len(utt_ids), dtype=np.int64)
-    for u, utt_id in enumerate(utt_ids):
+    for utt_id in utt_ids:
         for texts, what in ((refs, "reference"), (hyps, "hypothesis")):
             if utt_id not in texts:
                 raise AsrKdError(f"utterance {utt_id} has no {what} to score.")
-        alignment = align_words(refs[utt_id].split(), hyps[utt_id].split())
-        errors[u] = alignment[:3]
-        num_ref[u] = alignment.num_ref
-    return errors, num_ref
+    alignments = [align_words(refs[utt_id].split(), hyps[utt_id].split()) for utt_id in utt_ids]
+    errors = np.array([alignment[:3] for alignment in alignments], dtype=np.int64).reshape(-1, 3)
+    return errors, np.array([alignment.num_ref for alignment in alignments], dtype=np.int64)
