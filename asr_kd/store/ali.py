@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, write_layout
+from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, write_layout
 
 FORMAT_NAME = "asr_kd.ali"
 FAILED = -1
@@ -100,9 +100,6 @@ class AliReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         with open_h5(path, FORMAT_NAME) as file:
-            for name in ("pdf", "sil_pdfs", "phone", "phones", "utt"):
-                if name in file and not isinstance(file.get(name, getlink=True), h5py.HardLink):
-                    raise AsrKdError(f"{path}: /{name} is a link to elsewhere, which is not followed")
             self.layout = read_layout(file)
             try:
                 self.num_pdfs = int(file.attrs["num_pdfs"])
@@ -111,7 +108,7 @@ class AliReader:
                 self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
                 self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
                 self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: is not complete ({error})") from error
         _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
 

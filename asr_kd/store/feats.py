@@ -27,7 +27,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.splice import splice
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, write_layout
+from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, readable, write_layout
 
 FORMAT_NAME = "asr_kd.feats"
 CHUNK_ROWS = 1024
@@ -196,64 +196,56 @@ class FeatsWriter:
 
 
 def open_feats(path: str | Path) -> h5py.File:
-    """Open feats.h5 for reading, and make sure that it leads nowhere but to itself and its own shards.
+    """Open feats.h5 for reading; a joined one reads its own shards beside it, and nothing else.
 
-    A file from a stranger may point at any file of this machine (external links, raw external storage, virtual
-    sources), and HDF5 fills what a missing shard should give with zeros; so both are refused.
+    HDF5 fills what a missing shard should give with zeros, so that a shard that is missing or changed is refused.
 
     Raises AsrKdError for whatever is not a whole feats.h5.
     """
     path = Path(path).resolve()  # so that HDF5 looks for shards beside the file, not beside a link to it
-    file = open_h5(path, FORMAT_NAME)
+    file = open_h5(path, FORMAT_NAME, virtual="/feats")
     try:
-        _check_links(file)
-        feats = file.get("feats")
-        if not isinstance(feats, h5py.Dataset) or feats.ndim != 2 or str(feats.dtype) not in DTYPES:
-            raise AsrKdError(f"{path}: lacks its two-dimensional data set /feats")
-        if feats.is_virtual:
-            _check_shards(file, path)
+        with readable(path):
+            feats = file.get("feats")
+            if not isinstance(feats, h5py.Dataset) or feats.ndim != 2 or str(feats.dtype) not in DTYPES:
+                raise AsrKdError(f"{path}: lacks its two-dimensional data set /feats")
+            if feats.is_virtual:
+                _check_shards(file, path)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check_links(group: h5py.Group, depth: int = 0) -> None:
-    """Refuse links that leave the file, and data sets whose values lie outside of it."""
-    where = group.file.filename
-    if depth > 2:
-        raise AsrKdError(f"{where}: its groups are nested deeper than those of a feature file")
-    for name in group:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise AsrKdError(f"{where}: {group.name}/{name} is a link to elsewhere, which is not followed")
-        member = group[name]
-        if isinstance(member, h5py.Group):
-            _check_links(member, depth + 1)
-        elif isinstance(member, h5py.Dataset) and (member.external or (member.is_virtual and member.name != "/feats")):
-            raise AsrKdError(f"{where}: {member.name} is stored in another file, which is not read")
-
-
 def _check_shards(file: h5py.File, path: Path) -> None:
-    """Every shard lies below the joined file's folder, is there, and is the one that was joined."""
+    """Every shard lies in a folder `*.shards` beside the joined file, is there, and is the one that was joined."""
     try:
         shards = dict(zip(file["shards/path"].asstr()[:], file["shards/content_digest"].asstr()[:], strict=True))
-    except (KeyError, TypeError, ValueError) as error:
+    except H5_ERRORS as error:
         raise AsrKdError(f"{path}: is joined from shards, but lacks the list of them") from error
     if not {source.file_name for source in file["feats"].virtual_sources()} <= set(shards):
         raise AsrKdError(f"{path}: reads files that are not in its list of shards")
+    num_rows = 0
     for name, digest in shards.items():
         relative = PurePosixPath(name)
-        if relative.is_absolute() or ".." in relative.parts or "%" in name:
-            raise AsrKdError(f"{path}: its shard {name!r} lies outside of its folder")
+        if (
+            len(relative.parts) != 2
+            or not relative.parts[0].endswith(".shards")
+            or ".." in relative.parts
+            or "%" in name
+        ):
+            raise AsrKdError(f"{path}: its shard {name!r} lies outside of its folder of shards")
         shard = path.parent / relative
         if not shard.is_file():
             raise AsrKdError(f"{path}: its shard {shard} is missing; keep the folder beside the file")
         with open_h5(shard, FORMAT_NAME) as opened:
-            _check_links(opened)
             if opened.attrs.get("content_digest") != digest:
                 raise AsrKdError(f"{path}: its shard {shard} was changed since it was joined; extract again")
             if not isinstance(opened.get("feats"), h5py.Dataset) or opened["feats"].is_virtual:
                 raise AsrKdError(f"{path}: its shard {shard} holds no frames of its own")
+            num_rows += len(opened["feats"])
+    if num_rows != len(file["feats"]):
+        raise AsrKdError(f"{path}: has {len(file['feats'])} frames, but its shards have {num_rows}; extract again")
 
 
 class FeatsReader:
@@ -281,7 +273,7 @@ class FeatsReader:
                 self.spk_ids = list(file["utt/spk"].asstr()[:])
                 self.skipped = list(zip(file["skipped/id"].asstr()[:], file["skipped/reason"].asstr()[:], strict=True))
                 stats_shape = file["cmvn/stats"].shape
-            except (KeyError, TypeError, ValueError) as error:
+            except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: is not complete ({error})") from error
             num_rows, self.feat_dim = file["feats"].shape
         num_utts = self.layout.num_utts
@@ -318,7 +310,8 @@ class FeatsReader:
     def __contains__(self, utt_id: str) -> bool:
         return utt_id in self.layout.index
 
-    def _rows(self, rows: slice) -> np.ndarray:
+    def read_rows(self, rows: slice) -> np.ndarray:
+        """Frames `rows` in the order of the layout, (n, feat_dim) float32."""
         out = np.empty((rows.stop - rows.start, self.feat_dim), dtype=np.float32)
         if len(out):
             self._opened()
@@ -329,11 +322,11 @@ class FeatsReader:
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
         """Frames of one utterance, (num_frames, feat_dim) float32; raises AsrKdError if it is unknown."""
-        return self._rows(self.layout.rows(utt_id))
+        return self.read_rows(self.layout.rows(utt_id))
 
     def read_all(self) -> np.ndarray:
         """All frames in the order of the layout, (num_frames, feat_dim) float32."""
-        return self._rows(slice(0, self.layout.num_frames))
+        return self.read_rows(slice(0, self.layout.num_frames))
 
     def windows(self, utt_id: str, left: int, right: int) -> np.ndarray:
         """Each frame with its context: (num_frames, (left + 1 + right) * feat_dim) float32.
@@ -364,10 +357,10 @@ def _check_alike(shards: Sequence[FeatsReader]) -> None:
 
 def _relative_name(path: Path, shard: Path) -> str:
     """A shard's path from the joined file's folder."""
-    try:
-        name = shard.resolve().relative_to(path.parent.resolve()).as_posix()
-    except ValueError as error:
-        raise AsrKdError(f"{shard}: a shard must lie below the folder of {path}") from error
+    folder = shard.resolve().parent
+    if folder.parent != path.parent.resolve() or not folder.name.endswith(".shards"):
+        raise AsrKdError(f"{shard}: a shard must lie in the folder {path.name}.shards beside {path}")
+    name = f"{folder.name}/{shard.name}"
     if "%" in name:
         raise AsrKdError(f"{shard}: a shard's path cannot hold '%', to which HDF5 gives a meaning")
     return name

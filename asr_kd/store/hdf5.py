@@ -25,8 +25,18 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
         yield file
 
 
-def open_h5(path: str | Path, format_name: str) -> h5py.File:
-    """Open an HDF5 file of the project for reading.
+# What a damaged or foreign file makes h5py raise.
+H5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+# gzip packs no tighter; other filters are not used for what is stored here.
+MAX_PACKING = 1100
+
+
+def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -> h5py.File:
+    """Open an HDF5 file of the project for reading, and make sure that it leads nowhere but to itself.
+
+    A file from a stranger may point at any file of this machine (external links, raw external storage, virtual data
+    sets) or declare more than it holds; both are refused. virtual: the one data set that may be virtual, whose
+    sources are for the caller to check.
 
     Raises AsrKdError for a missing, damaged or foreign file, another format, or a newer version.
     """
@@ -37,14 +47,50 @@ def open_h5(path: str | Path, format_name: str) -> h5py.File:
         file = h5py.File(path, "r")
     except OSError as error:
         raise AsrKdError(f"{path}: not a readable HDF5 file ({error})") from error
-    found, version = file.attrs.get("format"), file.attrs.get("version")
-    if found != format_name or version is None:
+    try:
+        with readable(path):
+            found, version = file.attrs.get("format"), file.attrs.get("version")
+            if found != format_name or version is None:
+                raise AsrKdError(f"{path}: is of format {found!r}, but {format_name!r} was expected")
+            if int(version) > FORMAT_VERSION:
+                raise AsrKdError(
+                    f"{path}: format version {version} is newer than this program reads ({FORMAT_VERSION})"
+                )
+            _check_members(file, path.stat().st_size, virtual)
+    except BaseException:
         file.close()
-        raise AsrKdError(f"{path}: is of format {found!r}, but {format_name!r} was expected")
-    if version > FORMAT_VERSION:
-        file.close()
-        raise AsrKdError(f"{path}: format version {version} is newer than this program reads ({FORMAT_VERSION})")
+        raise
     return file
+
+
+@contextlib.contextmanager
+def readable(path: str | Path) -> Iterator[None]:
+    """Turn whatever h5py raises over a damaged or incomplete file into an AsrKdError that names it."""
+    try:
+        yield
+    except H5_ERRORS as error:
+        raise AsrKdError(f"{path}: is damaged or incomplete ({error})") from error
+
+
+def _check_members(group: h5py.Group, file_size: int, virtual: str | None, depth: int = 0) -> None:
+    """Refuse links that leave the file, values that lie outside of it, and sizes that it cannot hold."""
+    where = group.file.filename
+    if depth > 2:
+        raise AsrKdError(f"{where}: its groups are nested deeper than those of this project's files")
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise AsrKdError(f"{where}: {group.name.rstrip('/')}/{name} is a link to elsewhere, which is not followed")
+        member = group[name]
+        if isinstance(member, h5py.Group):
+            _check_members(member, file_size, virtual, depth + 1)
+            continue
+        if not isinstance(member, h5py.Dataset):
+            continue
+        if member.external or (member.is_virtual and member.name != virtual):
+            raise AsrKdError(f"{where}: {member.name} is stored in another file, which is not read")
+        packing = MAX_PACKING if member.id.get_create_plist().get_nfilters() else 1
+        if not member.is_virtual and member.nbytes > packing * file_size:
+            raise AsrKdError(f"{where}: {member.name} declares {member.nbytes} bytes, more than the file can hold")
 
 
 @dataclass(frozen=True)
@@ -125,10 +171,10 @@ def read_layout(file: h5py.File) -> Layout:
             bool(file.attrs["snip_edges"]),
         )
         stored = file.attrs["layout_digest"]
-    except (KeyError, TypeError, ValueError) as error:
+    except H5_ERRORS as error:
         raise AsrKdError(f"{file.filename}: lacks its table of utterances ({error})") from error
     offsets = layout.offsets
-    if len(offsets) != len(layout.utt_ids) + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
+    if offsets.ndim != 1 or len(offsets) != len(layout.utt_ids) + 1 or offsets[0] != 0 or (np.diff(offsets) < 0).any():
         raise AsrKdError(f"{file.filename}: its table of utterances is inconsistent")
     if layout.digest != stored:
         raise AsrKdError(f"{file.filename}: its utterances do not match its layout_digest; it was changed by hand")

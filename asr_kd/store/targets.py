@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, write_layout
+from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, write_layout
 
 FORMAT = "asr_kd.targets"
 
@@ -74,7 +74,7 @@ class TargetsReader:
                 self.prob = file["prob"][:]
                 self.pdf = file["pdf"][:].astype(np.int64) if "pdf" in file else None
                 self.tail = file["tail"][:] if "tail" in file else None
-            except (KeyError, OSError) as error:
+            except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: lacks part of its soft targets ({error})") from error
         self._check()
 
