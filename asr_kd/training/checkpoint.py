@@ -8,65 +8,76 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_path
 
 NAME = "checkpoint.safetensors"
+FORMAT = 2
+
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass
 class Checkpoint:
-    """The state of a run after a whole number of epochs; with seed and epoch all random numbers follow."""
+    """A run at one moment: tensors in named parts (the last words of their names), and the rest as JSON has it."""
 
-    model: dict[str, torch.Tensor]
-    best: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
+    parts: dict[str, Tensors]
     progress: dict[str, Any]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `<parameter number>.<state name>`."""
-    return {
-        f"{number}.{key}": value
-        for number, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
-    }
+def snapshot(net: nn.Module, optimizer: torch.optim.Optimizer) -> Tensors:
+    """Copies of all weights and of the optimiser's state: `model/NAME`, `optimizer/PARAMETER NUMBER.STATE NAME`."""
+    tensors = {f"model/{name}": tensor for name, tensor in net.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{number}.{key}": value for key, value in state.items() if value is not None}
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Undo optimizer_tensors."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
+def restore(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
+    """Undo snapshot; `tensors` stay as they are."""
+    weights: Tensors = {}
+    state: dict[int, Tensors] = {}
     for name, tensor in tensors.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
+        part, key = name.split("/", 1)
+        if part == "model":
+            weights[key] = tensor
+        else:
+            number, key = key.split(".", 1)
+            # The optimiser works on what it is given, in place.
+            state.setdefault(int(number), {})[key] = tensor.clone()
+    net.load_state_dict(weights)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder`/checkpoint.safetensors atomically."""
     tensors = {
+        # A copy of each: safetensors refuses tensors that share memory.
         f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
-        for part in ("model", "best", "optimizer")
-        for name, tensor in getattr(checkpoint, part).items()
+        for part, named in checkpoint.parts.items()
+        for name, tensor in named.items()
     }
+    progress = {"format": FORMAT, **checkpoint.progress}
     with atomic_path(folder / NAME) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(checkpoint.progress)})
+        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`, or None; raises AsrKdError for a damaged one."""
+    """The checkpoint in `folder`, or None, also where another version left it; raises AsrKdError for a damaged one."""
     path = folder / NAME
     if not path.exists():
         return None
-    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+    parts: dict[str, Tensors] = {}
     try:
         with safe_open(path, "pt") as file:
             progress = json.loads(file.metadata()["progress"])
+            if progress.get("format") != FORMAT:
+                return None
             for key in file.keys():  # noqa: SIM118 - not a dict
                 part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+                parts.setdefault(part, {})[name] = file.get_tensor(key)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise AsrKdError(f"{path}: damaged checkpoint ({error}); remove it to train from the beginning") from error
-    return Checkpoint(**parts, progress=progress)
+    return Checkpoint(parts, progress)

@@ -1,12 +1,14 @@
 """The one training loop: single nets, members of an ensemble and students differ only in the loss they hand in."""
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
 from asr_kd import __version__
@@ -18,24 +20,47 @@ from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net
 from asr_kd.runinfo import fingerprint, git_commit
-from asr_kd.training.checkpoint import (
-    NAME,
-    Checkpoint,
-    load_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from asr_kd.training.augment import Augmentation
+from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.optimizer import learning_rate, make_optimizer
+from asr_kd.training.optimizer import make_optimizer
+from asr_kd.training.progress import Progress, tensorboard
+from asr_kd.training.schedule import Newbob, make_schedule
+from asr_kd.training.state import TrainingState
 
-# (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats
+# (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
+# The windows are those that the net saw, masks and noise included.
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
+# Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
+# fingerprint, so that a new key does not make complete nets be trained again.
+NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard"}
+WITHOUT_EFFECT = {
+    "dropout_schedule": None,
+    "label_smoothing": 0.0,
+    "feature_noise": 0.0,
+    "time_masks": 0,
+    "time_mask_width": 5,
+    "freq_masks": 0,
+    "freq_mask_width": 8,
+    "schedule": "linear",
+    "start_halving_impr": 0.01,
+    "end_halving_impr": 0.001,
+    "halving_factor": 0.5,
+    "keep_lr_iters": 0,
+    "min_iters": 0,
+    "max_steps": None,
+    "steps_per_epoch": None,
+    "keep_best": "frame_acc",
+    "patience": 0,
+}
 
-def hard_loss(train: LabelledSet) -> Loss:
-    """Cross-entropy with the alignment's states."""
-    return lambda logits, index, windows: functional.cross_entropy(logits.float(), train.pdf[index])
+
+def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy with the alignment's states, of which label_smoothing is spread over all states."""
+    return lambda logits, index, windows: functional.cross_entropy(
+        logits.float(), train.pdf[index], label_smoothing=label_smoothing
+    )
 
 
 @dataclass
@@ -58,9 +83,14 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that the weights depend on (but for the number of threads, which is recorded)."""
+        config = {
+            key: value
+            for key, value in asdict(self.config).items()
+            if key not in NOT_IN_WEIGHTS and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
+        }
         return fingerprint(
             seed=self.seed,
-            config=self.config,
+            config=config,
             train=[self.train.content_digest, self.train.ali_digest, self.train.frames.layout.digest],
             dev=[self.dev.content_digest, self.dev.ali_digest, self.dev.frames.layout.digest],
             labels=self.train.labels,
@@ -79,107 +109,182 @@ class Run:
             num_hidden_layers=config.num_hidden_layers,
             hidden_dim=config.hidden_dim,
             num_pdfs=self.train.num_pdfs,
-            dropout=config.dropout,
+            dropout=max(config.dropout_schedule or [config.dropout]),
         )
 
     @property
+    def steps_per_pass(self) -> int:
+        """Of one pass over the frames to train on; its last batch may be smaller."""
+        return -(-len(self.transfer_index) // self.config.batch_size)
+
+    @property
     def num_steps(self) -> int:
-        """Of the whole run; the last batch of an epoch may be smaller."""
-        return self.config.num_epochs * -(-len(self.transfer_index) // self.config.batch_size)
+        """Of the whole run: the budget, or num_epochs passes."""
+        return self.config.max_steps or self.config.num_epochs * self.steps_per_pass
 
 
 def train_net(run: Run) -> TrainedNet:
     """Train, resume, or just load: after any kill the same call ends with the same weights, bit for bit.
 
-    Keeps the epoch with the best frame accuracy on dev. Raises AsrKdError if the loss stops being a number.
+    Keeps the epoch that is best on dev. Raises AsrKdError if the loss stops being a number or no epoch was accepted.
     """
-    for key in ("num_epochs", "batch_size", "hidden_dim"):
-        if getattr(run.config, key) < 1:
-            raise AsrKdError(f"{key} {getattr(run.config, key)}: must be at least 1")
     made_from = run.fingerprint
     if (run.out / CARD).exists() and load_card(run.out)["training"].get("fingerprint") == made_from:
         log(f"{run.out}: up to date")
         return load_net(run.out)
     (run.out / CARD).unlink(missing_ok=True)
-    net = new_net(run.architecture, run.seed).to(run.train.frames.device)
-    optimizer = make_optimizer(net, run.config)
-    history, best = _resume(run, net, optimizer, made_from)
-    for epoch in range(len(history), run.config.num_epochs):
-        row = _train_epoch(run, net, optimizer, epoch)
-        row |= evaluate(net, run.dev, run.dtype)
-        history.append(row)
-        log(format_row(run, row))
-        if row["dev_frame_acc"] >= max(r["dev_frame_acc"] for r in history):
-            best = {name: tensor.detach().clone() for name, tensor in net.state_dict().items()}
-        progress = {"fingerprint": made_from, "history": history, "num_threads": torch.get_num_threads()}
-        save_checkpoint(run.out, Checkpoint(net.state_dict(), best, optimizer_tensors(optimizer), progress))
-    net.load_state_dict(best)
-    trained = TrainedNet(
-        net.eval(), run.train.cmvn, run.train.front_end, run.train.labels, _training_record(run, history, made_from)
+    state = _begin(run, made_from)
+    with contextlib.ExitStack() as stack:
+        curves = None
+        if run.config.tensorboard:
+            curves = stack.enter_context(tensorboard(run.out.parent / "tensorboard" / run.out.name, state.step))
+        progress = Progress(state.step, run.num_steps, curves)
+
+        def save() -> None:
+            save_checkpoint(run.out, state.to_checkpoint(fingerprint=made_from, num_threads=torch.get_num_threads()))
+
+        def save_within_epoch() -> None:
+            progress.within(state.step, _mean_loss(run, state))
+            save()
+
+        while state.stopped is None:
+            _train_epoch(run, state, save_within_epoch)
+            row = _end_epoch(run, state)
+            progress.epoch(row, best=best_epoch(state.history, run.config.keep_best) == row["epoch"])
+            save()
+    log(f"{run.out}: ended by {state.stopped}, best epoch {best_epoch(state.history, run.config.keep_best)}")
+    return _finish(run, state, made_from)
+
+
+def _begin(run: Run, made_from: str) -> TrainingState:
+    """The state of a fresh run, or of the one that was interrupted here."""
+    device = run.train.frames.device
+    net = new_net(run.architecture, run.seed).to(device)
+    schedule = make_schedule(run.config, run.num_steps)
+    state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
+    log(
+        f"{run.out}: {len(run.transfer_index):,} frames, {net.num_parameters:,} parameters, {run.num_steps:,} steps of "
+        f"{run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {device}"
     )
-    save_net(run.out, trained)
-    (run.out / NAME).unlink(missing_ok=True)
-    return trained
-
-
-def _resume(
-    run: Run, net: FrameClassifier, optimizer: torch.optim.Optimizer, made_from: str
-) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     checkpoint = load_checkpoint(run.out)
-    if checkpoint is None:
-        return [], {}
-    if checkpoint.progress["fingerprint"] != made_from:
+    if checkpoint is not None and checkpoint.progress["fingerprint"] == made_from:
+        state.restore(checkpoint)
+        log(f"{run.out}: continuing after step {state.step}, in epoch {state.epoch}")
+        if checkpoint.progress["num_threads"] != torch.get_num_threads():
+            log(
+                f"{run.out}: warning: begun with {checkpoint.progress['num_threads']} threads, continued with "
+                f"{torch.get_num_threads()}; the weights will differ in their last bits"
+            )
+        return state
+    if checkpoint is not None:
         log(f"{run.out}: configuration or inputs changed since the last run here; training from the beginning")
-        return [], {}
-    if checkpoint.progress["num_threads"] != torch.get_num_threads():
-        log(
-            f"{run.out}: warning: begun with {checkpoint.progress['num_threads']} threads, continued with "
-            f"{torch.get_num_threads()}; the weights will differ in their last bits"
-        )
-    net.load_state_dict(checkpoint.model)
-    load_optimizer_tensors(optimizer, checkpoint.optimizer)
-    log(f"{run.out}: continuing after epoch {len(checkpoint.progress['history'])}")
-    return checkpoint.progress["history"], checkpoint.best
+    if isinstance(schedule, Newbob):
+        schedule.begin(evaluate(net, run.dev, run.dtype)["dev_xent"])
+        state.accept()
+    return state
 
 
-def _train_epoch(
-    run: Run, net: FrameClassifier, optimizer: torch.optim.Optimizer, epoch: int
-) -> dict[str, float | int]:
-    config, frames = run.config, run.train.frames
-    device = frames.device
-    # A generator for each (seed, epoch): a resumed run draws what an unbroken one would have drawn.
-    generator = torch.Generator().manual_seed(1_000_003 * run.seed + epoch)
-    order = run.transfer_index[torch.randperm(len(run.transfer_index), generator=generator).to(device)]
-    torch.manual_seed(1_000_003 * run.seed + epoch)  # dropout
+def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
+    """Train from where `state` stands to the end of its epoch; `save` is called every checkpoint_minutes."""
+    config, frames, net, optimizer = run.config, run.train.frames, state.net, state.optimizer
+    augment = Augmentation(config, frames.window, frames.feat_dim, run.seed, frames.device)
+    end = min(state.epoch_begin + (config.steps_per_epoch or run.steps_per_pass), run.num_steps)
     net.train()
-    num_batches = -(-len(order) // config.batch_size)
-    total = torch.zeros((), device=device)
+    if config.dropout_schedule:
+        _set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
+    order = None
     begin = time.perf_counter()
-    for number, index in enumerate(order.split(config.batch_size)):
-        step = epoch * num_batches + number
+    while state.step < end:
+        number_of_pass, position = divmod(state.step, run.steps_per_pass)
+        if order is None or position == 0:
+            order = _order(run, number_of_pass)
+        if position == 0:
+            torch.manual_seed(_seed_of_pass(run, number_of_pass))  # dropout
+        index = order[position * config.batch_size : (position + 1) * config.batch_size].long()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, run.num_steps, config)
-        windows = frames.windows(index)
-        with autocast(device, run.dtype):
+            group["lr"] = state.schedule.learning_rate(state.step)
+        windows = augment(frames.windows(index), state.step)
+        with autocast(frames.device, run.dtype):
             logits = net(windows)
         loss = run.loss(logits, index, windows)
         loss.backward()
         if config.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
+            nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        total += loss.detach() * len(index)
-    mean_loss = float(total) / len(order)
-    if not mean_loss < float("inf"):
-        raise AsrKdError(f"{run.out}: the loss is {mean_loss} in epoch {epoch + 1}; lower the learning rate")
-    seconds = time.perf_counter() - begin
-    return {
-        "epoch": epoch + 1,
-        "train_loss": mean_loss,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "frames_per_second": len(order) / seconds,
-        "seconds": seconds,
+        state.loss_sum += loss.detach() * len(index)
+        state.num_frames += len(index)
+        state.step += 1
+        if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
+            _mean_loss(run, state)  # waits for the device
+            state.seconds += time.perf_counter() - begin
+            save()
+            begin = time.perf_counter()
+    _mean_loss(run, state)
+    state.seconds += time.perf_counter() - begin
+
+
+def _seed_of_pass(run: Run, number_of_pass: int) -> int:
+    """A seed for each pass: a resumed run draws what an unbroken one would have drawn."""
+    return 1_000_003 * run.seed + number_of_pass
+
+
+def _order(run: Run, number_of_pass: int) -> torch.Tensor:
+    """The frames to train on in the order of one pass, (n,) int32: half the memory of int64."""
+    generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
+    order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
+    return run.transfer_index.int()[order.to(run.transfer_index.device)]
+
+
+def _set_dropout(net: FrameClassifier, rate: float) -> None:
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+def _mean_loss(run: Run, state: TrainingState) -> float:
+    mean = float(state.loss_sum) / state.num_frames
+    if not mean < float("inf"):
+        raise AsrKdError(f"{run.out}: the loss is {mean} in epoch {state.epoch}; lower the learning rate")
+    return mean
+
+
+def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
+    """Evaluate; accept the epoch or go back; keep the best; decide whether to go on. Returns the epoch's row."""
+    row: dict[str, Any] = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "train_loss": _mean_loss(run, state),
+        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "frames_per_second": state.num_frames / state.seconds,
+        "num_frames": state.num_frames,
+        "seconds": state.seconds,
+        **evaluate(state.net, run.dev, run.dtype),
     }
+    verdict = state.schedule.after_epoch(row["epoch"], row["dev_xent"])
+    if isinstance(state.schedule, Newbob):
+        row["accepted"] = verdict.accepted
+    state.history.append(row)
+    best = best_epoch(state.history, run.config.keep_best)
+    if best == row["epoch"]:
+        state.keep_best()
+    if isinstance(state.schedule, Newbob):
+        state.accept() if verdict.accepted else state.reject()
+    if state.step >= run.num_steps:
+        state.stopped = "max_steps" if run.config.max_steps else "num_epochs"
+    elif verdict.finished:
+        state.stopped = run.config.schedule
+    elif run.config.patience and row["epoch"] - best >= run.config.patience:
+        state.stopped = "patience"
+    state.begin_epoch()
+    return row
+
+
+def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
+    """The last of the best by dev's frame accuracy or cross-entropy; 0 if none was accepted."""
+    sign, key = {"frame_acc": (1, "dev_frame_acc"), "xent": (-1, "dev_xent")}[keep_best]
+    accepted = [row for row in history if row.get("accepted", True)]
+    return max(accepted, key=lambda row: (sign * row[key], row["epoch"]), default={"epoch": 0})["epoch"]
 
 
 def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict[str, float]:
@@ -196,27 +301,31 @@ def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict
     return {"dev_frame_acc": 100.0 * correct / count, "dev_xent": xent / count}
 
 
-def format_row(run: Run, row: dict[str, Any]) -> str:
-    """One line of the progress table."""
-    return (
-        f"{run.out}  epoch {row['epoch']:3d}/{run.config.num_epochs}  train loss {row['train_loss']:.4f}  "
-        f"dev xent {row['dev_xent']:.4f}  dev frame acc {row['dev_frame_acc']:.2f} %  "
-        f"lr {row['learning_rate']:.2e}  {row['frames_per_second']:,.0f} frames/s"
-    )
+def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
+    """Save the best epoch's net, and let go of the checkpoint."""
+    if not state.best:
+        raise AsrKdError(f"{run.out}: not one epoch was better on dev than the untrained net; change the learning rate")
+    state.net.load_state_dict(state.best)
+    record = _training_record(run, state, made_from)
+    trained = TrainedNet(state.net.eval(), run.train.cmvn, run.train.front_end, run.train.labels, record)
+    save_net(run.out, trained)
+    (run.out / NAME).unlink(missing_ok=True)
+    return trained
 
 
-def _training_record(run: Run, history: list[dict[str, Any]], made_from: str) -> dict[str, Any]:
-    seconds = sum(row["seconds"] for row in history)
+def _training_record(run: Run, state: TrainingState, made_from: str) -> dict[str, Any]:
+    seconds = sum(row["seconds"] for row in state.history)
     return {
         "fingerprint": made_from,
         "seed": run.seed,
-        "config": {field: getattr(run.config, field) for field in run.config.__dataclass_fields__},
+        "config": asdict(run.config),
         "loss": run.loss_key,
-        "best_epoch": max(history, key=lambda row: (row["dev_frame_acc"], row["epoch"]))["epoch"],
-        "history": history,
+        "best_epoch": best_epoch(state.history, run.config.keep_best),
+        "stopped_by": state.stopped,
+        "history": state.history,
         "num_train_frames": len(run.transfer_index),
         "train_seconds": seconds,
-        "frames_per_second": len(run.transfer_index) * len(history) / seconds,
+        "frames_per_second": sum(row["num_frames"] for row in state.history) / seconds,
         "num_threads": torch.get_num_threads(),
         "version": __version__,
         "git_commit": git_commit(),
