@@ -19,6 +19,13 @@ def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def boolean(text: str) -> bool:
+    """The type of an option that is true or false, as Kaldi's are; raises argparse's error for anything else."""
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text == "true"
+
+
 def run_main(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
