@@ -21,7 +21,9 @@ def generate(num_phones: int, num_triphones: int, feat_dim: int, hours: float, s
     """Statistics of num_triphones contexts × 3 states; phone 1 is silence and has no context of its own."""
     rng = np.random.default_rng(seed)
     articulation = rng.normal(size=(num_phones + 1, 6)) > 0.3
-    pushes = rng.normal(size=(2, NUM_STATES, 6, feat_dim)) * np.array([[1.0, 0.5, 0.2], [0.2, 0.5, 1.0]])[..., None, None]
+    pushes = (
+        rng.normal(size=(2, NUM_STATES, 6, feat_dim)) * np.array([[1.0, 0.5, 0.2], [0.2, 0.5, 1.0]])[..., None, None]
+    )
     means = rng.normal(scale=3.0, size=(num_phones + 1, NUM_STATES, feat_dim))
     windows = np.unique(rng.integers(1, num_phones + 1, size=(2 * num_triphones, 3)), axis=0)
     windows = rng.permutation(windows[windows[:, 1] > 1])[:num_triphones]

@@ -20,7 +20,7 @@ from asr_kd.hmm.align import GraphCompiler, align_graph, align_in_processes, ali
 from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.flat_start import _add_occupancies, _make_batch, spectral_change
 from asr_kd.hmm.gaussians import Gmm, split_targets
-from asr_kd.hmm.gmm import MonoOptions, _initial_model, select_subset, train_mono
+from asr_kd.hmm.gmm import MonoOptions, initial_model, select_subset, train_mono
 from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
@@ -207,7 +207,7 @@ def test_flat_start_occupancies_are_those_of_all_paths():
     lang = Lang(lexicon)
     generator = np.random.default_rng(0)
     data = generator.normal(0, 1, (9, 2))
-    model = _initial_model(lang, data, MonoOptions(), 0)
+    model = initial_model(lang, data, MonoOptions(), 0)
     graph = GraphCompiler(model, lang).compile("u", ("no",))
     batch = _make_batch(model, [graph], np.array([0]), np.array([9]))
     likelihoods, change = generator.uniform(0.1, 1, (9, model.num_pdfs)), generator.uniform(0.5, 2, 9)

@@ -134,10 +134,11 @@ def _add_occupancies(batch: _Batch, likelihoods: np.ndarray, change: np.ndarray,
 def _update(model: HmmModel, data: np.ndarray, occupancies: np.ndarray, tied: bool) -> HmmModel:
     """One Gaussian a pdf from soft occupancies (num_frames, num_pdfs); tied: the same one for all states of a phone."""
     if tied:
-        phone_of_pdf = np.zeros(model.num_pdfs, dtype=np.int64)
-        phone_of_pdf[model.t2pdf[1:]] = model.t2phone[1:]
-        same_phone = (phone_of_pdf[:, None] == phone_of_pdf).astype(np.float64)
-        occupancies = occupancies @ same_phone
+        root_of_phone = {phone: i for i, phones in enumerate(model.lang.phone_roots) for phone in phones}
+        roots = np.array([root_of_phone[phone] for phone in model.phones])
+        root_of_pdf = np.zeros(model.num_pdfs, dtype=np.int64)
+        root_of_pdf[model.t2pdf[1:]] = roots[model.t2phone[1:]]
+        occupancies = occupancies @ (root_of_pdf[:, None] == root_of_pdf).astype(np.float64)
     counts = occupancies.sum(0)
     means = occupancies.T @ data / np.maximum(counts, 1e-3)[:, None]
     variances = occupancies.T @ data**2 / np.maximum(counts, 1e-3)[:, None] - means**2
@@ -146,7 +147,7 @@ def _update(model: HmmModel, data: np.ndarray, occupancies: np.ndarray, tied: bo
         Gmm.from_moments(np.ones(1), means[pdf][None], variances[pdf][None]) if counts[pdf] >= MIN_OCCUPANCY else old
         for pdf, old in enumerate(model.gmms)
     ]
-    return HmmModel(model.lang, model.topology, model.tree, model.log_probs, gmms, model.options)
+    return model.with_parameters(model.log_probs, gmms)
 
 
 def spectral_change(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -182,7 +183,7 @@ def flat_start(model: HmmModel, data: np.ndarray, lengths: np.ndarray, graphs: S
     speech = Gmm.from_moments(np.ones(1), data.mean(0)[None], np.maximum(everything, 1e-6)[None])
     quiet_pdfs = set(model.t2pdf[model.t2phone == model.phones.index(SILENCE_PHONE)].tolist())  # noise may be loud
     gmms = [silence if pdf in quiet_pdfs else speech for pdf in range(model.num_pdfs)]
-    model = HmmModel(model.lang, model.topology, model.tree, model.log_probs, gmms, model.options)
+    model = model.with_parameters(model.log_probs, gmms)
     first_row = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]

@@ -1,7 +1,6 @@
 """The decoding graph HCLG over a loop of words, and its files (Mohri, Pereira & Riley 2002; Kaldi's mkgraph.sh)."""
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,11 +13,12 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
 from asr_kd.hmm.wheels import arcs, kaldi
-from asr_kd.store.atomic import atomic_dir
 
 FORMAT = "asr_kd-graph"
 VERSION = 1
+RECORD = "graph.json"
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,6 @@ class Graph:
     def save(self, path: str | Path) -> None:
         """Write HCLG.fst (OpenFst binary, as Kaldi reads it), words.txt and graph.json into `path`, atomically."""
         record = {
-            "format": FORMAT,
-            "version": VERSION,
             "digest": self.digest,
             "model_digest": self.model_digest,
             "num_pdfs": self.num_pdfs,
@@ -134,24 +132,21 @@ class Graph:
             "words": self.words,
             "unigram": self.unigram,
         }
-        with atomic_dir(path) as folder:
+        with sealed_folder(path, RECORD, FORMAT, VERSION, record) as folder:
             if not self.arcs.to_fst().write(str(folder / "HCLG.fst")):
                 raise AsrKdError(f"{path}: HCLG.fst could not be written")
             words = ["<eps>", *self.words]
             (folder / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)), encoding="utf-8")
-            (folder / "graph.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Graph":
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
+        record = read_record(path, RECORD, FORMAT, VERSION, "graph")
         try:
-            record = json.loads((path / "graph.json").read_text(encoding="utf-8"))
             head = (path / "HCLG.fst").read_bytes()[:4]
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise AsrKdError(f"{path}: not a readable graph folder ({error})") from error
-        if record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise AsrKdError(f"{path / 'graph.json'}: is not of format {FORMAT} version {VERSION}")
         if head != b"\xd6\xfd\xb2\x7e":
             raise AsrKdError(f"{path / 'HCLG.fst'}: is not an OpenFst binary")
         try:
@@ -169,8 +164,7 @@ class Graph:
             record["model_digest"],
             record["unigram"],
         )
-        if graph.digest != record["digest"]:
-            raise AsrKdError(f"{path}: its files do not match the digest in graph.json; they were changed or mixed")
+        require_seal(path, RECORD, record, graph.digest)
         return graph
 
 

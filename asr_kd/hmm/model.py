@@ -17,13 +17,13 @@ from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import Gmm
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.mdl import format_mdl, parse_mdl
+from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
+from asr_kd.hmm.tree import BINARY_MARK, ContextTree
 from asr_kd.hmm.wheels import kaldi
-from asr_kd.store.atomic import atomic_dir
 
 FORMAT = "asr_kd-hmm"
 VERSION = 1
-# Kaldi begins a binary file so.
-BINARY_MARK = b"\0B"
+RECORD = "hmm.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,19 @@ class HmmModel:
     log_probs: np.ndarray
     gmms: list[Gmm]
     options: dict = field(default_factory=dict)
+
+    @classmethod
+    def untrained(cls, lang: Lang, topology: str, tree: bytes, gmm: Gmm, options: dict) -> "HmmModel":
+        """A model with the topology's own transition probabilities, in which `gmm` stands for every pdf."""
+        bare = cls(lang, topology, tree, np.zeros(0, np.float32), [], options)
+        transitions = bare._topology_transitions
+        return cls(
+            lang, topology, tree, np.array(transitions.log_probs, np.float32), [gmm] * transitions.num_pdfs, options
+        )
+
+    def with_parameters(self, log_probs: np.ndarray, gmms: list[Gmm]) -> "HmmModel":
+        """The same states with other transition probabilities and Gaussians."""
+        return HmmModel(self.lang, self.topology, self.tree, log_probs, gmms, self.options)
 
     def __getstate__(self) -> dict:
         # Cached C++ objects do not cross a process boundary; they are rebuilt on the other side.
@@ -75,12 +88,22 @@ class HmmModel:
         return tree
 
     @cached_property
-    def transition_model(self) -> object:
-        """khg's TransitionModel with this model's probabilities."""
+    def context_tree(self) -> ContextTree:
+        """The tree as a ContextTree."""
+        return ContextTree.from_bytes(self.tree, "the tree of this HMM")
+
+    @cached_property
+    def _topology_transitions(self) -> object:
+        """khg's TransitionModel with the topology's own probabilities."""
         khg = kaldi().khg
         topology = khg.HmmTopology()
         topology.read(self.topology)
-        model = khg.TransitionModel(ctx_dep=self.ctx_dep, hmm_topo=topology)
+        return khg.TransitionModel(ctx_dep=self.ctx_dep, hmm_topo=topology)
+
+    @cached_property
+    def transition_model(self) -> object:
+        """khg's TransitionModel with this model's probabilities."""
+        khg, model = kaldi().khg, self._topology_transitions
         if model.num_pdfs != self.num_pdfs or model.num_transition_ids + 1 != len(self.log_probs):
             raise AsrKdError("the tree, the topology and the parameters of this HMM do not belong together")
         state = list(model.__getstate__())
@@ -125,14 +148,38 @@ class HmmModel:
         return np.array([-1] + [tm.transition_id_to_phone(t) - 1 for t in self._tids], dtype=np.int64)
 
     @cached_property
+    def state_of_tid(self) -> np.ndarray:
+        """(phone id, hmm-state, pdf-id, index of the transition in its state) of each transition-id.
+
+        (num_transition_ids + 1, 4) int64; index 0 is a dummy, −1.
+        """
+        tm = self.transition_model
+        tuples = np.array([t.__getstate__()[:3] for t in tm.tuples], dtype=np.int64)
+        state = np.array([tm.id2state[t] for t in self._tids])
+        index = np.arange(1, len(state) + 1) - np.array(tm.state2id)[state]
+        return np.concatenate([np.full((1, 4), -1), np.column_stack([tuples[state - 1], index])])
+
+    @cached_property
+    def class_of_state(self) -> dict[int, list[int]]:
+        """pdf-class of each emitting hmm-state, by phone id."""
+        topology = self.transition_model.topo
+        states = {phone: topology.topology_for_phone(phone) for phone in topology.phones}
+        return {p: [s.forward_pdf_class for s in entry if s.transitions] for p, entry in states.items()}
+
+    @cached_property
+    def t2class(self) -> np.ndarray:
+        """pdf-class of each transition-id, (num_transition_ids + 1,) int64; index 0 is a dummy, −1."""
+        classes = [self.class_of_state[phone][state] for phone, state in self.state_of_tid[1:, :2].tolist()]
+        return np.array([-1, *classes], dtype=np.int64)
+
+    @cached_property
     def enters_phone(self) -> np.ndarray:
         """Whether a transition-id is the first of a phone in graphs made with reorder, (num_transition_ids + 1,) bool.
 
         There, the arc that leaves hmm-state 0 comes before that state's self-loops.
         """
-        tm = self.transition_model
-        enters = [tm.tuples[tm.id2state[t] - 1].__getstate__()[1] == 0 and not tm.is_self_loop(t) for t in self._tids]
-        return np.array([False, *enters])
+        loops = np.array([True, *(self.transition_model.is_self_loop(t) for t in self._tids)])
+        return (self.state_of_tid[:, 1] == 0) & ~loops
 
     @property
     def sil_pdfs(self) -> list[int]:
@@ -163,40 +210,34 @@ class HmmModel:
         and hmm.json.
         """
         record = {
-            "format": FORMAT,
-            "version": VERSION,
             "digest": self.digest,
             **self.lang.options,
             "num_pdfs": self.num_pdfs,
             "feat_dim": self.feat_dim,
             "options": self.options,
         }
-        with atomic_dir(path) as folder:
+        with sealed_folder(path, RECORD, FORMAT, VERSION, record) as folder:
             (folder / "final.mdl").write_text(format_mdl(self), encoding="utf-8")
             (folder / "tree").write_bytes(BINARY_MARK + self.tree)
             lexicon = self.lang.lexicon
             write_lexicon(folder / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
             (folder / "phones.txt").write_text(self.lang.phones_txt(), encoding="utf-8")
             (folder / "words.txt").write_text(self.lang.words_txt(), encoding="utf-8")
-            (folder / "hmm.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "HmmModel":
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
+        record = read_record(path, RECORD, FORMAT, VERSION, "HMM")
         try:
-            record = json.loads((path / "hmm.json").read_text(encoding="utf-8"))
             mdl = (path / "final.mdl").read_text(encoding="utf-8")
             tree = (path / "tree").read_bytes().removeprefix(BINARY_MARK)
         except (OSError, ValueError) as error:
             raise AsrKdError(f"{path}: not a readable HMM folder ({error})") from error
-        if record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise AsrKdError(f"{path / 'hmm.json'}: is not of format {FORMAT} version {VERSION}")
         lexiconp = path / "lexiconp.txt"
         lexicon = read_lexicon(lexiconp if lexiconp.exists() else path / "lexicon.txt")
         lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
         topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
-        if model.digest != record.get("digest"):
-            raise AsrKdError(f"{path}: its files do not match the digest in hmm.json; they were changed or mixed")
+        require_seal(path, RECORD, record, model.digest)
         return model

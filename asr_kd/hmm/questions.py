@@ -31,9 +31,7 @@ def division_gains(moments: Moments, member: np.ndarray, min_count: float) -> np
     −inf where a side has fewer than `min_count` frames, or none.
     """
     yes, total = moments.unions(member), moments.total()
-    no = Moments(
-        *(t - part for t, part in zip(vars(total).values(), vars(yes).values(), strict=True))
-    )
+    no = Moments(*(t - part for t, part in zip(vars(total).values(), vars(yes).values(), strict=True)))
     gains = yes.loglik() + no.loglik() - total.loglik()
     allowed = np.minimum(yes.count, no.count) >= max(min_count, 1e-3)
     return np.where(allowed, gains, -np.inf)
@@ -77,9 +75,7 @@ def _refine(moments: Moments, member: np.ndarray, gain: float, min_count: float)
         precision = 1.0 / variance
         constant = (np.log(variance) + mean**2 * precision).sum(1)
         badness = (
-            moments.count[:, None] * constant
-            + moments.sumsq @ precision.T
-            - 2.0 * moments.sum @ (mean * precision).T
+            moments.count[:, None] * constant + moments.sumsq @ precision.T - 2.0 * moments.sum @ (mean * precision).T
         )
         moved = badness[:, 0] < badness[:, 1]
         moved_gain = float(division_gains(moments, moved[None], min_count)[0])

@@ -5,7 +5,7 @@ An event is four numbers: left phone, phone, right phone (Kaldi's ids, 0 beyond 
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,23 +106,10 @@ class ContextTree:
         return cls(root, width, central)
 
 
-def monophone_tree(roots: Sequence[Sequence[int]], num_classes: Sequence[int]) -> ContextTree:
-    """The tree without context in which the phones of one root share their states.
-
-    roots: phone ids, each phone in one root; num_classes: pdf-classes of each root. Like Kaldi's
-    MonophoneContextDependencyShared, pdf-ids count through roots, then pdf-classes.
-    """
-    first = np.concatenate([[0], np.cumsum(num_classes)])
-    states = [[Leaf(int(f) + c) for c in range(n)] for f, n in zip(first, num_classes, strict=False)]
-    return ContextTree(
-        phone_table({phone: states[r] for r, phones in enumerate(roots) for phone in phones}, CENTRAL - 1), 1, 0
-    )
-
-
-def phone_table(states_of_phone: dict[int, list[Node]], key: int = CENTRAL) -> Table:
-    """A table over phones at position `key` of tables over their pdf-classes."""
+def phone_table(states_of_phone: dict[int, list[Node]]) -> Table:
+    """A table over central phones of tables over their pdf-classes; the lists hold a tree for each class."""
     children = [states_of_phone.get(phone) for phone in range(max(states_of_phone) + 1)]
-    return Table(key, tuple(None if states is None else Table(PDF_CLASS, tuple(states)) for states in children))
+    return Table(CENTRAL, tuple(None if states is None else Table(PDF_CLASS, tuple(states)) for states in children))
 
 
 def _leaves(node: Node | None) -> Iterator[Leaf]:
