@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
-from asr_kd.corpus.lexicon import Lexicon, read_lexicon, write_lexicon
+from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import MfccOptions
 from asr_kd.hmm import boundaries, steps, wheels
 from asr_kd.hmm.align import GraphCompiler, align_graph, align_in_processes, align_utterances
 from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.flat_start import _add_occupancies, _make_batch, spectral_change
-from asr_kd.hmm.gaussians import Gmm, split_targets
+from asr_kd.hmm.gaussians import Gmm, GmmStack, split_targets
 from asr_kd.hmm.gmm import MonoOptions, initial_model, select_subset, train_mono
 from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.lang import Lang
@@ -83,44 +83,7 @@ def plain() -> tuple[HmmModel, list]:
 
 
 def exact_logliks(model: HmmModel, feats: np.ndarray) -> np.ndarray:
-    wide = feats.astype(np.float64)
-    columns = [np.logaddexp.reduce(gmm.component_logliks(wide), axis=1) for gmm in model.gmms]
-    return np.stack(columns, axis=1).astype(np.float32)
-
-
-# --- lexicon and lang
-
-
-def test_lexicon_survives_its_file(tmp_path):
-    write_lexicon(tmp_path / "lexicon.txt", LEXICON)
-    assert read_lexicon(tmp_path / "lexicon.txt").entries == LEXICON.entries
-    assert LEXICON.phones == ["AH", "IY", "L", "T", "UW"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("one W AH N\none W AH N\n", r"lexicon.txt:2: .*twice"),
-        ("one W AH N\ntwo\n", r"lexicon.txt:2: .*'two'.*empty"),
-        ("one W AH N\n\n", r"lexicon.txt:2: an empty line"),
-        ("<eps> W\n", r"lexicon.txt:1: '<eps>' is reserved"),
-        ("one SIL\n", r"lexicon.txt:1: .*SIL"),
-        ("", r"lexicon.txt: has no word"),
-    ],
-)
-def test_bad_lexicon_names_its_line(tmp_path, text, message):
-    (tmp_path / "lexicon.txt").write_text(text)
-    with pytest.raises(AsrKdError, match=message):
-        read_lexicon(tmp_path / "lexicon.txt")
-
-
-def test_symbol_tables():
-    lang = Lang(LEXICON)
-    assert lang.phones_txt().split("\n")[:3] == ["<eps> 0", "SIL 1", "AH 2"]
-    # Two homophones and one prefix share T UW (it takes #1 and #2); the last symbol is silence's own.
-    assert lang.phones_txt().splitlines()[-4:] == ["#0 7", "#1 8", "#2 9", "#3 10"]
-    assert lang.disambig_ids == [7, 8, 9, 10]
-    assert lang.words_txt().splitlines() == ["<eps> 0", "eel 1", "too 2", "tool 3", "two 4"]
+    return GmmStack(model.gmms).logliks(feats)
 
 
 # --- wheels
