@@ -31,22 +31,37 @@ H5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeEr
 MAX_PACKING = 1100
 
 
-def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -> h5py.File:
-    """Open an HDF5 file of the project for reading, and make sure that it leads nowhere but to itself.
+def open_any_h5(path: str | Path, what: str = "an HDF5 file", *, virtual: str | None = None) -> h5py.File:
+    """Open an HDF5 file of whatever form for reading, and make sure that it leads nowhere but to itself.
 
     A file from a stranger may point at any file of this machine (external links, raw external storage, virtual data
     sets) or declare more than it holds; both are refused. virtual: the one data set that may be virtual, whose
-    sources are for the caller to check.
+    sources are for the caller to check. what: for the message if there is no file.
 
-    Raises AsrKdError for a missing, damaged or foreign file, another format, or a newer version.
+    Raises AsrKdError for a missing, damaged or foreign file.
     """
     path = Path(path)
     if not path.is_file():
-        raise AsrKdError(f"{path}: no such file (a {format_name} file was expected)")
+        raise AsrKdError(f"{path}: no such file ({what} was expected)")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise AsrKdError(f"{path}: not a readable HDF5 file ({error})") from error
+    try:
+        with readable(path):
+            _check_members(file, path.stat().st_size, virtual)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -> h5py.File:
+    """Open an HDF5 file of the project for reading, with the checks of open_any_h5.
+
+    Raises AsrKdError for a missing, damaged or foreign file, another format, or a newer version.
+    """
+    file = open_any_h5(path, f"a {format_name} file", virtual=virtual)
     try:
         with readable(path):
             found, version = file.attrs.get("format"), file.attrs.get("version")
@@ -56,7 +71,6 @@ def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -
                 raise AsrKdError(
                     f"{path}: format version {version} is newer than this program reads ({FORMAT_VERSION})"
                 )
-            _check_members(file, path.stat().st_size, virtual)
     except BaseException:
         file.close()
         raise
