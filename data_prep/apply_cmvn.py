@@ -2,9 +2,9 @@
 """Normalise the mean (and variance) of features, as Kaldi's compute-cmvn-stats, apply-cmvn and apply-cmvn-sliding.
 
 feats.h5 keeps what was extracted and its statistics beside it, and training normalises as it reads; this is for
-whoever wants normalised features themselves. OUT is a file ending in .h5, or one of Kaldi's tables (ark:FILE, ark,t:FILE,
-ark,scp:FILE.ark,FILE.scp). With --stats the statistics are those of another file: those of the training set for a
-test set, say.
+whoever wants normalised features themselves. OUT is a file ending in .h5, or one of Kaldi's tables (ark:FILE,
+ark,t:FILE, ark,scp:FILE.ark,FILE.scp). With --stats the statistics are those of another file: those of the training
+set for a test set, say.
 """
 
 import argparse

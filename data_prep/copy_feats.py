@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 from asr_kd.cli_common import boolean, log, run_main
-from asr_kd.corpus.tables import write_table
+from asr_kd.corpus.tables import to_text
 from asr_kd.errors import AsrKdError
+from asr_kd.store.atomic import write_text
 from asr_kd.store.exchange import (
     FeatureSource,
     ForeignFrontEnd,
@@ -92,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         num_utts = write_table_of(args.out, noted, compression_method=args.compression_method, log=log)
     if args.write_utt2spk:
-        write_table(args.write_utt2spk, dict(sorted(speakers.items())))
+        write_text(args.write_utt2spk, to_text(dict(sorted(speakers.items()))))
     log(f"{args.out}: {num_utts} utterances")
 
 

@@ -36,14 +36,7 @@ def pool(stats: np.ndarray, groups: Sequence[str]) -> dict[str, np.ndarray]:
     return total
 
 
-def mean_and_istd(stats: np.ndarray, norm_vars: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and inverse standard deviation, each (feat_dim,) float32; normalised is (feats - mean) * istd.
-
-    Without norm_vars istd is 1. A dimension that does not vary is centred and not scaled (Kaldi would scale it by
-    1e10).
-
-    Raises AsrKdError if the statistics are of no frames or not finite.
-    """
+def _exact_mean_and_istd(stats: np.ndarray, norm_vars: bool) -> tuple[np.ndarray, np.ndarray]:
     count = stats[0, -1]
     if not np.isfinite(stats).all() or count < 1:
         raise AsrKdError("CMVN statistics are of less than one frame, or not finite")
@@ -54,20 +47,33 @@ def mean_and_istd(stats: np.ndarray, norm_vars: bool = True) -> tuple[np.ndarray
         variance = mean_square - np.square(mean)
         varies = variance > CONSTANT_RELATIVE_VARIANCE * mean_square
         istd[varies] = 1.0 / np.sqrt(variance[varies])
+    return mean, istd
+
+
+def mean_and_istd(stats: np.ndarray, norm_vars: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and inverse standard deviation, each (feat_dim,) float32; normalised is (feats - mean) * istd.
+
+    Without norm_vars istd is 1. A dimension that does not vary is centred and not scaled (Kaldi would scale it by
+    1e10).
+
+    Raises AsrKdError if the statistics are of no frames or not finite.
+    """
+    mean, istd = _exact_mean_and_istd(stats, norm_vars)
     return mean.astype(np.float32), istd.astype(np.float32)
 
 
 def apply_cmvn(feats: np.ndarray, stats: np.ndarray, *, norm_vars: bool = False) -> np.ndarray:
     """Features (num_frames, feat_dim) with the mean, and the deviation too with norm_vars, of stats removed: float32.
 
-    stats: (2, feat_dim + 1) of the utterance, its speaker or a whole set, as Kaldi's apply-cmvn takes them.
+    stats: (2, feat_dim + 1) of the utterance, its speaker or a whole set, as Kaldi's apply-cmvn takes them. The result
+    is Kaldi's to the bit, but for a dimension that does not vary: it is centred and not scaled.
 
     Raises AsrKdError for statistics of another feat_dim, of no frames, or not finite.
     """
     if stats.shape != (2, feats.shape[1] + 1):
         raise AsrKdError(f"CMVN statistics of shape {stats.shape} do not fit features of {feats.shape[1]} columns")
-    mean, istd = mean_and_istd(stats, norm_vars)
-    return (feats.astype(np.float32) - mean) * istd
+    mean, istd = _exact_mean_and_istd(stats, norm_vars)
+    return feats.astype(np.float32) * istd.astype(np.float32) - (mean * istd).astype(np.float32)
 
 
 def _windows(num_frames: int, cmn_window: int, min_cmn_window: int, center: bool) -> tuple[np.ndarray, np.ndarray]:
