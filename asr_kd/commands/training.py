@@ -15,7 +15,8 @@ from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
 from asr_kd.store.atomic import write_json
 from asr_kd.training.data import LabelledSet, load_set
-from asr_kd.training.loop import Run, hard_loss, train_net
+from asr_kd.training.loop import train_net
+from asr_kd.training.run import Run, hard_loss
 
 OUT = path("--out", "one folder a seed is made below this one")
 
@@ -84,7 +85,7 @@ def train_seeds(out: Path, seeds: list[int], config: DnnConfig, session: Session
                 train=session.train,
                 dev=session.dev,
                 transfer_index=session.train.labelled,
-                loss=hard_loss(session.train),
+                loss=hard_loss(session.train, config.label_smoothing),
                 loss_key={"kind": "hard"},
                 dtype=session.dtype,
             )

@@ -11,7 +11,8 @@ from asr_kd.distill.losses import distillation_loss
 from asr_kd.distill.soft_targets import SoftTargets
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.loop import Loss, Run, train_net
+from asr_kd.training.loop import train_net
+from asr_kd.training.run import Loss, Run
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:

@@ -35,8 +35,14 @@ def mean_log_posteriors(
     combination: str = "arithmetic",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
+    max_logits: int = 1 << 25,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32)."""
+    """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32).
+
+    A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers.
+    """
+    logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
+    batch_size = max(1, min(batch_size, max_logits // max(logits_of_frame, 1)))
     for rows, windows in frames.blocks(batch_size):
         with autocast(frames.device, dtype):
             logits = torch.stack([net(windows) for net in nets])

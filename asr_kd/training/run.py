@@ -1,0 +1,108 @@
+"""One net to train: what it is made of, and the digest of it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from asr_kd.config import DnnConfig
+from asr_kd.nnet.model import Architecture
+from asr_kd.runinfo import fingerprint
+from asr_kd.training.data import LabelledSet
+
+# (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
+# The windows are those that the net saw, masks and noise included.
+Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
+# fingerprint, so that a new key does not make complete nets be trained again.
+NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard"}
+WITHOUT_EFFECT = {
+    "dropout_schedule": None,
+    "label_smoothing": 0.0,
+    "feature_noise": 0.0,
+    "time_masks": 0,
+    "time_mask_width": 5,
+    "freq_masks": 0,
+    "freq_mask_width": 8,
+    "schedule": "linear",
+    "start_halving_impr": 0.01,
+    "end_halving_impr": 0.001,
+    "halving_factor": 0.5,
+    "keep_lr_iters": 0,
+    "min_iters": 0,
+    "max_steps": None,
+    "steps_per_epoch": None,
+    "keep_best": "frame_acc",
+    "patience": 0,
+}
+
+
+def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
+    """Cross-entropy with the alignment's states, of which label_smoothing is spread over all states."""
+    return lambda logits, index, windows: functional.cross_entropy(
+        logits.float(), train.pdf[index], label_smoothing=label_smoothing
+    )
+
+
+@dataclass
+class Run:
+    """One net to train.
+
+    transfer_index: frames to train on, (n,) int64. loss_key: whatever the loss depends on, for the fingerprint.
+    """
+
+    out: Path
+    seed: int
+    config: DnnConfig
+    train: LabelledSet
+    dev: LabelledSet
+    transfer_index: torch.Tensor
+    loss: Loss
+    loss_key: dict[str, Any]
+    dtype: torch.dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that the weights depend on (but for the number of threads, which is recorded)."""
+        config = {
+            key: value
+            for key, value in asdict(self.config).items()
+            if key not in NOT_IN_WEIGHTS and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
+        }
+        return fingerprint(
+            seed=self.seed,
+            config=config,
+            train=[self.train.content_digest, self.train.ali_digest, self.train.frames.layout.digest],
+            dev=[self.dev.content_digest, self.dev.ali_digest, self.dev.frames.layout.digest],
+            labels=self.train.labels,
+            loss=self.loss_key,
+            dtype=str(self.dtype),
+            device=self.train.frames.device.type,
+        )
+
+    @property
+    def architecture(self) -> Architecture:
+        config = self.config
+        return Architecture(
+            left_context=config.left_context,
+            right_context=config.right_context,
+            feat_dim=self.train.frames.feat_dim,
+            num_hidden_layers=config.num_hidden_layers,
+            hidden_dim=config.hidden_dim,
+            num_pdfs=self.train.num_pdfs,
+            dropout=max(config.dropout_schedule or [config.dropout]),
+        )
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Of one pass over the frames to train on; its last batch may be smaller."""
+        return -(-len(self.transfer_index) // self.config.batch_size)
+
+    @property
+    def num_steps(self) -> int:
+        """Of the whole run: the budget, or num_epochs passes."""
+        return self.config.max_steps or self.config.num_epochs * self.steps_per_pass
