@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from asr_kd.cli_common import log
@@ -35,6 +35,7 @@ from asr_kd.store.atomic import write_json, write_text
     path("--utt2spk", "speakers, where the references do not name them", required=False),
     option("--mode", "absent hypotheses: an error, deletions, or left out", choices=MODES, default="strict"),
     option("--weights", "whose alignment", choices=list(WEIGHTS), default="kaldi"),
+    option("--time-mediated", "align a CTM with a reference CTM by times, as sclite -T", action="store_true"),
     option("--unit", "what is counted", choices=["word", "char", "phone"], default="word"),
     path("--lexicon", "lexicon.txt, whose first pronunciations are the phones of --unit phone", required=False),
     option("--ignore-case", "compare in lower case", action="store_true"),
@@ -61,7 +62,11 @@ def score_words_command(args: argparse.Namespace) -> None:
     texts = {name: [convert(hyp.texts, split) for hyp in seeds] for name, seeds in hyps.items()}
     utt_ids = select_utterances(refs, [hyp for seeds in texts.values() for hyp in seeds], args.mode)
     weights = WEIGHTS[args.weights]
-    systems = [WordSystem(n, [score_words(refs, hyp, utt_ids, weights) for hyp in seeds]) for n, seeds in texts.items()]
+    systems = []
+    for name, seeds in texts.items():
+        times = [_times(args, references, hyp) for hyp in hyps[name]]
+        scored = [score_words(refs, hyp, utt_ids, weights, t) for hyp, t in zip(seeds, times, strict=True)]
+        systems.append(WordSystem(name, scored))
     unit, why = _unit(args.resampling_unit, references, utt_ids)
     units = utt_ids if unit == "utterance" else [references.spk_of[utt_id] for utt_id in utt_ids]
     compared = compare_systems(
@@ -75,7 +80,7 @@ def score_words_command(args: argparse.Namespace) -> None:
         args.out / "scores.json",
         {
             "unit": args.unit,
-            "weights": args.weights,
+            "weights": "times" if args.time_mediated else args.weights,
             "mode": args.mode,
             "ignore_case": args.ignore_case,
             "files": {"ref": str(args.ref), "hyp": {name: [str(f) for f in seeds] for name, seeds in files.items()}},
@@ -140,6 +145,17 @@ def _splitter(args: argparse.Namespace) -> Callable[[str], Sequence[str]] | None
         return first[cased(word)]
 
     return phones
+
+
+def _times(args: argparse.Namespace, references: References, hyp: Hypotheses) -> tuple[Mapping, Mapping] | None:
+    """The times to align by, of the references and of the hypotheses; None where words are aligned."""
+    if not args.time_mediated:
+        return None
+    if references.times is None or args.unit != "word":
+        raise AsrKdError("--time-mediated needs the words of a reference CTM and of hypothesis CTMs")
+    if hyp.texts and not hyp.times:
+        raise AsrKdError(f"{hyp.texts.path}: --time-mediated needs a CTM")
+    return references.times, hyp.times
 
 
 def _unit(asked: str, references: References, utt_ids: Sequence[str]) -> tuple[str, str]:

@@ -83,21 +83,32 @@ class Alignment(NamedTuple):
         return self.num_ins + self.num_del + self.num_sub
 
 
+Times = Sequence[tuple[float, float]]  # start and duration of each word, seconds
+
+
 def align_words(ref: Reference, hyp: Sequence[str], weights: Weights = KALDI) -> Alignment:
     """Align `hyp` to `ref` at the least cost, ties broken as the tool that `weights` are named after breaks them."""
     if list(ref) == list(hyp):  # the diagonal is the only path that costs nothing
         return Alignment(0, 0, 0, len(hyp), [(CORRECT, word, word) for word in hyp])
     net = _Net()
     net.extend(ref)
-    ops = _best_path(net, hyp, weights)
+    return _alignment(_best_path(net, hyp, _WordCosts(net, hyp, weights), weights.pairs_first))
+
+
+def align_times(ref: Sequence[str], hyp: Sequence[str], ref_times: Times, hyp_times: Times) -> Alignment:
+    """Align words by when they were spoken, as sclite -T does (wwd_time_WORD in word.c).
+
+    A pair costs the distance of its starts and of its ends, and a little more if the words differ; a word alone costs
+    its duration. So the errors are not the fewest, but none pairs words that were spoken at different times.
+    """
+    net = _Net()
+    net.extend(ref)
+    return _alignment(_best_path(net, hyp, _TimeCosts(net, hyp, ref_times, hyp_times), SCLITE.pairs_first))
+
+
+def _alignment(ops: list[tuple[str, str | None, str | None]]) -> Alignment:
     counts = [sum(op == kind for op, _, _ in ops) for kind in (INSERTION, DELETION, SUBSTITUTION)]
     return Alignment(*counts, len(ops) - counts[0], ops)
-
-
-# Costs are scaled so that what is nearly free has an integer cost as well, and ties are exact.
-_SCALE = 1000
-_NOTHING = 1  # passing `@`; sclite's 0.001
-_NEVER = 1 << 40
 
 
 class _Net:
@@ -132,23 +143,65 @@ class _Net:
         self.before.append(self.ends)
         self.ends = (len(self.words) - 1,)
 
-    def deletion_cost(self, arc: int, weights: Weights) -> int:
-        if self.words[arc] is None:
+
+# Costs are scaled so that what is nearly free has an integer cost as well, and ties are exact.
+_SCALE = 1000
+_NOTHING = 1  # passing `@`; sclite's 0.001
+_NEVER = 1 << 40
+
+
+class _WordCosts:
+    """`insertions` (len(hyp),), and by arc the cost of its deletion and of its pairs with each word, (len(hyp),)."""
+
+    def __init__(self, net: _Net, hyp: Sequence[str], weights: Weights) -> None:
+        self._net, self._weights = net, weights
+        self._id = {word: i for i, word in enumerate(dict.fromkeys(hyp))}
+        self._hyp_ids = np.array([self._id[word] for word in hyp], dtype=np.int64)
+        self.insertions = np.full(len(hyp), _SCALE * weights.insertion)
+
+    def deletion(self, arc: int) -> int:
+        if self._net.words[arc] is None:
             return _NOTHING
-        cost = _SCALE * weights.deletion
-        return cost * 2 // 3 if self.optional[arc] else cost  # sclite: 2 instead of 3
+        cost = _SCALE * self._weights.deletion
+        return cost * 2 // 3 if self._net.optional[arc] else cost  # sclite: 2 instead of 3
+
+    def pairs(self, arc: int) -> np.ndarray | int:
+        word = self._net.words[arc]
+        if word is None:
+            return _NEVER
+        return _SCALE * self._weights.substitution * (self._hyp_ids != self._id.get(word, -1))
+
+
+class _TimeCosts:
+    """As `_WordCosts`, from the times of the words, in microseconds."""
+
+    def __init__(self, net: _Net, hyp: Sequence[str], ref_times: Times, hyp_times: Times) -> None:
+        self._words, self._hyp = net.words, np.array(hyp, dtype=object)
+        (self._ref_start, self._ref_end), (self._start, self._end) = map(_starts_and_ends, (ref_times, hyp_times))
+        self.insertions = self._end - self._start
+
+    def deletion(self, arc: int) -> int:
+        return int(self._ref_end[arc - 1] - self._ref_start[arc - 1])
+
+    def pairs(self, arc: int) -> np.ndarray:
+        apart = np.abs(self._start - self._ref_start[arc - 1]) + np.abs(self._end - self._ref_end[arc - 1])
+        return apart + _SCALE * (self._hyp != self._words[arc])
+
+
+def _starts_and_ends(times: Times) -> np.ndarray:
+    start, duration = np.array(times, dtype=np.float64).reshape(-1, 2).T
+    return np.rint(1e6 * np.stack([start, start + duration])).astype(np.int64)
 
 
 _PAIR, _DEL, _INS = 0, 1, 2
 
 
-def _best_path(net: _Net, hyp: Sequence[str], weights: Weights) -> list[tuple[str, str | None, str | None]]:
+def _best_path(
+    net: _Net, hyp: Sequence[str], costs: _WordCosts | _TimeCosts, pairs_first: bool
+) -> list[tuple[str, str | None, str | None]]:
     """Costs of all (arc, prefix of hyp), a row per arc, and the way back from the cheapest end."""
-    word_id = {word: i for i, word in enumerate(dict.fromkeys(hyp))}
-    hyp_ids = np.array([word_id[word] for word in hyp], dtype=np.int64)
     width = len(hyp) + 1
-    insertion, substitution = _SCALE * weights.insertion, _SCALE * weights.substitution
-    inserted = insertion * np.arange(width)
+    inserted = np.concatenate([[0], np.cumsum(costs.insertions)])
     last_use = {earlier: arc for arc, before in enumerate(net.before) for earlier in before}
     last_use.update(dict.fromkeys(net.ends, len(net.words)))
     rows = {0: inserted}
@@ -162,17 +215,14 @@ def _best_path(net: _Net, hyp: Sequence[str], weights: Weights) -> list[tuple[st
             choices = np.stack([rows[earlier] for earlier in before])
             came_from[arc] = choices.argmin(axis=0)
             reached = choices.min(axis=0)
-        down = reached + net.deletion_cost(arc, weights)
-        if net.words[arc] is None:
-            pair = np.full(width - 1, _NEVER)
-        else:
-            pair = reached[:-1] + substitution * (hyp_ids != word_id.get(net.words[arc], -1))
+        down = reached + costs.deletion(arc)
+        pair = reached[:-1] + costs.pairs(arc)
         row = down.copy()
         np.minimum(down[1:], pair, out=row[1:])
-        # An insertion costs the same for each word passed: the running minimum of (row - inserted) carries them all.
+        # An insertion costs the same in every row: the running minimum of (row - inserted) carries all of them.
         row = np.minimum.accumulate(row - inserted) + inserted
-        deletes, left = down[1:], row[:-1] + insertion
-        paired = (pair <= deletes) & (pair <= left) if weights.pairs_first else (pair < deletes) & (pair < left)
+        deletes, left = down[1:], row[:-1] + costs.insertions
+        paired = (pair <= deletes) & (pair <= left) if pairs_first else (pair < deletes) & (pair < left)
         moves[arc, 1:] = np.where(paired, _PAIR, np.where(deletes < left, _DEL, _INS))
         rows[arc] = row
         for earlier in before:

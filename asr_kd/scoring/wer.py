@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.scoring.alignment import KALDI, Alignment, Reference, Weights, align_words
+from asr_kd.scoring.alignment import KALDI, Alignment, Reference, Times, Weights, align_times, align_words
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,19 @@ def score_words(
     hyps: Mapping[str, Sequence[str]],
     utt_ids: Sequence[str] | None = None,
     weights: Weights = KALDI,
+    times: tuple[Mapping[str, Times], Mapping[str, Times]] | None = None,
 ) -> WordScores:
     """Align the hypotheses of `utt_ids`, all references if None; an utterance that has none is aligned with nothing.
 
+    With `times`, those of the references and of the hypotheses, words are aligned by them instead of by `weights`.
     Whether utterances may be absent is decided before, by `select_utterances`.
     """
     utt_ids = list(refs if utt_ids is None else utt_ids)
-    alignments = [align_words(refs[utt_id], hyps.get(utt_id, ()), weights) for utt_id in utt_ids]
+    if times is None:
+        alignments = [align_words(refs[utt_id], hyps.get(utt_id, ()), weights) for utt_id in utt_ids]
+    else:
+        of_ref, of_hyp = times
+        alignments = [align_times(refs[u], hyps.get(u, ()), of_ref[u], of_hyp.get(u, ())) for u in utt_ids]
     return WordScores(utt_ids, alignments, sum(utt_id not in hyps for utt_id in refs))
 
 

@@ -28,14 +28,14 @@ FORMATS = ("text", "trn", "ctm", "stm")
 class References:
     """What was said: `texts` maps utt_id to its reference, `spk_of` to its speaker (None where that is not known).
 
-    `segments` holds an STM's by (recording, channel), those included that are not scored; `by_channel` says that
-    utterances are channels of recordings, as in a reference CTM.
+    `segments` holds an STM's by (recording, channel), those included that are not scored. `times` holds (start,
+    duration) of the words of a reference CTM, whose utterances are channels of recordings.
     """
 
     texts: Transcripts
     spk_of: dict[str, str] | None
     segments: dict[tuple[str, str], list[StmSegment]] | None = None
-    by_channel: bool = False
+    times: dict[str, list[tuple[float, float]]] | None = None
 
     @property
     def has_alternatives(self) -> bool:
@@ -68,8 +68,8 @@ def read_references(path: str | Path, form: str | None = None, utt2spk: str | Pa
     if form == "stm":
         references = _from_stm(path)
     elif form == "ctm":
-        texts = _by_utterance(path, read_ctm(path), lambda word: f"{word.rec_id}_{word.channel}").texts
-        references = References(texts, {utt_id: utt_id for utt_id in texts}, by_channel=True)
+        spoken = _by_utterance(path, read_ctm(path), lambda word: f"{word.rec_id}_{word.channel}")
+        references = References(spoken.texts, {utt_id: utt_id for utt_id in spoken.texts}, times=spoken.times)
     elif form == "trn":
         texts = read_trn(path)
         references = References(texts, {utt_id: _spu_id(utt_id) for utt_id in texts})
@@ -94,7 +94,7 @@ def read_hypotheses(path: str | Path, references: References, form: str | None =
         words = read_ctm(path)
         if references.segments is not None:
             return _cut_at_segments(path, words, references)
-        if references.by_channel:
+        if references.times is not None:
             return _by_utterance(path, words, lambda word: f"{word.rec_id}_{word.channel}")
         _require_one_channel(path, words)
         return _by_utterance(path, words, lambda word: word.rec_id)

@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from asr_kd.scoring.alignment import CORRECT, Alignment
+from asr_kd.scoring.alignment import CORRECT, Alignment, Times
 from asr_kd.scoring.wer import WordScores
-
-Times = Sequence[tuple[float, float]]  # start and duration of each recognised word, seconds
 
 _COLUMNS = ("words", "corr", "sub", "del", "ins", "err", "s_err")
 
