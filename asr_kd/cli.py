@@ -27,6 +27,7 @@ COMMANDS = (  # in the order in which an experiment takes them
     scoring.score,
     word_scoring.score_words_command,
     scoring.report,
+    hmm.check_hmm,
     hmm.check_boundaries,
     hmm.check_search,
     environment.env,

@@ -46,12 +46,14 @@ class FbankConfig:
 
 @dataclass(frozen=True)
 class HmmConfig:
-    """conf/hmm.yaml: the flat-start GMM-HMM that labels the frames."""
+    """conf/hmm.yaml: the GMM-HMM that labels the frames."""
 
+    gmm_context: str
     gmm_num_iters: int
     gmm_total_gauss: int
     gmm_cmvn: str
     gmm_max_train_utts: int
+    gmm_max_failed_share: float
     gmm_seed: int
     gmm_phone_topology: str
     gmm_silence_topology: str
@@ -59,6 +61,14 @@ class HmmConfig:
     silence_phones: list[str]
     sil_prob: float
     max_oov_share: float
+    tree_num_leaves: int
+    tree_questions: str
+    tree_min_count: float
+    tree_min_gain: float
+    tree_merge: bool
+    tri_num_iters: int
+    tri_total_gauss: int
+    tri_max_train_utts: int
 
 
 @dataclass(frozen=True)

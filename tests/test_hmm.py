@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr_kd.config import HmmConfig, resolve
 from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
@@ -26,7 +27,7 @@ from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.viterbi import check_search, exact_best_path
 from asr_kd.store.ali import AliReader
-from asr_kd.store.feats import FeatsWriter
+from asr_kd.store.feats_writer import FeatsWriter
 
 
 def _wheels_present() -> bool:
@@ -502,6 +503,10 @@ def test_boundaries_against_truth(tmp_path):
 # --- files
 
 
+def hmm_config(**values: object) -> HmmConfig:
+    return resolve(HmmConfig, values)
+
+
 @pytest.fixture
 def corpus(tmp_path) -> tuple:
     """A data directory, mfcc.h5 and lexicon.txt of synthetic frames."""
@@ -528,9 +533,8 @@ def test_steps_from_files_to_files(corpus, cmvn):
     folder, utterances = corpus
     inputs = (folder / "mfcc.h5", folder / "data")
     lines: list[str] = []
-    model = steps.train_hmm(
-        *inputs, folder / "lexicon.txt", folder / "hmm", num_iters=6, total_gauss=30, cmvn=cmvn, progress=lines.append
-    )
+    config = hmm_config(gmm_num_iters=6, gmm_total_gauss=30, gmm_cmvn=cmvn)
+    model = steps.train_hmm(*inputs, folder / "lexicon.txt", folder / "hmm", config, progress=lines.append)
     assert any("pass 6/6" in line for line in lines)
     assert steps.align(*inputs, folder / "hmm", folder / "ali.h5") == []
     ali = AliReader(folder / "ali.h5")
@@ -545,15 +549,14 @@ def test_steps_from_files_to_files(corpus, cmvn):
 @needs_kaldi
 def test_steps_refuse_what_does_not_fit(corpus):
     folder, utterances = corpus
+    inputs = (folder / "mfcc.h5", folder / "data", folder / "lexicon.txt")
     write_lexicon(folder / "small.txt", Lexicon({"one": [("W", "AH", "N")]}))
     with pytest.raises(AsrKdError, match=r"text:1: utterance 's0-\w+' has the word '(nine|five)'"):
-        steps.train_hmm(folder / "mfcc.h5", folder / "data", folder / "small.txt", folder / "hmm")
+        steps.train_hmm(folder / "mfcc.h5", folder / "data", folder / "small.txt", folder / "hmm", hmm_config())
     assert not (folder / "hmm").exists()
     with pytest.raises(AsrKdError, match="gmm_cmvn"):
-        steps.train_hmm(folder / "mfcc.h5", folder / "data", folder / "lexicon.txt", folder / "hmm", cmvn="none")
-    steps.train_hmm(
-        folder / "mfcc.h5", folder / "data", folder / "lexicon.txt", folder / "hmm", num_iters=4, total_gauss=1
-    )
+        steps.train_hmm(*inputs, folder / "hmm", hmm_config(gmm_cmvn="none"))
+    steps.train_hmm(*inputs, folder / "hmm", hmm_config(gmm_num_iters=4, gmm_total_gauss=1))
     for name, num_ceps, frames in (("other", DIM - 1, 500), ("cut", DIM, 4)):
         options = MfccOptions(sample_frequency=8000, num_ceps=num_ceps)
         with FeatsWriter(folder / f"{name}.h5", kind="mfcc", options=options, sample_rate=8000) as writer:

@@ -25,7 +25,10 @@ HMM = path("--hmm", "folder made by asr-kd train-hmm")
     config=[HmmConfig],
 )
 def train_hmm(args: argparse.Namespace) -> None:
-    """Train a GMM-HMM from MFCCs and transcripts alone; the same seed gives the same model."""
+    """Train a GMM-HMM from MFCCs and transcripts alone; the same seed gives the same model.
+
+    Triphones (--gmm-context triphone) start from monophones, which are kept beside, in OUT_mono.
+    """
     from asr_kd.hmm import steps
     from asr_kd.store.feats import FeatsReader
 
@@ -37,17 +40,7 @@ def train_hmm(args: argparse.Namespace) -> None:
             args.data,
             args.lexicon,
             args.out,
-            num_iters=config.gmm_num_iters,
-            total_gauss=config.gmm_total_gauss,
-            cmvn=config.gmm_cmvn,
-            seed=config.gmm_seed,
-            max_train_utts=config.gmm_max_train_utts,
-            topology=config.gmm_phone_topology,
-            silence_topology=config.gmm_silence_topology,
-            silence_prob=config.sil_prob,
-            position_dependent=config.position_dependent_phones,
-            silence_phones=config.silence_phones,
-            max_oov_share=config.max_oov_share,
+            config,
             progress=log,
         ),
         command=args.command_line,
@@ -129,6 +122,44 @@ def make_graph(args: argparse.Namespace) -> None:
         hmm=HmmModel.load(args.hmm).digest,
         grammar=grammar,
         text=file_digest([args.data / "text"]),
+    )
+
+
+@command(
+    "check-hmm",
+    "how well a GMM-HMM does by itself",
+    path("--feats", "MFCCs of the set to check it on (dev)"),
+    DATA,
+    HMM,
+    path("--train-data", "training data directory, for a unigram grammar", required=False),
+    config=["grammar", "beam", "min_active", "acwts", "insertion_penalties", "max_oov_share"],
+)
+def check_hmm(args: argparse.Namespace) -> None:
+    """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.
+
+    Compares GMM-HMMs (monophones with triphones) before nets are trained on their states. The grammar is a unigram of
+    --train-data, uniform without it. Scales are chosen on the set itself: give the dev set.
+    """
+    from asr_kd.hmm import steps
+    from asr_kd.hmm.check import check_likelihood, gmm_logliks
+    from asr_kd.hmm.graph import make_graph as compose
+    from asr_kd.scoring.decoding import SetDecoder, references
+
+    config, share = resolve(DecodeConfig, args.values), args.values["max_oov_share"]
+    report = check_likelihood(args.hmm, args.feats, args.data, max_oov_share=share, progress=log)
+    for utt_id in report.failed:
+        log(f"warning: {utt_id} could not be aligned; it does not count in the likelihood")
+    model, feats = steps.load_with_feats(args.hmm, args.feats)
+    transcripts = None
+    if args.train_data and config.grammar == "unigram":
+        transcripts = list(steps.transcripts_of(args.train_data, model.lang.lexicon, share, log).values())
+    decoder = SetDecoder(compose(model, model.lang, transcripts), np.zeros(model.num_pdfs), config)
+    scales = decoder.tune(gmm_logliks(model, feats), feats.reader, references(args.data, feats.reader))
+    best = min(scales.tried, key=lambda row: row["errors"])
+    print(report)
+    print(
+        f"WER {best['wer']:.2f} % ({best['errors']} errors) at acoustic scale {best['acwt']:g}, "
+        f"insertion penalty {best['insertion_penalty']:g}"
     )
 
 

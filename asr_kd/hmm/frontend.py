@@ -28,7 +28,7 @@ class GmmFeats:
         self.reader = FeatsReader(mfcc_h5)
         if self.reader.attrs["kind"] != "mfcc":
             raise AsrKdError(f"{mfcc_h5}: holds {self.reader.attrs['kind']}, but the GMM needs mfcc")
-        self._norm_vars = norm_vars
+        self.cmvn, self.norm_vars = cmvn, norm_vars
         self._stats = self.reader.cmvn_stats
         if cmvn == "speaker":
             total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self._stats.shape[1:]))
@@ -45,5 +45,5 @@ class GmmFeats:
         feats = self.reader[utt_id]
         if len(feats) == 0:
             return np.zeros((0, 3 * self.reader.feat_dim), dtype=np.float32)
-        mean, istd = mean_and_istd(self._stats[self.reader.layout.index[utt_id]], self._norm_vars)
+        mean, istd = mean_and_istd(self._stats[self.reader.layout.index[utt_id]], self.norm_vars)
         return add_deltas((feats - mean) * istd, window=DELTA_WINDOW)

@@ -4,6 +4,7 @@ Splitting is done here because the wheels' own is seeded from the operating syst
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,6 +86,27 @@ class Gmm:
             means.append(means[heaviest] + shift)
             means[heaviest] = means[heaviest] - shift
         return Gmm.from_moments(np.array(weights), np.array(means), np.array(variances))
+
+
+class GmmStack:
+    """Many GMMs in one, so that all their likelihoods take two products of matrices."""
+
+    def __init__(self, gmms: Sequence[Gmm]) -> None:
+        self._gconsts = np.concatenate([gmm.gconsts for gmm in gmms])
+        self._means_invvars = np.concatenate([gmm.means_invvars for gmm in gmms]).astype(np.float64).T
+        self._inv_vars = np.concatenate([gmm.inv_vars for gmm in gmms]).astype(np.float64).T
+        sizes = [len(gmm.weights) for gmm in gmms]
+        self._first, self._sizes = np.cumsum([0, *sizes[:-1]]), sizes
+
+    def logliks(self, feats: np.ndarray) -> np.ndarray:
+        """Log-likelihood of each GMM, (num_frames, num_gmms) float32, for feats (num_frames, feat_dim)."""
+        wide = feats.astype(np.float64)
+        parts = self._gconsts + wide @ self._means_invvars - 0.5 * wide**2 @ self._inv_vars
+        if not len(parts):
+            return np.zeros((0, len(self._sizes)), np.float32)
+        highest = np.maximum.reduceat(parts, self._first, axis=1)
+        parts = np.exp(parts - np.repeat(highest, self._sizes, axis=1))
+        return (highest + np.log(np.add.reduceat(parts, self._first, axis=1))).astype(np.float32)
 
 
 def split_targets(occupancy: np.ndarray, total_gauss: int, power: float = 0.25, min_count: float = 20.0) -> np.ndarray:

@@ -5,7 +5,6 @@ text form (`final.mdl`, read by Kaldi as it is); the C++ objects are rebuilt fro
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path

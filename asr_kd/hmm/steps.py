@@ -1,25 +1,34 @@
 """The HMM side, file to file: train, align, make a graph. Outputs are complete or absent."""
 
-from collections.abc import Callable, Sequence
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from asr_kd.config import HmmConfig
 from asr_kd.corpus.datadir import read_data_dir
 from asr_kd.corpus.lexicon import MAX_OOV_SHARE, Lexicon, known_transcripts, read_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm import graph as graphs
 from asr_kd.hmm.align import AlignOptions, align_in_processes
+from asr_kd.hmm.build_tree import TreeOptions
+from asr_kd.hmm.em import Progress
 from asr_kd.hmm.frontend import GmmFeats
 from asr_kd.hmm.gmm import MonoOptions, select_subset, train_mono
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.triphones import TriOptions, train_tri
 from asr_kd.store.ali import FAILED, write_ali
 
-Progress = Callable[[str], None]
+CONTEXTS = ("mono", "triphone")
+# Keys of HmmConfig that a monophone model does not depend on.
+TRIPHONE_KEYS = ("gmm_context", "tree_", "tri_")
+MONO_SUFFIX = "_mono"
 
 
-def _transcripts(
+def transcripts_of(
     data_dir: str | Path, lexicon: Lexicon, max_oov_share: float, progress: Progress, feats: GmmFeats | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Words of every utterance that can be pronounced; raises AsrKdError if `feats` has an utterance without any."""
@@ -31,52 +40,114 @@ def _transcripts(
     return known_transcripts(lexicon, spoken.items(), text, max_oov_share=max_oov_share, log=progress)
 
 
+def load_with_feats(hmm_dir: str | Path, mfcc_h5: str | Path) -> tuple[HmmModel, GmmFeats]:
+    """A model and features normalised as in its training; raises AsrKdError where their MFCC options differ."""
+    model = HmmModel.load(hmm_dir)
+    feats = GmmFeats(mfcc_h5, model.options["cmvn"], model.options["norm_vars"])
+    if feats.options_json != model.options["mfcc"]:
+        raise AsrKdError(f"{mfcc_h5}: its MFCC options are not those that {hmm_dir} was trained with")
+    return model, feats
+
+
 def train_hmm(
     mfcc_h5: str | Path,
     data_dir: str | Path,
     lexicon_path: str | Path,
     out_dir: str | Path,
-    *,
-    num_iters: int = 12,
-    total_gauss: int = 1500,
-    cmvn: str = "utterance",
-    norm_vars: bool = True,
-    seed: int = 0,
-    max_train_utts: int = 300,
-    topology: str = "3state",
-    silence_topology: str = "3state",
-    silence_prob: float = 0.2,
-    position_dependent: bool = False,
-    silence_phones: Sequence[str] = (),
-    max_oov_share: float = MAX_OOV_SHARE,
+    config: HmmConfig,
     progress: Progress = lambda line: None,
 ) -> HmmModel:
-    """Flat-start a monophone HMM-GMM on (a seeded subset of) mfcc.h5 and save it in the folder out_dir.
+    """Train the HMM-GMM of config.gmm_context on mfcc.h5 and save it in the folder out_dir.
 
-    The same inputs, options and seed give the same model, bit for bit, at the same thread count of BLAS.
-    Raises AsrKdError where more than max_oov_share of the utterances have words that the lexicon lacks, for features
-    without a transcript, or failed alignments.
+    Triphones start from a monophone model, which is kept beside in `<out_dir>_mono`; after a kill the next run takes it
+    from there if it was made from the same. The same inputs, configuration and seed give the same model, bit for bit,
+    at the same thread count of BLAS.
+    Raises AsrKdError where more than config.max_oov_share of the utterances have words that the lexicon lacks, more
+    than config.gmm_max_failed_share cannot be aligned, features have no transcript, or a key has an unknown value.
     """
-    lang = Lang(read_lexicon(lexicon_path), silence_prob, position_dependent, silence_phones)
-    feats = GmmFeats(mfcc_h5, cmvn, norm_vars)
-    transcripts = _transcripts(data_dir, lang.lexicon, max_oov_share, progress, feats)
+    if config.gmm_context not in CONTEXTS:
+        raise AsrKdError(f"gmm_context is {config.gmm_context!r}; choose one of {', '.join(CONTEXTS)}")
+    tree = TreeOptions(
+        config.tree_num_leaves, config.tree_questions, config.tree_min_count, config.tree_min_gain, config.tree_merge
+    )
+    lang = Lang(
+        read_lexicon(lexicon_path), config.sil_prob, config.position_dependent_phones, tuple(config.silence_phones)
+    )
+    feats = GmmFeats(mfcc_h5, config.gmm_cmvn)
+    transcripts = transcripts_of(data_dir, lang.lexicon, config.max_oov_share, progress, feats)
+    usable = {u: transcripts[u] for u in feats.reader.layout.utt_ids if u in transcripts}
+    made_from = _made_from(config, lang, feats, usable)
+    out_dir = Path(out_dir)
+    mono_dir = out_dir if config.gmm_context == "mono" else out_dir.with_name(out_dir.name + MONO_SUFFIX)
+    mono = _finished(mono_dir, made_from, progress)
+    if mono is None:
+        mono = _train_mono(lang, feats, usable, config, made_from, progress)
+        mono.save(mono_dir)
+    if config.gmm_context == "mono":
+        return mono
+    chosen = select_subset(usable, config.tri_max_train_utts, config.gmm_seed)
+    progress(f"triphones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
+    options = TriOptions(
+        num_iters=config.tri_num_iters,
+        total_gauss=config.tri_total_gauss,
+        max_train_utts=config.tri_max_train_utts,
+        max_failed_share=config.gmm_max_failed_share,
+        tree=tree,
+    )
+    items = ((utt_id, feats[utt_id], usable[utt_id]) for utt_id in chosen)
+    model = train_tri(mono, items, options=options, seed=config.gmm_seed, progress=progress)
+    model.save(out_dir)
+    return model
+
+
+def _made_from(config: HmmConfig, lang: Lang, feats: GmmFeats, transcripts: dict[str, tuple[str, ...]]) -> str:
+    """Digest of everything that a monophone model depends on."""
+    keys = {key: value for key, value in asdict(config).items() if not key.startswith(TRIPHONE_KEYS)}
+    lexicon = [sorted(lang.lexicon.entries.items()), sorted(lang.lexicon.probs.items())]
+    inputs = [keys, lexicon, feats.reader.content_digest, sorted(transcripts.items())]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path, made_from: str, progress: Progress) -> HmmModel | None:
+    """The monophone model in the folder `path` if it is whole and made from the same."""
+    try:
+        model = HmmModel.load(path)
+    except AsrKdError:
+        return None
+    if model.options.get("made_from") != made_from:
+        return None
+    progress(f"{path}: monophones are up to date")
+    return model
+
+
+def _train_mono(
+    lang: Lang,
+    feats: GmmFeats,
+    transcripts: dict[str, tuple[str, ...]],
+    config: HmmConfig,
+    made_from: str,
+    progress: Progress,
+) -> HmmModel:
     options = MonoOptions(
-        num_iters=num_iters,
-        total_gauss=total_gauss,
-        topology=topology,
-        silence_topology=silence_topology,
-        max_train_utts=max_train_utts,
+        num_iters=config.gmm_num_iters,
+        total_gauss=config.gmm_total_gauss,
+        topology=config.gmm_phone_topology,
+        silence_topology=config.gmm_silence_topology,
+        max_train_utts=config.gmm_max_train_utts,
+        max_failed_share=config.gmm_max_failed_share,
         num_static=feats.reader.feat_dim,
     )
-    usable = {u: transcripts[u] for u in feats.reader.layout.utt_ids if u in transcripts}
-    chosen = select_subset(usable, max_train_utts, seed)
-    progress(f"training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
+    chosen = select_subset(transcripts, config.gmm_max_train_utts, config.gmm_seed)
+    progress(f"monophones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     items = ((utt_id, feats[utt_id], transcripts[utt_id]) for utt_id in chosen)
-    model = train_mono(lang, items, options=options, seed=seed, progress=progress)
+    model = train_mono(lang, items, options=options, seed=config.gmm_seed, progress=progress)
     model.options.update(
-        cmvn=cmvn, norm_vars=norm_vars, mfcc=feats.options_json, mfcc_content_digest=feats.reader.content_digest
+        cmvn=feats.cmvn,
+        norm_vars=feats.norm_vars,
+        mfcc=feats.options_json,
+        mfcc_content_digest=feats.reader.content_digest,
+        made_from=made_from,
     )
-    model.save(out_dir)
     return model
 
 
@@ -98,11 +169,8 @@ def align(
     where MFCC options differ from the model's, more than `max_oov_share` of the utterances have such words, or more
     than `max_failed_share` fail.
     """
-    model = HmmModel.load(hmm_dir)
-    feats = GmmFeats(mfcc_h5, model.options["cmvn"], model.options["norm_vars"])
-    if feats.options_json != model.options["mfcc"]:
-        raise AsrKdError(f"{mfcc_h5}: its MFCC options are not those that {hmm_dir} was trained with")
-    transcripts = _transcripts(data_dir, model.lang.lexicon, max_oov_share, progress, feats)
+    model, feats = load_with_feats(hmm_dir, mfcc_h5)
+    transcripts = transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress, feats)
     layout = feats.reader.layout
     pdf = np.full(layout.num_frames, FAILED, dtype=np.int64)
     phone = np.full(layout.num_frames, FAILED, dtype=np.int64)
@@ -145,7 +213,7 @@ def make_graph(
     model = HmmModel.load(hmm_dir)
     transcripts = None
     if data_dir is not None:
-        transcripts = list(_transcripts(data_dir, model.lang.lexicon, max_oov_share, progress).values())
+        transcripts = list(transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress).values())
     graph = graphs.make_graph(model, model.lang, transcripts)
     graph.save(out_dir)
     return graph
