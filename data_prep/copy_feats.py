@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         num_utts = write_table_of(args.out, noted, compression_method=args.compression_method, log=log)
     if args.write_utt2spk:
-        write_text(args.write_utt2spk, to_text(dict(sorted(speakers.items()))))
+        write_text(args.write_utt2spk, to_text(speakers))
     log(f"{args.out}: {num_utts} utterances")
 
 

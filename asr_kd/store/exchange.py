@@ -11,7 +11,8 @@ import numpy as np
 
 from asr_kd.corpus.tables import read_table
 from asr_kd.errors import AsrKdError
-from asr_kd.store.feats import FeatsReader, FeatsWriter
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.kaldi_ark import read_matrices, write_matrices
 
 PROGRESS_UTTS = 5000
@@ -165,28 +166,29 @@ def write_feats(
         options=source.options,
         sample_rate=int(source.options.sample_frequency),
         dtype=dtype or source.dtype,
-        inputs_digest=inputs_digest,
     )
-    total = 0
+    writer.inputs_digest = inputs_digest
+    total, left_out = 0, []
     with writer:
         for total, (utt_id, spk_id, feats) in enumerate(source.utts, 1):
             try:
                 writer.append(utt_id, spk_id, feats)
             except AsrKdError as error:
                 writer.skip(utt_id, str(error))
+                left_out.append(str(error))
                 log(f"left out {utt_id}: {error}")
                 if max_bad_share == 0:
                     break
             if total % PROGRESS_UTTS == 0:
                 log(f"{total} utterances")
-        num_bad = len(writer.skipped)
-        if num_bad > max_bad_share * total or num_bad == total:
-            which = f"the first is {writer.skipped[0][0]}: {writer.skipped[0][1]}" if num_bad else "there are none"
+        if len(left_out) > max_bad_share * total:
             raise AsrKdError(
-                f"{source.name}: {num_bad} of the first {total} utterances cannot be stored, and a share of "
-                f"{max_bad_share:g} is allowed; {which}"
+                f"{source.name}: {len(left_out)} of the first {total} utterances cannot be stored, more than the share "
+                f"of {max_bad_share:g} that is allowed; the first: {left_out[0]}"
             )
-    return total - num_bad
+        if len(left_out) == total:
+            raise AsrKdError(f"{source.name}: has no utterance that can be stored")
+    return total - len(left_out)
 
 
 def write_table_of(

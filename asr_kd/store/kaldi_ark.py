@@ -309,6 +309,8 @@ def _write(
     unknown = set(kinds) - {"ark", "scp", "b", "t", "f", "nf"}
     if unknown or "ark" not in kinds or (with_script and name.count(",") != 1):
         raise AsrKdError(f"{wspecifier!r}: write to ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp")
+    if name.startswith("|"):
+        raise AsrKdError(f"{wspecifier!r} is a command, and commands are not run; write to ark:- and pipe from there")
     archive, _, script = name.partition(",") if with_script else (name, "", "")
     if with_script and (archive == "-" or archive.endswith(".gz")):
         raise AsrKdError(f"{wspecifier!r}: a script needs an archive in a plain file to point into")
