@@ -1,20 +1,14 @@
-"""Kaldi data directories: wav.scp, text, utt2spk, spk2utt and, where copies are perturbed, utt2uniq.
-
-The layout is the one that Kaldi's `utils/validate_data_dir.sh` checks: each line starts with an id, ids are unique and
-in C-locale order (`LC_ALL=C sort`), and an utterance's id starts with its speaker's, so that both orders agree.
-"""
+"""Kaldi data directories as utterances: reading them, writing them, and keeping sets of them apart."""
 
 import os
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr_kd.corpus import tables
+from asr_kd.corpus.consistency import cross_problems, source_problems
+from asr_kd.corpus.tables import CHANNELS, DataDir, Problem, Table
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import write_text
-
-_BLANKS = re.compile(r"[ \t]+")
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,7 @@ class Recording:
     @property
     def is_pipe(self) -> bool:
         """Whether the source is a command."""
-        return self.source.endswith("|")
+        return tables.is_pipe(self.source)
 
 
 @dataclass(frozen=True)
@@ -55,89 +49,137 @@ class Utterance:
             object.__setattr__(self, "uniq_id", self.utt_id)
 
 
-def read_data_dir(path: str | Path, need_text: bool = True) -> list[Utterance]:
+def load_data_dir(path: str | Path, need_text: bool = True, allow_pipes: bool = True) -> DataDir:
+    """Read and validate the files of a data directory; raises AsrKdError as `read_data_dir` does."""
+    data, problems = find_problems(path, need_text, allow_pipes)
+    if problems:
+        raise AsrKdError(str(problems[0]))
+    return data
+
+
+def find_problems(path: str | Path, need_text: bool = True, allow_pipes: bool = True) -> tuple[DataDir, list[Problem]]:
+    """A data directory's files and all that is wrong: in them, if nothing is then between them, and then with audio.
+
+    Raises AsrKdError if there is no such directory or a file cannot be read.
+    """
+    data, problems = tables.load(Path(path))
+    problems = problems or list(cross_problems(data, need_text))
+    return data, problems or list(source_problems(data, allow_pipes))
+
+
+def read_data_dir(path: str | Path, need_text: bool = True, allow_pipes: bool = True) -> list[Utterance]:
     """Read and validate a Kaldi data directory; the utterances come sorted by utt_id (C locale).
 
     A relative path in wav.scp is looked for from the current directory, as Kaldi does, and then from the data
     directory itself, which is how `write_data_dir` writes it. With `need_text` False a missing `text` gives
-    `words=None`; a `text` that is there is validated all the same.
+    `words=None`; a `text` that is there is validated all the same. Reading runs no command: `allow_pipes` False
+    refuses those in wav.scp here already, with the line.
 
-    Raises AsrKdError, naming file and line, for whatever Kaldi's own validation refuses, for commands (pipes) in
-    wav.scp, for a `segments` file, and for recordings that are not there.
+    Raises AsrKdError, naming file and line, for whatever `tables` and `consistency` call a problem.
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise AsrKdError(f"{path}: there is no such data directory")
-    if (path / "segments").exists():
-        raise AsrKdError(f"{path / 'segments'}: segments are not supported, write one recording per utterance instead")
-    scp = _read_table(path / "wav.scp", "a recording's path")
-    utt2spk = _read_table(path / "utt2spk", "a speaker")
-    _require_same_ids(path / "utt2spk", utt2spk, path / "wav.scp", scp)
-    _check_speakers(path / "utt2spk", utt2spk)
-    _check_spk2utt(path / "spk2utt", utt2spk)
-    text = None
-    if need_text or (path / "text").exists():
-        text = _read_table(path / "text", "a transcript")
-        _require_same_ids(path / "text", text, path / "wav.scp", scp)
-    uniq = _read_table(path / "utt2uniq", "an utterance") if (path / "utt2uniq").exists() else None
-    if uniq is not None:
-        _require_same_ids(path / "utt2uniq", uniq, path / "wav.scp", scp)
-    return [
-        Utterance(
-            utt_id=utt_id,
-            spk_id=utt2spk[utt_id][1],
-            recording=Recording(utt_id, str(_resolve_wav(path, line, value))),
-            words=tuple(_BLANKS.split(text[utt_id][1])) if text is not None else None,
-            uniq_id=uniq[utt_id][1] if uniq is not None else utt_id,
-        )
-        for utt_id, (line, value) in scp.items()
-    ]
+    return to_utterances(load_data_dir(path, need_text, allow_pipes))
+
+
+def to_utterances(data: DataDir) -> list[Utterance]:
+    """The utterances of a valid data directory, in C-locale order."""
+    channels = {rec_id: CHANNELS[value.split()[1]] for rec_id, value in data.rows("reco2file_and_channel").items()}
+    recordings = {
+        rec_id: Recording(rec_id, str(tables.find_source(data.path, value)), channels.get(rec_id))
+        for rec_id, value in data.rows("wav.scp").items()
+    }
+    segments = data.rows("segments")
+    text, uniq = data.rows("text"), data.rows("utt2uniq")
+    utterances = []
+    for utt_id, spk_id in data.rows("utt2spk").items():
+        rec_id, start_s, end_s = utt_id, None, None
+        if segments:
+            rec_id, start_s, end_s = tables.parse_segment(utt_id, segments[utt_id])
+            if start_s == 0 and end_s is None:
+                start_s = None
+        words = tuple(tables.split_blanks(text[utt_id])) if text else None
+        recording = recordings[rec_id]
+        utterances.append(Utterance(utt_id, spk_id, recording, start_s, end_s, words, uniq.get(utt_id, utt_id)))
+    return utterances
 
 
 def write_data_dir(path: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write wav.scp, text, utt2spk and spk2utt (and utt2uniq where there are copies) in C-locale order.
+    """Write wav.scp, utt2spk, spk2utt and what else is needed: text, segments, utt2uniq, reco2file_and_channel.
 
     A recording in or beside the data directory is written as a path relative to the directory, so that the corpus
     can be moved as a whole; any other is written as an absolute path. `text` is written when every utterance has
-    words, and none may have if one has not. wav.scp goes away first and comes last, so that a killed writer leaves
-    a directory that `read_data_dir` refuses, never a mixture.
+    words, and none may have if one has not; `segments` when an utterance is part of a recording or has another id
+    than it. A killed writer leaves a directory that `read_data_dir` refuses, never a mixture.
 
-    Raises AsrKdError for duplicates, ids that break the rules above, and a disk that cannot be written.
+    Raises AsrKdError for duplicates, ids that break Kaldi's rules, and a disk that cannot be written.
     """
     path = Path(path)
     utts = sorted(utterances, key=lambda utt: utt.utt_id)
     _check_writable(path, utts)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for name in ("wav.scp", "text", "utt2uniq"):
-            (path / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise AsrKdError(f"{path}: could not be written ({error.strerror})") from error
-    spk2utt: dict[str, list[str]] = defaultdict(list)
-    for utt in utts:
-        spk2utt[utt.spk_id].append(utt.utt_id)
-    _write_table(path / "utt2spk", ((utt.utt_id, utt.spk_id) for utt in utts))
-    _write_table(path / "spk2utt", ((spk_id, " ".join(spk2utt[spk_id])) for spk_id in sorted(spk2utt)))
+    tables.write_tables(path, _to_tables(path, utts))
+
+
+def _to_tables(path: Path, utts: list[Utterance]) -> dict[str, Table]:
+    recordings = {utt.recording.rec_id: utt.recording for utt in utts}
+    contents = {
+        "utt2spk": {utt.utt_id: utt.spk_id for utt in utts},
+        "wav.scp": {rec_id: tables.portable_source(path, rec.source) for rec_id, rec in recordings.items()},
+    }
     if utts[0].words is not None:
-        _write_table(path / "text", ((utt.utt_id, " ".join(utt.words or ())) for utt in utts))
+        contents["text"] = {utt.utt_id: " ".join(utt.words or ()) for utt in utts}
     if any(utt.uniq_id != utt.utt_id for utt in utts):
-        _write_table(path / "utt2uniq", ((utt.utt_id, utt.uniq_id) for utt in utts))
-    _write_table(path / "wav.scp", ((utt.utt_id, _portable_path(path, Path(utt.recording.source))) for utt in utts))
+        contents["utt2uniq"] = {utt.utt_id: utt.uniq_id for utt in utts}
+    if any(utt.recording.rec_id != utt.utt_id or utt.start_s is not None or utt.end_s is not None for utt in utts):
+        contents["segments"] = {
+            utt.utt_id: f"{utt.recording.rec_id} {utt.start_s or 0} {-1 if utt.end_s is None else utt.end_s}"
+            for utt in utts
+        }
+    if any(recording.channel is not None for recording in recordings.values()):
+        contents["reco2file_and_channel"] = {
+            rec_id: f"{rec_id} {'AB'[recording.channel or 0]}" for rec_id, recording in recordings.items()
+        }
+    return {name: Table(path / name, rows) for name, rows in contents.items()}
+
+
+def _check_writable(path: Path, utts: list[Utterance]) -> None:
+    if not utts:
+        raise AsrKdError(f"{path}: there is no utterance to write")
+    with_words = utts[0].words is not None
+    recordings: dict[str, Recording] = {}
+    for previous, utt in zip([None, *utts], utts, strict=False):
+        if previous is not None and previous.utt_id == utt.utt_id:
+            raise AsrKdError(f"{path}: the utterance {utt.utt_id} is there twice")
+        if (utt.words is not None) != with_words or (with_words and not utt.words):
+            raise AsrKdError(f"{path}: the utterance {utt.utt_id} has no words though another has")
+        for token in (utt.utt_id, utt.spk_id, utt.uniq_id, utt.recording.rec_id, *(utt.words or ())):
+            if not token or not token.isprintable() or " " in token:
+                raise AsrKdError(f"{path}: {token!r} of the utterance {utt.utt_id} cannot be an id or a word")
+        recording = recordings.setdefault(utt.recording.rec_id, utt.recording)
+        if recording != utt.recording:
+            raise AsrKdError(f"{path}: {recording.source} and {utt.recording.source} are both {recording.rec_id}")
+        if utt.recording.channel not in (None, 0, 1):
+            raise AsrKdError(f"{path}: reco2file_and_channel knows channels 0 (A) and 1 (B), not {recording.channel}")
+    content = _to_tables(path, utts)
+    content["spk2utt"] = tables.spk2utt(DataDir(path, content))
+    for problem in cross_problems(DataDir(path, content), need_text=with_words):
+        raise AsrKdError(str(problem))
 
 
 def check_disjoint(dirs: Mapping[str, list[Utterance]], by_speaker: bool) -> None:
     """Check that the named sets (train, dev, test) share no utterance and no recording (and no speaker).
 
-    A perturbed copy counts as its original (`uniq_id`), so that it cannot stand in another set than that one.
+    A perturbed copy counts as its original: its utterance is `uniq_id`, and what its id has before that (sp0.9-) is
+    taken from the ids of its recording and speaker too. So it cannot stand in another set than its original, nor
+    than other parts of the same recording.
 
     Raises AsrKdError that names both sets and the first thing they share.
     """
-    keys = {
+    keys: dict[str, Callable[[Utterance], str]] = {
         "utterance": lambda utt: utt.uniq_id,
-        "recording": lambda utt: os.path.realpath(utt.recording.source),
+        "recording": lambda utt: original_id(utt, utt.recording.rec_id),
+        "file": lambda utt: utt.recording.source if utt.recording.is_pipe else os.path.realpath(utt.recording.source),
     }
     if by_speaker:
-        keys["speaker"] = lambda utt: utt.spk_id
+        keys["speaker"] = lambda utt: original_id(utt, utt.spk_id)
     for kind, key in keys.items():
         owner: dict[str, str] = {}
         for name, utts in dirs.items():
@@ -147,118 +189,7 @@ def check_disjoint(dirs: Mapping[str, list[Utterance]], by_speaker: bool) -> Non
                 owner[value] = name
 
 
-def _read_table(path: Path, what: str) -> dict[str, tuple[int, str]]:
-    """Read `id value` lines as {id: (line number, value)}; the order is that of the file, which is checked."""
-    table: dict[str, tuple[int, str]] = {}
-    previous = ""
-    for line, content in _read_lines(path):
-        key, *rest = _BLANKS.split(content, maxsplit=1)
-        if not key:
-            raise AsrKdError(f"{path}:{line}: the line is empty or starts with a blank, an id was expected")
-        value = rest[0].rstrip(" \t") if rest else ""
-        if not value:
-            raise AsrKdError(f"{path}:{line}: {key} has nothing after it, {what} was expected")
-        if key in table:
-            raise AsrKdError(f"{path}:{line}: {key} is there twice (first in line {table[key][0]})")
-        if key < previous:
-            raise AsrKdError(f"{path}:{line}: {key} comes after {previous}, sort the file with LC_ALL=C sort")
-        table[key] = (line, value)
-        previous = key
-    return table
-
-
-def _read_lines(path: Path) -> Iterable[tuple[int, str]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise AsrKdError(f"{path}: this file of the data directory is missing") from error
-    except OSError as error:
-        raise AsrKdError(f"{path}: could not be read ({error.strerror})") from error
-    if not content.strip():
-        raise AsrKdError(f"{path}:1: the file is empty")
-    if content.startswith(b"\xef\xbb\xbf"):
-        raise AsrKdError(f"{path}:1: the file starts with a byte order mark, save it as UTF-8 without one")
-    for line, raw in enumerate(content.removesuffix(b"\n").split(b"\n"), start=1):
-        if raw.endswith(b"\r"):
-            raise AsrKdError(f"{path}:{line}: the line ends in CR LF, convert the file to Unix line ends")
-        try:
-            decoded = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise AsrKdError(f"{path}:{line}: the line is not UTF-8") from error
-        if not decoded.replace("\t", " ").isprintable():
-            raise AsrKdError(f"{path}:{line}: the line has a control character or a blank other than space and tab")
-        yield line, decoded
-
-
-def _require_same_ids(path: Path, table: Mapping[str, tuple[int, str]], scp_path: Path, scp: Mapping) -> None:
-    for utt_id, (line, _) in table.items():
-        if utt_id not in scp:
-            raise AsrKdError(f"{path}:{line}: {utt_id} is not in {scp_path}")
-    for utt_id, (line, _) in scp.items():
-        if utt_id not in table:
-            raise AsrKdError(f"{scp_path}:{line}: {utt_id} is not in {path}")
-
-
-def _check_speakers(path: Path, utt2spk: Mapping[str, tuple[int, str]]) -> None:
-    previous = ""
-    for utt_id, (line, spk_id) in utt2spk.items():
-        if _BLANKS.search(spk_id):
-            raise AsrKdError(f"{path}:{line}: {utt_id} has more than one speaker ({spk_id})")
-        if not utt_id.startswith(spk_id):
-            raise AsrKdError(f"{path}:{line}: the id {utt_id} does not start with that of its speaker, {spk_id}")
-        if spk_id < previous:
-            raise AsrKdError(
-                f"{path}:{line}: speaker {spk_id} comes after {previous}: in C-locale order of the utterances "
-                "the speakers are not in order, end each speaker's id in the utterances' with the same character"
-            )
-        previous = spk_id
-
-
-def _check_spk2utt(path: Path, utt2spk: Mapping[str, tuple[int, str]]) -> None:
-    expected: dict[str, set[str]] = defaultdict(set)
-    for utt_id, (_, spk_id) in utt2spk.items():
-        expected[spk_id].add(utt_id)
-    table = _read_table(path, "the speaker's utterances")
-    for spk_id, (line, value) in table.items():
-        if set(_BLANKS.split(value)) != expected.get(spk_id, set()):
-            raise AsrKdError(f"{path}:{line}: the utterances of speaker {spk_id} are not those of utt2spk")
-    missing = sorted(expected.keys() - table.keys())
-    if missing:
-        raise AsrKdError(f"{path}:{len(table)}: speaker {missing[0]} of utt2spk is missing")
-
-
-def _resolve_wav(data_dir: Path, line: int, value: str) -> Path:
-    where = f"{data_dir / 'wav.scp'}:{line}"
-    if value.endswith("|") or value.startswith("|"):
-        raise AsrKdError(f"{where}: commands (pipes) are not run, write the output of “{value}” to a wav file instead")
-    for candidate in (Path(value), data_dir / value):
-        if candidate.is_file():
-            return candidate
-    raise AsrKdError(f"{where}: there is no recording {value}")
-
-
-def _check_writable(path: Path, utts: list[Utterance]) -> None:
-    if not utts:
-        raise AsrKdError(f"{path}: there is no utterance to write")
-    with_words = utts[0].words is not None
-    for previous, utt in zip([None, *utts], utts, strict=False):
-        if previous is not None and previous.utt_id == utt.utt_id:
-            raise AsrKdError(f"{path}: the utterance {utt.utt_id} is there twice")
-        if (utt.words is not None) != with_words or (with_words and not utt.words):
-            raise AsrKdError(f"{path}: the utterance {utt.utt_id} has no words though another has")
-        for token in (utt.utt_id, utt.spk_id, utt.uniq_id, *(utt.words or ())):
-            if not token or not token.isprintable() or " " in token:
-                raise AsrKdError(f"{path}: {token!r} of the utterance {utt.utt_id} cannot be an id or a word")
-    _check_speakers(path / "utt2spk", {utt.utt_id: (line, utt.spk_id) for line, utt in enumerate(utts, start=1)})
-
-
-def _portable_path(data_dir: Path, wav: Path) -> str:
-    # Absolute, not resolved: a corpus reached through a link keeps the link's name.
-    absolute, beside = wav.absolute(), data_dir.absolute().parent
-    if absolute.is_relative_to(beside):
-        return Path(os.path.relpath(absolute, data_dir.absolute())).as_posix()
-    return str(absolute)
-
-
-def _write_table(path: Path, rows: Iterable[tuple[str, str]]) -> None:
-    write_text(path, "".join(f"{key} {value}\n" for key, value in rows))
+def original_id(utterance: Utterance, other_id: str) -> str:
+    """The id of a recording or speaker without the prefix that the utterance has as a perturbed copy (sp0.9-)."""
+    prefix = utterance.utt_id.removesuffix(utterance.uniq_id)
+    return other_id.removeprefix(prefix) if prefix != utterance.utt_id else other_id

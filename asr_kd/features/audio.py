@@ -106,6 +106,17 @@ def read_samples(
         raise AsrKdError(f"{utterance.utt_id}: {error}") from error
 
 
+def duration_s(utterance: Utterance, *, allow_pipes: bool = False) -> float:
+    """How long an utterance is, in seconds, from its segment or the header of its file; raises AsrKdError."""
+    if utterance.end_s is not None:
+        return utterance.end_s - (utterance.start_s or 0.0)
+    try:
+        with open_recording(utterance.recording, allow_pipes) as audio:
+            return audio.num_samples / audio.sample_rate - (utterance.start_s or 0.0)
+    except AsrKdError as error:
+        raise AsrKdError(f"{utterance.utt_id}: {error}") from error
+
+
 @contextlib.contextmanager
 def open_recording(
     recording: Recording, allow_pipes: bool = False, accept_truncated: bool = False

@@ -10,8 +10,9 @@ from typing import BinaryIO
 
 from asr_kd.errors import AsrKdError
 
-# Sizes that programs write into a header before they know how much follows (a pipe); the file's end decides then.
-PIPE_SIZE = 0x7FFFF000  # sox; ffmpeg and sph2pipe write 0xFFFFFFFF or something above this too
+# Sizes from this on are written into a header by programs that do not know yet how much follows (a pipe): sox writes
+# this one, ffmpeg the largest. Others write zeros for both sizes. The file's end decides then, as in Kaldi.
+PIPE_SIZE = 0x7FFFF000
 _EXTENSIBLE = 0xFFFE
 _PCM = 1
 _UNCOMPRESSED = {_PCM, 3, 6, 7}  # PCM, float, A-law, mu-law: a block is a sample of each channel
@@ -52,6 +53,8 @@ def check_is_whole(file: BinaryIO, name: str, accept_truncated: bool) -> WavHead
 
 def _check_wav(file: BinaryIO, name: str, order: str, accept_truncated: bool) -> WavHeader:
     end = _size(file)
+    file.seek(4)
+    riff_size = struct.unpack(order + "I", file.read(4))[0]
     file.seek(12)
     form = long_size = None
     while len(chunk := file.read(8)) == 8:
@@ -68,7 +71,7 @@ def _check_wav(file: BinaryIO, name: str, order: str, accept_truncated: bool) ->
                 raise AsrKdError(f"{name}: is a damaged wav file, no format is given before its audio")
             if size == 0xFFFFFFFF and long_size is not None:
                 size = long_size
-            elif size >= PIPE_SIZE:
+            elif size >= PIPE_SIZE or size == riff_size == 0:
                 size = end - start
             header = _wav_header(form, order, start, size, end - start)
             _require_all(name, header.num_declared, header.num_held, header.sample_rate, accept_truncated)
