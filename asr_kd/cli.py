@@ -11,7 +11,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from asr_kd import __version__
 from asr_kd.cli_common import run_main
-from asr_kd.commands import configuration, distillation, environment, hmm, scoring, training, word_scoring
+from asr_kd.commands import configuration, distillation, environment, hmm, recognition, scoring, training, word_scoring
 
 COMMANDS = (  # in the order in which an experiment takes them
     configuration.config,
@@ -27,6 +27,8 @@ COMMANDS = (  # in the order in which an experiment takes them
     scoring.score,
     word_scoring.score_words_command,
     scoring.report,
+    recognition.export,
+    recognition.recognize,
     hmm.check_hmm,
     hmm.check_boundaries,
     hmm.check_search,

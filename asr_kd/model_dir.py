@@ -1,0 +1,239 @@
+"""A directory that holds all it takes to recognise speech: nets, front end, CMVN, priors, graph, words, scales.
+
+    README.md                 the model card
+    model.json                format, scales, what it was made from and with
+    nets/1, nets/2, …         final.safetensors and net.json (architecture, front end, CMVN), as by asr-kd train
+    graph/                    HCLG.fst, words.txt, graph.json
+    lexicon.txt               or lexiconp.txt; with phones.json it tells when a word was said
+    phones.json               phone of every transition-id
+    ali_train_pdf.counts      priors of the states
+    SHA256SUMS                of all of the above: `sha256sum -c SHA256SUMS`
+
+Nothing points out of it, and nothing in it is unpickled or run.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asr_kd import __version__
+from asr_kd.corpus.lexicon import read_lexicon, write_lexicon
+from asr_kd.errors import AsrKdError
+from asr_kd.hmm.graph import Graph
+from asr_kd.hmm.lang import Lang
+from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.word_times import PhoneTable
+from asr_kd.model_card import card_text
+from asr_kd.nnet.inference import COMBINATIONS
+from asr_kd.nnet.net_dir import TrainedNet, load_net, save_net
+from asr_kd.nnet.priors import read_log_priors
+from asr_kd.runinfo import git_commit
+from asr_kd.store.atomic import atomic_dir, write_json, write_text
+
+FORMAT, VERSION = "asr_kd.model", 1
+RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.json", "SHA256SUMS"
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, the beam, the smallest prior."""
+
+    acwt: float
+    insertion_penalty: float = 0.0
+    beam: float = 20.0
+    min_active: int = 200
+    prior_floor: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model directory holds, in memory.
+
+    log_priors: (num_pdfs,) float32; record: model.json. Raises AsrKdError where the parts do not belong together.
+    """
+
+    nets: Sequence[TrainedNet]
+    combination: str
+    graph: Graph
+    log_priors: np.ndarray
+    lang: Lang
+    phone_table: PhoneTable
+    scales: Scales
+    record: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.nets:
+            raise AsrKdError("a model needs at least one net")
+        if self.combination not in COMBINATIONS:
+            raise AsrKdError(f"combination {self.combination!r}: choose {' or '.join(COMBINATIONS)}")
+        first = self.nets[0]
+        for trained in self.nets:
+            if trained.labels.get("model_digest") != self.graph.model_digest:
+                raise AsrKdError("a net was trained on the states of another HMM than the graph was made from")
+            same_cmvn = trained.cmvn.mode == first.cmvn.mode and (
+                first.cmvn.mode != "global" or np.array_equal(trained.cmvn.mean, first.cmvn.mean)
+            )
+            if trained.front_end != first.front_end or not same_cmvn:
+                raise AsrKdError("the nets differ in front end or CMVN, so that they cannot hear the same features")
+            a, b = trained.net.architecture, first.net.architecture
+            if (a.left_context, a.right_context, a.feat_dim) != (b.left_context, b.right_context, b.feat_dim):
+                raise AsrKdError("the nets differ in context")
+            if a.num_pdfs != self.graph.num_pdfs:
+                raise AsrKdError(f"a net of {a.num_pdfs} states does not fit a graph of {self.graph.num_pdfs}")
+        if len(self.log_priors) != self.graph.num_pdfs:
+            raise AsrKdError(f"priors of {len(self.log_priors)} states do not fit a graph of {self.graph.num_pdfs}")
+        if len(self.phone_table.t2phone) != len(self.graph.t2pdf):
+            raise AsrKdError("the phones are of another HMM than the graph")
+        if self.lang.words != self.graph.words:
+            raise AsrKdError("the lexicon has other words than the graph")
+
+
+def export_model(
+    out: str | Path,
+    *,
+    nets: Sequence[str | Path],
+    hmm: str | Path,
+    graph: str | Path,
+    counts: str | Path,
+    scales: Scales,
+    combination: str = "arithmetic",
+    name: str = "",
+    license: str = "",
+    config: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model directory, as a whole or not at all, from the folders and files of an experiment.
+
+    nets: one, or the members of an ensemble, combined as `combination` says. name, license: for the card. config: of
+    the experiment; scores: as asr_kd.model_card.scores_of takes them from results.json.
+
+    Raises AsrKdError where the parts do not belong together, or `out` is something else than a model directory.
+    """
+    out = Path(out)
+    _require_replaceable(out)
+    hmm_model, trained = HmmModel.load(hmm), [load_net(path) for path in nets]
+    decoding_graph = Graph.load(graph)
+    if hmm_model.digest != decoding_graph.model_digest:
+        raise AsrKdError(f"{graph}: was made from another HMM than {hmm}")
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": name or out.resolve().name,
+        "license": license or None,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "asr_kd": __version__,
+        "git_commit": git_commit(),
+        "num_nets": len(trained),
+        "combination": combination,
+        "scales": asdict(scales),
+        "lang": hmm_model.lang.options,
+        "digests": {
+            "hmm": hmm_model.digest,
+            "graph": decoding_graph.digest,
+            "nets": [each.digest for each in trained],
+        },
+        "scores": scores,
+        "config": config,
+    }
+    table = PhoneTable.of_model(hmm_model)
+    log_priors = read_log_priors(counts, scales.prior_floor)
+    model = Model(trained, combination, decoding_graph, log_priors, hmm_model.lang, table, scales, record)
+    with atomic_dir(out) as folder:
+        for number, each in enumerate(trained, 1):
+            save_net(folder / "nets" / str(number), each)
+        decoding_graph.save(folder / "graph")
+        shutil.copyfile(counts, folder / COUNTS)
+        lexicon = hmm_model.lang.lexicon
+        write_lexicon(folder / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
+        write_json(folder / PHONES, table.to_json())
+        write_json(folder / RECORD, record)
+        write_text(folder / "README.md", card_text(model))
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        sums = "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
+        write_text(folder / SUMS, sums)
+
+
+def _require_replaceable(out: Path) -> None:
+    """What is exported replaces `out` as a whole: it may be a model directory or empty, nothing else."""
+    if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
+        raise AsrKdError(f"{out}: exists and is no model directory; choose another --out, or remove it")
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a model directory, from wherever it was copied to, after its checksums.
+
+    Raises AsrKdError, naming the file, for what is missing, damaged, changed, or of another format.
+    """
+    path = Path(path)
+    _check_sums(path)
+    record = _read_json(path / RECORD)
+    if record.get("format") != FORMAT:
+        raise AsrKdError(f"{path / RECORD}: is not of format {FORMAT}")
+    if record.get("version") != VERSION:
+        raise AsrKdError(
+            f"{path / RECORD}: version {record.get('version')} is not the {VERSION} that this asr_kd reads"
+        )
+    try:
+        scales = Scales(**record["scales"])
+        nets = [load_net(path / "nets" / str(number + 1)) for number in range(int(record["num_nets"]))]
+        lexiconp = path / "lexiconp.txt"
+        lang = Lang(read_lexicon(lexiconp if lexiconp.exists() else path / "lexicon.txt"), **record["lang"])
+        phones = _read_json(path / PHONES)
+        table = PhoneTable(
+            np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)
+        )
+        log_priors = read_log_priors(path / COUNTS, scales.prior_floor)
+        return Model(nets, record["combination"], Graph.load(path / "graph"), log_priors, lang, table, scales, record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise AsrKdError(f"{path}: is not a complete model directory ({error!r})") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AsrKdError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(value, dict):
+        raise AsrKdError(f"{path}: holds no JSON object")
+    return value
+
+
+def _check_sums(path: Path) -> None:
+    """Every file that is read must be listed, be there, and have its digest: C++ reads one of them and trusts it."""
+    try:
+        lines = (path / SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrKdError(f"{path}: is no model directory made by asr-kd export ({SUMS} cannot be read)") from error
+    listed = set()
+    for number, line in enumerate(lines, 1):
+        match = re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+(?:/[\w.-]+)*)", line)
+        if not match or ".." in match[2].split("/"):
+            raise AsrKdError(f"{path / SUMS}:{number}: is not a checksum and a file of this directory")
+        file = path / match[2]
+        try:
+            same = _sha256(file) == match[1]
+        except OSError as error:
+            raise AsrKdError(f"{file}: cannot be read ({error.strerror}); copy the model directory again") from error
+        if not same:
+            raise AsrKdError(f"{file}: is not the file that was exported; copy the model directory again")
+        listed.add(match[2])
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    unlisted = {file for file in there - listed if file != SUMS and re.match(r"nets/|graph/|lexiconp?\.txt", file)}
+    for name in sorted({RECORD, PHONES, COUNTS} - listed | unlisted):
+        raise AsrKdError(f"{path / SUMS}: does not list {name}; copy the model directory again")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
