@@ -1,15 +1,24 @@
 """Recordings of all kinds as samples, and what is refused."""
 
+import os
+import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from asr_kd.corpus.datadir import Recording, Utterance
 from asr_kd.errors import AsrKdError
-from asr_kd.features.audio import read_audio
+from asr_kd.features.audio import duration_s, read_audio, read_samples
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = 8000, channels: int = 1) -> Path:
@@ -96,3 +105,246 @@ def test_missing_empty_and_foreign_files(tmp_path):
     (tmp_path / "text.wav").write_text("no audio at all, but long enough to be looked into")
     with pytest.raises(AsrKdError, match="not readable as audio"):
         read_audio(tmp_path / "text.wav", 8000)
+
+
+# Formats, channels, parts
+
+FORMATS = [
+    ("a.wav", {"subtype": "PCM_16"}),
+    ("a.wav", {"subtype": "PCM_24"}),
+    ("a.wav", {"subtype": "PCM_U8"}),
+    ("a.wav", {"subtype": "ULAW"}),
+    ("a.wav", {"subtype": "PCM_16", "endian": "BIG"}),
+    ("a.wav", {"subtype": "PCM_16", "format": "WAVEX"}),
+    ("a.wav", {"subtype": "PCM_16", "format": "RF64"}),
+    ("a.wav", {"subtype": "DOUBLE"}),
+    ("a.flac", {"subtype": "PCM_16"}),
+    ("a.flac", {"subtype": "PCM_24"}),
+    ("a.sph", {"subtype": "PCM_16", "format": "NIST"}),
+    ("a.sph", {"subtype": "PCM_16", "format": "NIST", "endian": "BIG"}),
+    ("a.sph", {"subtype": "ALAW", "format": "NIST"}),
+    ("a.ogg", {"subtype": "VORBIS"}),
+    ("a.ogg", {"subtype": "OPUS"}),
+]
+# wav and sphere; in the others the decoder itself notices
+UNCOMPRESSED = [item for item in FORMATS if not item[0].endswith((".flac", ".ogg"))]
+
+
+def write(path: Path, options: dict, num_samples: int = 8000, channels: int = 2, rate: int = 8000) -> Path:
+    """Noise, with libsndfile."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (num_samples, channels))
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+@pytest.mark.parametrize(("name", "options"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_every_format_channel_and_part(tmp_path, name, options, channels):
+    path = write(tmp_path / name, options, channels=channels)
+    expected = soundfile.read(path, dtype="float32", always_2d=True)[0] * 32768
+    for channel in range(channels):
+        whole = read_audio(path, 8000, channel=channel)
+        assert whole.dtype == np.float32
+        np.testing.assert_array_equal(whole, expected[:, channel])
+        # Lossy decoders come back to the same samples after a seek, but for their own rounding.
+        part = read_audio(path, 8000, channel=channel, start_s=0.25, end_s=0.7501)
+        np.testing.assert_allclose(part, expected[2000:6000, channel], atol=1.0 if name == "a.ogg" else 0.0)
+        np.testing.assert_allclose(
+            read_audio(path, 8000, channel=channel, start_s=0.5), expected[4000:, channel], atol=1.0
+        )
+    if channels > 1:
+        with pytest.raises(AsrKdError, match=f"{name}: has {channels} channels, but one was expected"):
+            read_audio(path, 8000)
+        with pytest.raises(AsrKdError, match=f"{name}: has {channels} channels, but channel {channels} "):
+            read_audio(path, 8000, channel=channels)
+
+
+def test_one_channel_is_read_whatever_the_conversation_calls_it(tmp_path):
+    path = write(tmp_path / "a.wav", {}, channels=1)
+    np.testing.assert_array_equal(read_audio(path, 8000, channel=1), read_audio(path, 8000))
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    samples=st.lists(st.integers(-32768, 32767), min_size=1, max_size=60), channels=st.integers(1, 3), data=st.data()
+)
+def test_16_bit_wav_read_plainly_is_what_libsndfile_reads(tmp_path, samples, channels, data):
+    pcm = np.repeat(np.array(samples, dtype=np.int16)[:, None], channels, axis=1) // np.arange(1, channels + 1)
+    soundfile.write(tmp_path / "a.wav", pcm.astype(np.int16), 100)
+    start = data.draw(st.integers(0, len(pcm) - 1))
+    stop = data.draw(st.integers(start + 1, len(pcm)))
+    channel = data.draw(st.integers(0, channels - 1))
+    read = read_audio(tmp_path / "a.wav", 100, channel=channel, start_s=start / 100 + 1e-6, end_s=stop / 100 + 1e-6)
+    expected = soundfile.read(tmp_path / "a.wav", dtype="int16", always_2d=True)[0][start:stop, channel]
+    np.testing.assert_array_equal(read, expected)
+
+
+def test_parts_past_the_end_as_in_extract_segments(tmp_path):
+    path = write(tmp_path / "a.wav", {}, channels=1)  # one second
+    assert len(read_audio(path, 8000, start_s=0.5, end_s=1.49)) == 4000
+    for start_s, end_s in ((0.5, 1.5), (1.0, 1.1), (0.5, 0.50001)):
+        with pytest.raises(AsrKdError, match=r"a.wav: (is 1.000 s long, but|from 0.5 to 0.50001 s there are no)"):
+            read_audio(path, 8000, start_s=start_s, end_s=end_s)
+
+
+@pytest.mark.parametrize(("name", "options"), UNCOMPRESSED)
+def test_what_the_header_promises_too_much_is_counted(tmp_path, name, options):
+    """A few recordings of real corpora are so: an error unless one decides otherwise."""
+    path = write(tmp_path / name, options, num_samples=1000, channels=2)
+    whole = read_audio(path, 8000, channel=1)
+    content = path.read_bytes()
+    block_bytes = {"PCM_16": 4, "PCM_24": 6, "PCM_U8": 2, "ULAW": 2, "ALAW": 2, "DOUBLE": 16}[options["subtype"]]
+    path.write_bytes(content[: len(content) - 400 * block_bytes])
+    with pytest.raises(AsrKdError, match=r"declares 1000 samples and the file holds 600, 400 \(0.050 s\) are missing"):
+        read_audio(path, 8000, channel=1)
+    np.testing.assert_array_equal(read_audio(path, 8000, channel=1, accept_truncated=True), whole[:600])
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_truncated_ogg(tmp_path, subtype):
+    path = write(tmp_path / "a.ogg", {"subtype": subtype}, num_samples=20000)
+    content = path.read_bytes()
+    for kept in (len(content) - 1, len(content) * 2 // 3, content.rindex(b"OggS")):
+        path.write_bytes(content[:kept])
+        with pytest.raises(AsrKdError, match=r"a.ogg: is truncated, the end of its Ogg stream"):
+            read_audio(path, 8000, channel=0)
+    path.write_bytes(content[: len(content) * 2 // 3])
+    assert 0 < len(read_audio(path, 8000, channel=0, accept_truncated=True)) < 20000
+
+
+def test_compressed_and_damaged_sphere(tmp_path):
+    path = write(tmp_path / "a.sph", {"format": "NIST"}, channels=1)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"-s3 pcm\n", b"-s26 pcm,embedded-shorten-v2.00\n"))
+    with pytest.raises(AsrKdError, match=r"a.sph: is a compressed sphere file \(embedded-shorten-v2.00\), decompress"):
+        read_audio(path, 8000)
+    for damaged in (content[:9], content.replace(b"   1024\n", b"   many\n"), content.replace(b"-i 1\n", b"-i x\n")):
+        path.write_bytes(damaged)
+        with pytest.raises(AsrKdError, match=str(path)):
+            read_audio(path, 8000)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_give_samples_or_one_sentence(tmp_path, data):
+    """Whatever happens to the bytes: no other exception, no endless loop."""
+    name, options = data.draw(st.sampled_from([item for item in FORMATS if not item[0].endswith(".ogg")]))
+    content = bytearray(write(tmp_path / name, options, num_samples=50, channels=1).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, min(len(content) - 1, 120)))] = data.draw(st.integers(0, 255))
+    (tmp_path / name).write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        samples = read_audio(tmp_path / name, 8000)
+    except AsrKdError as error:
+        assert name in str(error)  # noqa: PT017
+    else:
+        assert samples.ndim == 1
+        assert np.isfinite(samples).all()
+
+
+# Resampling
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100])
+def test_resampling_keeps_a_tone(tmp_path, rate):
+    time_s = np.arange(rate) / rate
+    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * time_s), rate, subtype="FLOAT")
+    with pytest.raises(AsrKdError, match=f"expected 16000 Hz, found {rate}; ask for resampling"):
+        read_audio(tmp_path / "a.wav", 16000)
+    samples = read_audio(tmp_path / "a.wav", 16000, resample=True)
+    assert len(samples) == 16000
+    expected = 16384 * np.sin(2 * np.pi * 1000 * np.arange(16000) / 16000)
+    np.testing.assert_allclose(samples[1000:-1000], expected[1000:-1000], atol=16)
+
+
+def test_resampling_without_soxr(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    path = write(tmp_path / "a.wav", {}, channels=1)
+    with pytest.raises(AsrKdError, match=r"resampling needs soxr: pip install 'asr_kd\[audio\]'"):
+        read_audio(path, 16000, resample=True)
+    assert len(read_audio(path, 8000, resample=True)) == 8000
+
+
+# Utterances, and commands in the place of recordings
+
+
+def utterance(source: object, start_s: float | None = None, end_s: float | None = None, channel: int | None = None):
+    return Utterance("s-1", "s", Recording("rec", str(source), channel), start_s, end_s)
+
+
+def test_utterance_is_its_part_of_its_channel(tmp_path):
+    path = write(tmp_path / "a.flac", {})
+    expected = soundfile.read(path, dtype="float32")[0] * 32768
+    np.testing.assert_array_equal(read_samples(utterance(path, 0.5, 0.75, 1), 8000), expected[4000:6000, 1])
+    with pytest.raises(AsrKdError, match=rf"^s-1: {path}: expected 16000 Hz"):
+        read_samples(utterance(path, channel=0), 16000)
+    assert duration_s(utterance(path, 0.5, 0.75)) == 0.25
+    assert duration_s(utterance(path, 0.25)) == 0.75
+    with pytest.raises(AsrKdError, match=r"^s-1: .*none.wav: no such"):
+        duration_s(utterance(tmp_path / "none.wav"))
+
+
+def test_commands_are_run_only_where_that_is_allowed(tmp_path):
+    path = write(tmp_path / "a b.wav", {}, channels=1)
+    command = f"echo ran >> {tmp_path}/log; cat '{path}' | cat |"
+    with pytest.raises(AsrKdError, match=r"^s-1: .*commands \(pipes\) are not run unless that is allowed"):
+        read_samples(utterance(command), 8000)
+    assert not (tmp_path / "log").exists()
+    whole = read_audio(path, 8000)
+    for start in (0, 0.25, 0.5):
+        part = read_samples(utterance(command, start, start + 0.25), 8000, allow_pipes=True)
+        np.testing.assert_array_equal(part, whole[int(start * 8000) :][:2000])
+    assert (tmp_path / "log").read_text() == "ran\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("echo first >&2; echo no such codec >&2; exit 3 |", "failed with exit status 3: no such codec$"),
+        ("exit 4 |", "failed with exit status 4$"),
+        ("true |", "the command wrote no audio"),
+        ("echo this is no audio at all |", "not readable as audio"),
+        ("cat FILE | head -c 5000 |", r"is truncated, .* 5522 \(0.690 s\) are missing"),
+    ],
+)
+def test_commands_that_fail(tmp_path, command, message):
+    path = write(tmp_path / "a.wav", {}, channels=1)
+    with pytest.raises(AsrKdError, match=message) as raised:
+        read_samples(utterance(command.replace("FILE", str(path))), 8000, allow_pipes=True)
+    assert str(raised.value).startswith("s-1: ")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="without bash only a pipe's last program is asked how it was")
+def test_failure_of_a_program_before_the_last(tmp_path):
+    path = write(tmp_path / "a.wav", {}, channels=1)
+    with pytest.raises(AsrKdError, match="failed with exit status 7"):
+        read_samples(utterance(f"(cat {path}; exit 7) | cat |"), 8000, allow_pipes=True)
+
+
+def test_what_a_command_says_is_shown(tmp_path, capsys):
+    path = write(tmp_path / "a.wav", {}, channels=1)
+    read_samples(utterance(f"echo clipped 3 samples >&2; cat {path} |"), 8000, allow_pipes=True)
+    assert capsys.readouterr().err == "clipped 3 samples\n"
+
+
+def test_interrupting_ends_the_command_too(tmp_path):
+    code = (
+        "import sys\n"
+        "from asr_kd.corpus.datadir import Recording, Utterance\n"
+        "from asr_kd.features.audio import read_samples\n"
+        "read_samples(Utterance('s-1', 's', Recording('r', sys.argv[1])), 8000, allow_pipes=True)\n"
+    )
+    fifo = tmp_path / "pids"
+    os.mkfifo(fifo)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, f"sleep 60 & echo $! > {fifo}; wait |"], stderr=subprocess.DEVNULL
+    )
+    sleeping = int(fifo.read_text())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) != 0
+    for _ in range(100):
+        state = Path(f"/proc/{sleeping}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the command is still running")

@@ -31,6 +31,7 @@ class AudioFile:
         self.name = name
         self._file = file
         self._wav = _as_pcm16(check_is_whole(file, name, accept_truncated))
+        self._decoder = None
         if self._wav is not None:
             self.sample_rate, self.num_channels = self._wav.sample_rate, self._wav.num_channels
             self.num_samples = self._wav.num_held
@@ -39,6 +40,11 @@ class AudioFile:
             self._decoder = soundfile.SoundFile(file)
             self.sample_rate, self.num_channels = self._decoder.samplerate, self._decoder.channels
             self.num_samples = self._decoder.frames
+
+    def close(self) -> None:
+        """Let libsndfile go before its file is closed."""
+        if self._decoder is not None:
+            self._decoder.close()
 
     def read(self, start: int, stop: int, channel: int) -> np.ndarray:
         """Samples start to stop of a channel: (stop - start,) float32 at int16 scale."""
@@ -129,7 +135,9 @@ def open_recording(
     if not allow_pipes:
         raise AsrKdError(f"{recording.source}: commands (pipes) are not run unless that is allowed (--allow-pipes)")
     with _reporting(recording.source):
-        yield AudioFile(io.BytesIO(_run_pipe(recording.source)), recording.source, accept_truncated)
+        content = io.BytesIO(_run_pipe(recording.source))
+        with contextlib.closing(AudioFile(content, recording.source, accept_truncated)) as audio:
+            yield audio
 
 
 def pick_channel(audio: AudioFile, channel: int | None) -> int:
@@ -184,7 +192,8 @@ def _open_path(path: Path, accept_truncated: bool) -> Iterator[AudioFile]:
     with _reporting(str(path)), open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise AsrKdError(f"{path}: is empty")
-        yield AudioFile(file, str(path), accept_truncated)
+        with contextlib.closing(AudioFile(file, str(path), accept_truncated)) as audio:
+            yield audio
 
 
 def _read_part(
