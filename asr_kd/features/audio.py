@@ -37,7 +37,8 @@ class AudioFile:
             self.num_samples = self._wav.num_held
         else:
             file.seek(0)
-            self._decoder = soundfile.SoundFile(file)
+            # By its path where it has one: libsndfile reads through Python objects at a third of the speed.
+            self._decoder = soundfile.SoundFile(file if isinstance(file, io.BytesIO) else file.name)
             self.sample_rate, self.num_channels = self._decoder.samplerate, self._decoder.channels
             self.num_samples = self._decoder.frames
 
