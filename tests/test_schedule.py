@@ -164,7 +164,7 @@ def test_the_other_schedules_accept_every_epoch():
     ],
 )
 def test_values_that_no_net_can_be_trained_with_are_named(key, value, what):
-    with pytest.raises(AsrKdError, match=f"{key}.*must be {what}"):
+    with pytest.raises(AsrKdError, match=f"{key}.*must be .*{what}"):
         config(**{key: value})
 
 

@@ -1,23 +1,33 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asr_kd.cli import main
-from asr_kd.nnet.frames import Cmvn, Frames
+from asr_kd.config import DnnConfig, resolve
+from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
+from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import TargetsReader
-from asr_kd.training import loop
+from asr_kd.training import checkpoint, loop
+from asr_kd.training.data import LabelledSet, load_set
+from asr_kd.training.optimizer import clip_gradients
+from asr_kd.training.run import WITHOUT_EFFECT, Run, hard_loss
 
 SMALL = ["--hidden-dim", "16", "--num-hidden-layers", "1", "--left-context", "3", "--right-context", "1"]
 SMALL += ["--batch-size", "64", "--warmup-steps", "5"]
@@ -118,21 +128,372 @@ def test_an_interrupted_run_ends_with_the_same_weights(toy, tmp_path, monkeypatc
         assert load_card(out / "seed1")["digest"] == wanted
 
 
-def test_a_killed_run_ends_with_the_same_weights(toy, tmp_path):
-    options = ["train", *sets(toy), "--num-epochs", 15, "--seeds", "1-2", *SMALL]
-    command = [sys.executable, "-m", "asr_kd.cli", *map(str, options), "--out"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "whole")], check=True, env=environment, capture_output=True)
-    killed = subprocess.Popen([*command, str(tmp_path / "killed")], env=environment, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "killed" / "seed1" / "checkpoint.safetensors"
-    while killed.poll() is None and not checkpoint.exists():
-        time.sleep(0.01)
-    assert killed.poll() is None, "the run ended before it could be killed"
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    subprocess.run([*command, str(tmp_path / "killed")], check=True, env=environment, capture_output=True)
+def kill_in_child(argv: list[object], patch: Callable[[], None]) -> None:
+    """Run `asr-kd` in a forked child which `patch` makes end itself by SIGKILL, and see that it did."""
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        patch()
+        os._exit(main([str(arg) for arg in argv]))
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the run ended before it was killed"
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_at_save(number: int, moment: str) -> None:
+    """SIGKILL before, in the middle of, or after the writing of checkpoint `number`, counted over all seeds."""
+    save, write, calls = loop.save_checkpoint, checkpoint.save_file, []
+
+    def half_a_file(tensors, path, metadata):
+        write(tensors, path, metadata)
+        os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_or_die(folder, contents):
+        calls.append(1)
+        if len(calls) == number and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(calls) == number and moment == "within":
+            checkpoint.save_file = half_a_file
+        save(folder, contents)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    loop.save_checkpoint = save_or_die
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"), [(1, "before"), (1, "after"), (3, "within"), (7, "within"), (8, "after")]
+)
+def test_a_killed_run_ends_with_the_same_weights(whole_run, toy, tmp_path, number, moment):
+    """Two seeds of five epochs each: the kills hit the first and the second member; the first is not trained again."""
+    argv = [*whole_run["argv"], "--out", tmp_path]
+    kill_in_child(argv, lambda: kill_at_save(number, moment))
+    first_done = number > 5
+    assert (tmp_path / "seed1/net.json").exists() == first_done
+    made = (tmp_path / "seed1/net.json").stat().st_mtime_ns if first_done else None
+    run(*argv)
+    assert made is None or (tmp_path / "seed1/net.json").stat().st_mtime_ns == made
     for seed in ("seed1", "seed2"):
-        assert load_card(tmp_path / "killed" / seed)["digest"] == load_card(tmp_path / "whole" / seed)["digest"]
+        assert load_card(tmp_path / seed)["digest"] == load_card(whole_run["out"] / seed)["digest"]
+        assert not (tmp_path / seed / "checkpoint.safetensors").exists()
+
+
+@pytest.fixture(scope="module")
+def whole_run(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    argv = ["train-ensemble", *sets(toy), *SMALL, "--num-members", 2, "--num-seeds", 1, "--num-epochs", 5]
+    run(*argv, "--out", out)
+    return {"argv": argv, "out": out}
+
+
+FEATURES = {
+    "masks": ["--time-masks", 1, "--freq-masks", 2, "--time-mask-width", 2],
+    "noise and smoothing": ["--feature-noise", 0.3, "--label-smoothing", 0.1],
+    "dropout schedule": ["--dropout-schedule", "0.3,0.1,0"],
+    "cosine": ["--schedule", "cosine"],
+    "newbob": ["--schedule", "newbob", "--learning-rate", 0.3, "--warmup-steps", 0, "--keep-best", "xent"],
+    "budget": ["--max-steps", 50, "--steps-per-epoch", 13],
+    "sgd": ["--optimizer", "sgd"],
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_whatever_is_on_a_kill_between_any_steps_changes_nothing(toy, tmp_path, name, monkeypatch):
+    """Saved after every step; killed after 1, 2, 3, … saves until it ends by itself."""
+    argv = ["train", *sets(toy), *SMALL, "--num-epochs", 4, *FEATURES[name], "--dropout", 0.2]
+    run(*argv, "--out", tmp_path / "whole")
+    save, broken = loop.save_checkpoint, 0
+    while True:
+        calls = []
+
+        def save_then_stop(folder, contents, calls=calls, after=7 + 5 * broken):
+            save(folder, contents)
+            calls.append(1)
+            if len(calls) == after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
+        status = main([str(a) for a in (*argv, "--checkpoint-minutes", 1e-9, "--out", tmp_path / "broken")])
+        if status == 0:
+            break
+        assert status == 130
+        broken += 1
+    assert broken >= 3
+    whole, pieces = (load_card(tmp_path / folder / "seed1") for folder in ("whole", "broken"))
+    assert pieces["digest"] == whole["digest"]
+    timings = ("seconds", "frames_per_second")
+    for card in (whole, pieces):
+        for row in card["training"]["history"]:
+            for key in timings:
+                row.pop(key)
+    assert pieces["training"]["history"] == whole["training"]["history"]
+
+
+def history(folder: Path) -> list[dict]:
+    return load_card(folder)["training"]["history"]
+
+
+def test_a_budget_of_steps_is_kept_to_the_step(toy, tmp_path):
+    run("train", *sets(toy), *SMALL, "--max-steps", 7, "--steps-per-epoch", 3, "--out", tmp_path)
+    assert [row["step"] for row in history(tmp_path / "seed1")] == [3, 6, 7]
+    assert sum(row["num_frames"] for row in history(tmp_path / "seed1")) == 7 * 64
+    assert load_card(tmp_path / "seed1")["training"]["stopped_by"] == "max_steps"
+
+
+def test_epochs_of_the_length_of_a_pass_are_the_default(toy, tmp_path):
+    """An epoch's length decides when dev is looked at, and nothing about the steps."""
+    with FeatsReader(toy["feats"]) as reader:
+        steps = -(-reader.layout.num_frames // 64)
+    common = ["train", *sets(toy), *SMALL, "--dropout", 0.2]
+    run(*common, "--num-epochs", 2, "--out", tmp_path / "passes")
+    run(*common, "--max-steps", 2 * steps, "--steps-per-epoch", steps // 2, "--out", tmp_path / "parts")
+    assert [row["step"] for row in history(tmp_path / "passes/seed1")] == [steps, 2 * steps]
+    last = [history(tmp_path / name / "seed1")[-1] for name in ("passes", "parts")]
+    assert last[0]["dev_xent"] == last[1]["dev_xent"]
+
+
+def test_patience_ends_a_run_that_gets_no_better(toy, tmp_path, capsys):
+    options = ["--num-epochs", 20, "--patience", 3, "--keep-best", "xent", "--learning-rate", 1.0]
+    run("train", *sets(toy), *SMALL, *options, "--out", tmp_path)
+    training = load_card(tmp_path / "seed1")["training"]
+    assert training["stopped_by"] == "patience"
+    assert len(training["history"]) == training["best_epoch"] + 3
+    assert "ended by patience" in capsys.readouterr().err
+
+
+def test_newbob_goes_back_to_the_last_accepted_epoch_and_ends_by_itself(toy, tmp_path, monkeypatch):
+    """The net that begins an epoch has the loss on dev that the schedule measures the epoch against."""
+    begun = []
+    train_epoch = loop._train_epoch
+
+    def watch(run, state, save):
+        begun.append((state.schedule.state["loss"], loop.evaluate(state.net, run.dev, run.dtype)["dev_xent"]))
+        train_epoch(run, state, save)
+
+    monkeypatch.setattr(loop, "_train_epoch", watch)
+    options = ["--schedule", "newbob", "--learning-rate", 0.3, "--warmup-steps", 0, "--num-epochs", 40]
+    run("train", *sets(toy), *SMALL, *options, "--keep-best", "xent", "--out", tmp_path)
+    training = load_card(tmp_path / "seed1")["training"]
+    rows = training["history"]
+    assert training["stopped_by"] == "newbob"
+    assert {row["accepted"] for row in rows} == {True, False}
+    assert len(begun) == len(rows)
+    assert all(wanted == found for wanted, found in begun)
+    accepted = [row for row in rows if row["accepted"]]
+    assert training["best_epoch"] == accepted[-1]["epoch"]
+    assert accepted[-1]["dev_xent"] == min(row["dev_xent"] for row in rows)
+
+
+def test_newbob_that_accepts_nothing_says_so(toy, tmp_path, capsys):
+    options = ["--schedule", "newbob", "--learning-rate", 30, "--warmup-steps", 0, "--num-epochs", 2]
+    assert main([str(a) for a in ("train", *sets(toy), *SMALL, *options, "--out", tmp_path)]) == 1
+    assert "not one epoch was better on dev than the untrained net" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("criterion", ["frame_acc", "xent"])
+def test_the_best_epoch_is_that_of_the_criterion(criterion):
+    rows = [(40.0, 1.5), (42.0, 1.6), (42.0, 1.4), (41.0, 1.4), (39.0, 1.7)]
+    made = [{"epoch": n, "dev_frame_acc": acc, "dev_xent": xent} for n, (acc, xent) in enumerate(rows, 1)]
+    assert loop.best_epoch(made, criterion) == {"frame_acc": 3, "xent": 4}[criterion]
+    made[2]["accepted"] = made[3]["accepted"] = False
+    assert loop.best_epoch(made, criterion) == {"frame_acc": 2, "xent": 1}[criterion]
+
+
+def toy_set(toy: dict, left: int = 3, right: int = 1) -> LabelledSet:
+    context = {"left_context": left, "right_context": right}
+    return load_set(
+        toy["feats"], toy["ali"], cmvn="utterance", device=torch.device("cpu"), dtype=torch.float32, **context
+    )
+
+
+def test_label_smoothing_is_the_cross_entropy_with_smoothed_targets(toy):
+    """(1 − ε) of the mass on the label, ε over all states (Szegedy et al. 2016, section 7)."""
+    train = toy_set(toy)
+    index = train.labelled[:50]
+    logits = torch.randn(50, train.num_pdfs, generator=torch.Generator().manual_seed(1))
+    target = torch.full((50, train.num_pdfs), 0.2 / train.num_pdfs)
+    target[torch.arange(50), train.pdf[index]] += 0.8
+    expected = -(target * logits.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(hard_loss(train, 0.2)(logits, index, None), expected)
+
+
+def test_label_smoothing_reaches_training(toy, tmp_path):
+    losses = []
+    for smoothing in (0, 0.3):
+        out = tmp_path / str(smoothing)
+        run("train", *sets(toy), *SMALL, "--num-epochs", 1, "--label-smoothing", smoothing, "--out", out)
+        losses.append(history(out / "seed1")[0]["train_loss"])
+    assert losses[0] != losses[1]
+
+
+def test_teachers_see_the_masked_windows_and_dev_is_never_masked(toy, monkeypatch):
+    train = toy_set(toy)
+    config = resolve(DnnConfig, {"hidden_dim": 8, "num_hidden_layers": 1, "left_context": 3, "right_context": 1})
+    config = replace(config, batch_size=64, max_steps=3, time_masks=1, time_mask_width=5)
+    seen, evaluated = [], []
+
+    def loss(logits, index, windows):
+        seen.append(windows.clone())
+        return hard_loss(train)(logits, index, windows)
+
+    monkeypatch.setattr(loop, "save_net", lambda *_: None)
+    evaluate = loop.evaluate
+
+    def watch(net, dev, dtype):
+        evaluated.extend(windows for _, windows in dev.frames.blocks())
+        return evaluate(net, dev, dtype)
+
+    monkeypatch.setattr(loop, "evaluate", watch)
+    out = Path(toy["feats"]).parent / "masked"
+    loop.train_net(Run(out, 1, config, train, train, train.labelled, loss, {"kind": "test"}, torch.float32))
+    masked = [(windows.view(len(windows), 5, 40) == 0).all(dim=2).any() for windows in seen]
+    assert all(masked)
+    assert len(seen) == 3
+    assert not any((windows.view(len(windows), 5, 40) == 0).all(dim=2).any() for windows in evaluated)
+
+
+def test_a_table_with_a_header_and_a_row_for_every_epoch_is_printed(toy, tmp_path, capsys):
+    run("train", *sets(toy), *SMALL, "--num-epochs", 3, "--checkpoint-minutes", 1e-9, "--out", tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("epoch"))
+    rows = [line for line in lines[header + 1 :] if re.match(r" +\d+ +\d+ .*%", line)]
+    assert [int(row.split()[0]) for row in rows] == [1, 2, 3]
+    assert "left" in lines[header]
+    assert any("saved within the epoch" in line for line in lines)
+
+
+def test_curves_for_tensorboard(toy, tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="the curves need TensorBoard: pip install 'asr_kd[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    argv = ["train", *sets(toy), *SMALL, "--num-epochs", 4, "--out", tmp_path, "--tensorboard", "true"]
+    save, calls = loop.save_checkpoint, []
+
+    def stop_before_the_third(folder, contents):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        save(folder, contents)
+
+    monkeypatch.setattr(loop, "save_checkpoint", stop_before_the_third)
+    assert main([str(a) for a in argv]) == 130
+    run(*argv)
+    events = EventAccumulator(str(tmp_path / "tensorboard/seed1")).Reload()
+    rows = history(tmp_path / "seed1")
+    points = [(event.step, event.value) for event in events.Scalars("dev_frame_acc")]
+    assert points == [(row["step"], pytest.approx(row["dev_frame_acc"], rel=1e-6)) for row in rows]
+
+
+def test_without_tensorboard_its_option_says_what_to_install(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    argv = ["train", *sets(toy), *SMALL, "--num-epochs", 1, "--out", tmp_path, "--tensorboard", "true"]
+    assert main([str(a) for a in argv]) == 1
+    assert "asr_kd[tensorboard]" in capsys.readouterr().err
+
+
+def test_keys_without_effect_do_not_make_a_net_be_trained_again(toy, tmp_path):
+    train = toy_set(toy)
+
+    def made_from(**values: object) -> str:
+        config = resolve(DnnConfig, values)
+        return Run(tmp_path, 1, config, train, train, train.labelled, hard_loss(train), {}, torch.float32).fingerprint
+
+    assert made_from() == made_from(checkpoint_minutes=3, tensorboard=True)
+    assert len({made_from(), made_from(patience=2), made_from(schedule="cosine"), made_from(max_steps=9)}) == 4
+    # The files give these keys the values that have no effect.
+    defaults = resolve(DnnConfig)
+    assert {key: getattr(defaults, key) for key in WITHOUT_EFFECT} == WITHOUT_EFFECT
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 0.5, 5.0, 1e9])
+def test_clipping_is_torchs_bit_for_bit(max_norm):
+    ours, theirs = (new_net(Architecture(1, 1, 4, 2, 8, 5), seed=3) for _ in range(2))
+    x, y = torch.randn(12, 12), torch.arange(12) % 5
+    for net in (ours, theirs):
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+    clip_gradients(ours, max_norm)
+    torch.nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(0, 12), st.integers(0, 12), st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_any_context_cuts_the_windows_that_clamped_indices_give(lengths, left, right, block_frames):
+    layout = Layout.from_lengths([f"u{n}" for n in range(len(lengths))], lengths)
+    feats = np.random.default_rng(1).normal(size=(layout.num_frames, 3)).astype(np.float32)
+    cpu = torch.device("cpu")
+    utts = list(_blocks_of_utterances(layout.offsets, block_frames))
+    assert [u for part in utts for u in range(part.start, part.stop)] == list(range(len(lengths)))
+    blocks = [(part, feats[layout.offsets[part.start] : layout.offsets[part.stop]]) for part in utts]
+    first = np.repeat(layout.offsets[:-1], lengths)[:, None]
+    last = np.repeat(layout.offsets[1:], lengths)[:, None] - 1
+    rows = np.clip(np.arange(layout.num_frames)[:, None] + np.arange(-left, right + 1), first, last)
+    wanted = torch.from_numpy(feats[rows].reshape(layout.num_frames, -1))
+    for given_feats, feat_dim in ((feats, None), (blocks, 3)):
+        frames = Frames(given_feats, layout, left, right, cpu, feat_dim=feat_dim)
+        assert torch.equal(frames.windows(torch.arange(layout.num_frames)), wanted)
+        index = torch.randint(0, layout.num_frames, (7,))
+        assert torch.equal(frames.windows(index), wanted[index])
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 0), (0, 0, 2), (30, 30, 1), (0, 4, 0)])
+def test_any_context_and_depth_trains(toy, tmp_path, shape):
+    left, right, layers = shape
+    size = ["--left-context", left, "--right-context", right, "--num-hidden-layers", layers]
+    run("train", *sets(toy), *SMALL, *size, "--num-epochs", 2, "--out", tmp_path)
+    net = load_net(tmp_path / "seed1").net
+    assert net(torch.zeros(3, left + 1 + right, 40)).shape == (3, 6)
+    assert net.num_parameters == sum(p.numel() for p in net.parameters())
+    rows = history(tmp_path / "seed1")
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+def test_features_that_are_not_numbers_are_named(toy, tmp_path, capsys):
+    import shutil
+
+    shutil.copy(toy["feats"], tmp_path / "nan.h5")
+    with h5py.File(tmp_path / "nan.h5", "r+") as file:
+        utt_id = file["utt/id"].asstr()[2]
+        file["feats"][int(file["utt/offset"][2]) + 1, 5] = np.nan
+    argv = ["train", *sets({**toy, "feats": tmp_path / "nan.h5"}), *SMALL, "--out", tmp_path / "out"]
+    assert main([str(a) for a in argv]) == 1
+    message = capsys.readouterr().err
+    assert f"features of {utt_id} are not finite" in message
+    assert "nan.h5" in message
+
+
+def test_labels_beyond_the_number_of_states_are_refused(toy, tmp_path, capsys):
+    import shutil
+
+    shutil.copy(toy["ali"], tmp_path / "ali.h5")
+    with h5py.File(tmp_path / "ali.h5", "r+") as file:
+        file["pdf"][3] = 6
+    argv = ["train", *sets({**toy, "ali": tmp_path / "ali.h5"}), *SMALL, "--out", tmp_path / "out"]
+    assert main([str(a) for a in argv]) == 1
+    assert "the model has 6" in capsys.readouterr().err
+
+
+def test_logits_of_large_ensembles_come_in_smaller_blocks(toy):
+    train = toy_set(toy)
+    nets = [new_net(Architecture(3, 1, 40, 1, 8, train.num_pdfs), seed) for seed in (1, 2)]
+    blocks = list(mean_log_posteriors(nets, train.frames, max_logits=200))
+    whole = torch.cat([log_post for _, log_post in mean_log_posteriors(nets, train.frames)])
+    assert max(len(log_post) for _, log_post in blocks) == 200 // (2 * train.num_pdfs)
+    torch.testing.assert_close(torch.cat([log_post for _, log_post in blocks]), whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_one_of_another_version_is_passed_over(toy, tmp_path, capsys):
+    argv = ["train", *sets(toy), *SMALL, "--num-epochs", 1, "--out", tmp_path]
+    path = tmp_path / "seed1/checkpoint.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"no checkpoint")
+    assert main([str(a) for a in argv]) == 1
+    assert f"{path}: damaged checkpoint" in capsys.readouterr().err
+    checkpoint.save_file({"model/x": torch.zeros(1)}, path, metadata={"progress": json.dumps({"fingerprint": "x"})})
+    run(*argv)
+    assert load_card(tmp_path / "seed1")["training"]["stopped_by"] == "num_epochs"
 
 
 def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(toy, tmp_path, capsys):
@@ -258,7 +619,7 @@ def test_an_utterance_of_one_frame_has_a_window():
 
 
 def test_the_training_side_imports_without_librosa_torchaudio_and_the_kaldi_wheels():
-    blocked = ["librosa", "torchaudio", "kaldi_hmm_gmm", "kaldifst", "kaldi_decoder", "espeakng_loader"]
+    blocked = ["tensorboard", "librosa", "torchaudio", "kaldi_hmm_gmm", "kaldifst", "kaldi_decoder", "espeakng_loader"]
     program = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked}]; "
         "from asr_kd.cli import main; import asr_kd.scoring.report, asr_kd.scoring.results, asr_kd.features.fbank; "

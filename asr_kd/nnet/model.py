@@ -42,7 +42,7 @@ class FrameClassifier(nn.Module):
         dims += [architecture.hidden_dim] * architecture.num_hidden_layers
         layers: list[nn.Module] = []
         for dim_in, dim_out in pairwise(dims):
-            layers += [nn.Linear(dim_in, dim_out), nn.ReLU()]
+            layers += [nn.Linear(dim_in, dim_out), nn.ReLU(inplace=True)]
             if architecture.dropout:
                 layers.append(nn.Dropout(architecture.dropout))
         layers.append(nn.Linear(dims[-1], architecture.num_pdfs))

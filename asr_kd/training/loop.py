@@ -21,7 +21,7 @@ from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.optimizer import make_optimizer
+from asr_kd.training.optimizer import clip_gradients, make_optimizer
 from asr_kd.training.progress import Progress, tensorboard
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
@@ -114,7 +114,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         loss = run.loss(logits, index, windows)
         loss.backward()
         if config.max_grad_norm:
-            nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
+            clip_gradients(net, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.loss_sum += loss.detach() * len(index)

@@ -1,4 +1,4 @@
-"""The optimiser."""
+"""The optimiser, and the clipping of its gradients."""
 
 import torch
 from torch import nn
@@ -17,3 +17,13 @@ def make_optimizer(net: nn.Module, config: DnnConfig) -> torch.optim.Optimizer:
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=0.9, nesterov=True, fused=True)
     raise AsrKdError(f"optimizer {config.optimizer!r}: choose adamw or sgd")
+
+
+def clip_gradients(net: nn.Module, max_norm: float) -> None:
+    """Scale all gradients down to an overall norm of at most max_norm: torch's clip_grad_norm_, bit for bit.
+
+    On a CPU the pass over the gradients is saved where they are short enough; on a GPU asking would mean waiting.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+    if norm.is_cuda or not max_norm / (norm + 1e-6) >= 1.0:
+        nn.utils.clip_grads_with_norm_(net.parameters(), max_norm, norm)
