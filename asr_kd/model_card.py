@@ -46,16 +46,15 @@ def card_text(model: "Model") -> str:
 
 
 def _what_it_is(model: "Model") -> str:
-    net = model.nets[0].net
-    a, front_end = net.architecture, model.nets[0].front_end
-    many = len(model.nets)
+    first, many = model.nets[0], len(model.nets)
+    a, front_end = first.net.architecture, first.front_end
     nets = "one net" if many == 1 else f"the {model.combination} mean of {many} nets"
     return (
-        f"A DNN-HMM speech recogniser: {nets} of {net.num_parameters:,} parameters "
+        f"A DNN-HMM speech recogniser: {nets} of {first.net.num_parameters:,} parameters "
         f"({a.num_hidden_layers} hidden layers of {a.hidden_dim}), which classify "
         f"{a.left_context + 1 + a.right_context} frames of {a.feat_dim} {front_end['kind']} features "
-        f"(at {front_end['sample_rate']} Hz, every {front_end['frame_shift_ms']:g} ms, normalised by {model.nets[0].cmvn.mode}) into {a.num_pdfs} HMM states, "
-        f"decoded with a graph of {len(model.lang.words)} words.\n"
+        f"(at {front_end['sample_rate']} Hz, every {front_end['frame_shift_ms']:g} ms, normalised by "
+        f"{first.cmvn.mode}) into {a.num_pdfs} HMM states, decoded with a graph of {len(model.lang.words)} words.\n"
     )
 
 

@@ -104,7 +104,7 @@ class Recognizer:
             samples = self._as_samples(audio, sample_rate, resample)
         else:
             samples = read_audio(audio, self.sample_rate, channel=channel, resample=resample)
-        feats = self._feats(samples)
+        feats = self._feats(samples, "samples" if isinstance(audio, np.ndarray) else str(audio))
         return self._search(self._normalised(feats, [feats]), posteriors)
 
     def recognize_utterances(
@@ -125,7 +125,7 @@ class Recognizer:
             for utterance in group:
                 try:
                     samples = read_samples(utterance, self.sample_rate, resample=resample, allow_pipes=allow_pipes)
-                    feats.append((utterance, self._feats(samples)))
+                    feats.append((utterance, self._feats(samples, f"{utterance.utt_id}: {utterance.recording.source}")))
                 except AsrKdError as error:
                     feats.append((utterance, error))
             usable = [each for _, each in feats if isinstance(each, np.ndarray)]
@@ -158,8 +158,11 @@ class Recognizer:
             samples = resample_audio(samples, sample_rate, self.sample_rate)
         return samples
 
-    def _feats(self, samples: np.ndarray) -> np.ndarray:
-        return COMPUTE[self._front_end["kind"]](samples, self._options)
+    def _feats(self, samples: np.ndarray, source: str) -> np.ndarray:
+        try:
+            return COMPUTE[self._front_end["kind"]](samples, self._options)
+        except AsrKdError as error:  # they fill no frame
+            raise AsrKdError(f"{source}: {error}") from error
 
     def _normalised(self, feats: np.ndarray, of_speaker: Sequence[np.ndarray]) -> np.ndarray:
         """`feats` as the nets want to see them; of_speaker: all that is known of the speaker, `feats` included."""
