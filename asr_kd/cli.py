@@ -11,10 +11,21 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from asr_kd import __version__
 from asr_kd.cli_common import run_main
-from asr_kd.commands import configuration, distillation, environment, hmm, recognition, scoring, training, word_scoring
+from asr_kd.commands import (
+    configuration,
+    distillation,
+    environment,
+    hmm,
+    inspection,
+    recognition,
+    scoring,
+    training,
+    word_scoring,
+)
 
 COMMANDS = (  # in the order in which an experiment takes them
     configuration.config,
+    inspection.inspect,
     hmm.train_hmm,
     hmm.align,
     hmm.make_graph,

@@ -56,6 +56,18 @@ def open_any_h5(path: str | Path, what: str = "an HDF5 file", *, virtual: str | 
     return file
 
 
+def h5_format(path: str | Path) -> str | None:
+    """The format that an HDF5 file says it has, None if it says none; raises AsrKdError if it is not HDF5."""
+    if not Path(path).is_file():
+        raise AsrKdError(f"{path}: no such file")
+    try:
+        with h5py.File(path, "r") as file:
+            found = file.attrs.get("format")
+    except H5_ERRORS as error:
+        raise AsrKdError(f"{path}: not a readable HDF5 file ({error})") from error
+    return found if isinstance(found, str) else None
+
+
 def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -> h5py.File:
     """Open an HDF5 file of the project for reading, with the checks of open_any_h5.
 

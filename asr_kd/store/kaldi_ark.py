@@ -238,6 +238,30 @@ def read_int_vectors(rspecifier: str) -> Iterator[tuple[str, np.ndarray]]:
     return _read(rspecifier, _read_int_vector)
 
 
+def object_kind(rspecifier: str) -> str:
+    """What the first object of a table is: "matrix", "vector" or "int vector".
+
+    Raises AsrKdError for an empty table, something else, and the standard input, of which it would take a part away.
+    """
+    kinds, name = _parse_specifier(rspecifier)
+    entry = next(_read_script(name), None) if "scp" in kinds else _Entry("", name, 0, "")
+    if entry is None or entry.file == "-":
+        raise AsrKdError(f"{rspecifier}: is empty, or not a file")
+    with open_stream(entry.file) as stream:
+        stream.key = entry.key
+        stream.seek(entry.offset)
+        if "scp" not in kinds and not stream.next_key():
+            raise AsrKdError(f"{rspecifier}: is an empty table")
+        if not stream.is_binary():
+            return "matrix" if stream.read_line().lstrip().startswith("[") else "int vector"
+        if stream.peek() == b"\x04":
+            return "int vector"
+        token = stream.token()
+        if token not in ("FM", "DM", "CM", "CM2", "CM3", "FV", "DV"):
+            raise stream.error(f"is of type {token!r}, which is neither a matrix nor a vector")
+        return "vector" if token.endswith("V") else "matrix"
+
+
 def _int32(value: int) -> bytes:
     return b"\x04" + value.to_bytes(4, "little", signed=True)
 

@@ -73,9 +73,13 @@ class KaldiStream:
         except UnicodeDecodeError as error:
             raise self.error("is neither a binary object nor text") from error
 
+    def peek(self) -> bytes:
+        """The next byte, which stays; none at the end."""
+        return self._file.peek(1)[:1]
+
     def is_binary(self) -> bool:
         """Whether Kaldi's binary marker comes next; it is read over."""
-        if self._file.peek(1)[:1] != b"\0":
+        if self.peek() != b"\0":
             return False
         if self.read(2) != b"\0B":
             raise self.error("is no object of Kaldi: \\0B should begin it")
@@ -104,12 +108,12 @@ class KaldiStream:
         A line end behind the key stays: it ends an empty vector of an archive of text.
         """
         self.key = ""
-        while (byte := self._file.peek(1)[:1]) and byte in b" \t\r\n":
+        while (byte := self.peek()) and byte in b" \t\r\n":
             self._skip(1)
         if not byte:
             return False
         key = bytearray()
-        while (byte := self._file.peek(1)[:1]) and byte not in b" \t\r\n":
+        while (byte := self.peek()) and byte not in b" \t\r\n":
             key += byte
             self._skip(1)
             if len(key) > MAX_KEY_BYTES:
