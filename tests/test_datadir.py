@@ -78,6 +78,15 @@ def test_recordings_far_away_are_written_as_absolute_paths(tmp_path: Path):
     assert (tmp_path / "exp/data/train/wav.scp").read_text() == f"a-1 {tmp_path / 'corpus' / 'a-1.wav'}\n"
 
 
+def test_relative_paths_are_the_directorys_before_they_are_ours(data_dir: Path, tmp_path: Path, monkeypatch):
+    write_wav(tmp_path / "other" / "wav" / "a-1.wav", np.ones(80))
+    (tmp_path / "other" / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "other" / "here")
+    assert read_data_dir(data_dir)[0].recording.source == str(tmp_path / "wav" / "a-1.wav")
+    (tmp_path / "wav" / "a-1.wav").unlink()
+    assert read_data_dir(data_dir)[0].recording.source == "../wav/a-1.wav"  # as in Kaldi
+
+
 def test_text_is_optional_where_asked(data_dir: Path):
     (data_dir / "text").unlink()
     assert [utt.words for utt in read_data_dir(data_dir, need_text=False)] == [None, None, None]

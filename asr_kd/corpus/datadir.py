@@ -70,8 +70,8 @@ def find_problems(path: str | Path, need_text: bool = True, allow_pipes: bool = 
 def read_data_dir(path: str | Path, need_text: bool = True, allow_pipes: bool = True) -> list[Utterance]:
     """Read and validate a Kaldi data directory; the utterances come sorted by utt_id (C locale).
 
-    A relative path in wav.scp is looked for from the current directory, as Kaldi does, and then from the data
-    directory itself, which is how `write_data_dir` writes it. With `need_text` False a missing `text` gives
+    A relative path in wav.scp is looked for from the data directory, which is how `write_data_dir` writes it, and
+    then from the current directory, as Kaldi does. With `need_text` False a missing `text` gives
     `words=None`; a `text` that is there is validated all the same. Reading runs no command: `allow_pipes` False
     refuses those in wav.scp here already, with the line.
 

@@ -1,6 +1,8 @@
 """Tasks that each need a process of their own."""
 
 import multiprocessing
+import os
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
@@ -39,6 +41,22 @@ def run_apart(function: Callable, tasks: Sequence[tuple], nj: int, preload: Sequ
         for process, _, _ in running.values():
             process.terminate()
             process.join()
+
+
+def end_with_parent() -> None:
+    """Let this process end when its parent does, however that ends: the `initializer` of a pool of processes.
+
+    The workers of a pool wait for work on a pipe that they hold open for each other, so those of a parent that is
+    killed would wait for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def _call(sender: Connection, function: Callable, task: tuple) -> None:

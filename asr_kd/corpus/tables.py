@@ -254,11 +254,12 @@ def is_pipe(value: str) -> bool:
 def find_source(data_dir: Path, value: str) -> str | None:
     """What a value of wav.scp stands for: a command as it is, or the path where there is such a file.
 
-    A relative path is looked for from the current directory, as Kaldi does, and then from the data directory.
+    A relative path is looked for from the data directory, which is how `portable_source` writes it, and then from
+    the current directory, as Kaldi does: the other way round, ../wav could be found in a corpus that one is just in.
     """
     if is_pipe(value):
         return value
-    for candidate in (value, str(data_dir / value)):
+    for candidate in (os.path.normpath(data_dir / value), value):
         if os.path.isfile(candidate):
             return candidate
     return None

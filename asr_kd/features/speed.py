@@ -24,6 +24,7 @@ from asr_kd.corpus import tables
 from asr_kd.corpus.consistency import cross_problems
 from asr_kd.corpus.datadir import Recording, to_utterances
 from asr_kd.corpus.fix import select
+from asr_kd.corpus.processes import end_with_parent
 from asr_kd.corpus.tables import DataDir, Table
 from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import open_recording, pick_channel, resample_audio
@@ -171,7 +172,7 @@ def _write_all(tasks: Sequence[Task], nj: int, allow_pipes: bool, log: Callable[
     if nj <= 1:
         return _collect(waiting, map(work, waiting), log)
     # Not forked: a child of a process in which libraries have started their threads can hang.
-    pool = ProcessPoolExecutor(nj, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(nj, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
     try:
         return _collect(waiting, pool.map(work, waiting, chunksize=8), log)
     except BrokenProcessPool as error:
