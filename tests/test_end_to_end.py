@@ -1,13 +1,15 @@
 """The small recipe as its user runs it, unbroken and killed in every stage."""
 
+import fcntl
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
-import time
+from datetime import datetime
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -20,7 +22,8 @@ pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-
 TINY = "--hours-train 0.03 --hours-dev 0.01 --hours-test 0.01 --nj 2 --num-members 2 --num-seeds 2 --num-epochs 4"
 TINY += " --student-epochs 6 --sweep-epochs 2 --sweep-soft-weights 1 --hidden-dim 32 --num-hidden-layers 1"
 TINY += " --gmm-num-iters 8 --gmm-total-gauss 150 --acwts 0.1,0.3 --insertion-penalties 0,2"
-STAGES = ["01_data", "02_features", "03_align", "04_train", "05_distill", "06_decode", "07_report"]
+STAGES = ["01_data", "02_features", "03_align", "04_train", "05_distill", "06_decode", "07_report", "08_model"]
+MARK = re.compile(r"# \d{4}-\d\d-\d\d \d\d:\d\d:\d\d (stage|done)")
 
 
 def command(exp: Path) -> list[str]:
@@ -40,6 +43,7 @@ def whole(tmp_path_factory):
     exp = tmp_path_factory.mktemp("whole")
     done = subprocess.run(command(exp), env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
+    (exp / "stderr").write_text(done.stderr)
     return exp
 
 
@@ -67,21 +71,34 @@ def test_a_second_run_makes_nothing_again(whole):
     assert again.stderr.count("up to date") >= 15
 
 
-def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
-    """kill -9 of the whole process group some moments into each stage, then the same command again."""
-    exp, log = tmp_path / "exp", tmp_path / "stderr"
-    for stage in STAGES:
-        with open(log, "w") as stderr:
-            run = subprocess.Popen(command(exp), env=ENVIRONMENT, stderr=stderr, start_new_session=True)
-            while run.poll() is None and f"stage {stage}" not in log.read_text():
-                time.sleep(0.05)
-            # Into the work, not the start of Python; a stage that is over sooner is killed in the next one.
-            time.sleep(3)
-            if run.poll() is None:
+def stage_seconds(exp: Path) -> dict[str, float]:
+    """How long each stage took, from the whole run's marks."""
+    lines = (exp / "stderr").read_text().splitlines()
+    begins = [datetime.fromisoformat(line[2:21]) for line in lines if MARK.match(line)]
+    return {stage: (end - begin).total_seconds() for stage, begin, end in zip(STAGES, begins, begins[1:], strict=True)}
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_weights(whole, tmp_path):
+    """kill -9 of the whole process group at random moments of every stage, then the same command again.
+
+    ASR_KD_KILLS (default 8, one a stage) says how many moments; ASR_KD_KILL_SEED draws other ones.
+    """
+    exp, random = tmp_path / "exp", Random(int(os.environ.get("ASR_KD_KILL_SEED", "1")))
+    kills = [STAGES[number % len(STAGES)] for number in range(int(os.environ.get("ASR_KD_KILLS", "8")))]
+    seconds, num_killed = stage_seconds(whole), 0
+    for number, stage in enumerate(STAGES, 1):
+        this_stage = [*command(exp), "--stage", str(number), "--stop-stage", str(number)]
+        for _ in range(kills.count(stage)):
+            run = subprocess.Popen(this_stage, env=ENVIRONMENT, stderr=subprocess.DEVNULL, start_new_session=True)
+            try:
+                run.wait(random.uniform(0.2, 1.0) * max(seconds[stage], 2.0))
+            except subprocess.TimeoutExpired:
                 os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
-    last = subprocess.run(command(exp), env=ENVIRONMENT, capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr[-3000:]
+                num_killed += 1
+                run.wait()
+        done = subprocess.run(this_stage, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert num_killed >= len(kills) // 2
     assert digests(exp) == digests(whole)
     names = ("systems", "comparisons", "gain_recovered")
     one, other = (json.loads((folder / "report/results.json").read_text()) for folder in (whole, exp))
@@ -93,13 +110,9 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(whole, tmp_path):
     assert [one[name] for name in names] == [other[name] for name in names]
 
 
-@pytest.mark.skipif(shutil.which("flock") is None, reason="the lock of a run needs flock (util-linux)")
 def test_two_runs_in_one_folder_are_refused(whole):
-    lock = subprocess.Popen(["flock", str(whole / ".lock"), "sleep", "30"])
-    try:
-        time.sleep(0.5)
+    with open(whole / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         second = subprocess.run(command(whole), env=ENVIRONMENT, capture_output=True, text=True)
-    finally:
-        lock.kill()
     assert second.returncode == 1
     assert "another run is at work" in second.stderr
