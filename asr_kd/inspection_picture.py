@@ -10,7 +10,7 @@ from asr_kd.store.atomic import atomic_path
 from asr_kd.store.feats import FeatsReader
 
 FORMATS = (".png", ".svg", ".pdf")
-# Neighbouring phones must differ, equal ones be alike; the palette is light, for black letters on it.
+# A phone has one colour wherever it is; the palette is light, for black letters on it.
 _PHONE_COLOURS = "Pastel1"
 _INCHES_PER_SECOND = 1.6
 _MAX_INCHES = 40.0
@@ -31,7 +31,7 @@ def _draw_phones(axes, ali: AliReader, rows: slice, seconds_per_frame: float) ->
         if phone == FAILED:
             continue
         left, right = start * seconds_per_frame, end * seconds_per_frame
-        axes.axvspan(left, right, color=colours[phone % len(colours)], linewidth=0)
+        axes.axvspan(left, right, facecolor=colours[phone % len(colours)], edgecolor="white", linewidth=1.0)
         axes.text((left + right) / 2, 0.5, ali.phones[phone], ha="center", va="center", fontsize=7, clip_on=True)
     axes.set_yticks([])
     axes.set_ylabel("phone", rotation=0, ha="right", va="center")
