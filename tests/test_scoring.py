@@ -1,4 +1,4 @@
-"""Scoring: counts, resampling, tests, the share of the gain, results.json and the report."""
+"""Scoring: frames, systems, results.json and the report."""
 
 import copy
 import dataclasses
@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,79 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frames import FrameLabels, per_utterance_frame_scores
 from asr_kd.scoring.plots import curve_group, systems_plot
 from asr_kd.scoring.report import RESULTS_HEADER, headline_sentences, results_row, write_report
 from asr_kd.scoring.results import build_results, check_results
-from asr_kd.scoring.significance import ClusterBootstrap, mapsswe, share_of_gain
 from asr_kd.scoring.systems import SystemScores, mean_over_seeds
-from asr_kd.scoring.wer import align_words, count_errors
-
-KALDI = Path(__file__).parents[2] / "shared" / "reference" / "kaldi_system"
-
-words = st.lists(st.sampled_from("abc"), max_size=8)
-
-
-# --- word errors
-
-
-def kaldi_counts(ref, hyp):
-    """(ins, del, sub) by the recursion of Kaldi's LevenshteinEditDistance, carrying counts instead of a traceback."""
-    row = [(r, 0, r, 0) for r in range(len(ref) + 1)]  # cost, ins, del, sub
-    for h in hyp:
-        new = [(row[0][0] + 1, row[0][1] + 1, row[0][2], row[0][3])]
-        for r, word in enumerate(ref, start=1):
-            (ic, ii, di, si), (dc, idl, dd, sd), (sc, isub, ds, ss) = row[r], new[r - 1], row[r - 1]
-            wrong = h != word
-            if sc + wrong < ic + 1 and sc + wrong < dc + 1:
-                new.append((sc + wrong, isub, ds, ss + wrong))
-            elif dc + 1 < ic + 1:
-                new.append((dc + 1, idl, dd + 1, sd))
-            else:
-                new.append((ic + 1, ii + 1, di, si))
-        row = new
-    return row[-1][1:]
-
-
-def edit_distance(ref, hyp):
-    @lru_cache(None)
-    def distance(r, h):
-        if not r or not h:
-            return r + h
-        return min(distance(r - 1, h) + 1, distance(r, h - 1) + 1, distance(r - 1, h - 1) + (ref[r - 1] != hyp[h - 1]))
-
-    return distance(len(ref), len(hyp))
-
-
-@given(words, words)
-def test_alignment_has_fewest_errors_and_kaldis_split(ref, hyp):
-    alignment = align_words(ref, hyp)
-    assert sum(alignment[:3]) == edit_distance(tuple(ref), tuple(hyp))
-    assert alignment[:3] == kaldi_counts(ref, hyp)
-    assert alignment.num_ref == len(ref)
-    assert [r for op, r, _ in alignment.ops if op != "I"] == ref
-    assert [h for op, _, h in alignment.ops if op != "D"] == hyp
-    assert all((r == h) == (op == "C") for op, r, h in alignment.ops)
-
-
-@pytest.mark.skipif(not KALDI.is_dir(), reason="values made by Kaldi are not beside this checkout")
-def test_counts_are_those_of_compute_wer():
-    def read(name):
-        return dict(line.split(maxsplit=1) for line in (KALDI / name).read_text().splitlines())
-
-    refs = read("wer.ref")
-    errors, num_ref = count_errors(refs, read("wer.hyp"), list(refs))
-    printed = re.search(r"\[ (\d+) / (\d+), (\d+) ins, (\d+) del, (\d+) sub \]", (KALDI / "wer.txt").read_text())
-    assert [errors.sum(), num_ref.sum(), *errors.sum(axis=0)] == [int(x) for x in printed.groups()]
-
-
-def test_utterance_that_was_not_decoded_is_refused():
-    with pytest.raises(AsrKdError, match="u2 has no hypothesis"):
-        count_errors({"u1": "a", "u2": "b"}, {"u1": "a"}, ["u1", "u2"])
-
+from asr_kd.scoring.wer import count_errors
 
 # --- frames
 
@@ -99,7 +33,9 @@ def test_frame_scores_equal_a_loop_over_frames(seed, dtype, block):
     offset = np.concatenate([[0], np.cumsum(lengths)])
     logits = rng.normal(size=(offset[-1], num_pdfs)) * 3
     pdf = rng.integers(-1, num_pdfs, size=offset[-1])
-    scores = per_utterance_frame_scores(torch.as_tensor(logits, dtype=dtype).split(block), FrameLabels(pdf, offset, sil))
+    scores = per_utterance_frame_scores(
+        torch.as_tensor(logits, dtype=dtype).split(block), FrameLabels(pdf, offset, sil)
+    )
     for u in range(len(lengths)):
         frames = [t for t in range(offset[u], offset[u + 1]) if pdf[t] >= 0]
         speech = [t for t in frames if pdf[t] not in sil]
@@ -135,206 +71,11 @@ def test_frames_that_do_not_fit_are_refused(change, message):
         per_utterance_frame_scores(blocks, FrameLabels(pdf, np.array([0, 3, 6])))
 
 
-# --- resampling
-
-
-def clustered_frames(rng, num_utts, mean=0.6):
-    """Frames and correct frames of utterances that differ in difficulty."""
-    frames = rng.integers(50, 400, size=num_utts)
-    return frames, rng.binomial(frames, rng.beta(12 * mean, 12 * (1 - mean), size=num_utts))
-
-
-def test_bootstrap_agrees_with_scipy():
-    frames, correct = clustered_frames(np.random.default_rng(1), 80)
-    bootstrap = ClusterBootstrap(range(80), {"correct": correct, "frames": frames}, 4000)
-    ours = bootstrap.interval("correct", "frames")
-    theirs = stats.bootstrap(
-        (correct, frames),
-        lambda c, f, axis: c.sum(axis) / f.sum(axis),
-        paired=True,
-        vectorized=True,
-        n_resamples=4000,
-        method="percentile",
-        rng=np.random.default_rng(2),
-    )
-    width = ours[1] - ours[0]
-    np.testing.assert_allclose(ours, theirs.confidence_interval, atol=0.06 * width)
-    assert bootstrap.covariance(["correct"], "frames") == pytest.approx(theirs.standard_error**2, rel=0.1)
-
-
-def test_bootstrap_of_speakers_keeps_their_utterances_together():
-    """With two utterances per speaker that are copies, resampling speakers must see half as many independent units."""
-    frames, correct = clustered_frames(np.random.default_rng(3), 40)
-    speakers = [f"s{i}" for i in range(40)]
-    once = ClusterBootstrap(speakers, {"c": correct, "f": frames}, 500)
-    twice = ClusterBootstrap(speakers * 2, {"c": np.tile(correct, 2), "f": np.tile(frames, 2)}, 500)
-    assert twice.num_units == 40
-    assert twice.interval("c", "f") == pytest.approx(once.interval("c", "f"))
-
-
-def test_coverage_of_the_bootstrap_interval_and_size_of_its_test():
-    rng = np.random.default_rng(4)
-    covered = rejected = 0
-    trials, truth = 300, 0.6
-    for _ in range(trials):
-        frames, correct_a = clustered_frames(rng, 60)
-        correct_b = rng.binomial(frames, rng.beta(7.2, 4.8, size=60))
-        bootstrap = ClusterBootstrap(range(60), {"a": correct_a, "b": correct_b, "f": frames}, 300)
-        low, high = bootstrap.interval("a", "f")
-        covered += low <= truth <= high
-        rejected += bootstrap.compare("a", "b", "f").p_value < 0.05
-    assert 0.91 <= covered / trials <= 0.98
-    assert 0.02 <= rejected / trials <= 0.09
-
-
-counts = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(9, 20)), min_size=2, max_size=12)
-
-
-@settings(max_examples=40, deadline=None)
-@given(counts)
-def test_swapping_systems_flips_the_sign_and_identical_systems_do_not_differ(rows):
-    a, b, total = np.array(rows).T
-    bootstrap = ClusterBootstrap(range(len(rows)), {"a": a, "b": b, "total": total}, 200)
-    ab, ba, aa = (bootstrap.compare(x, y, "total") for x, y in ("ab", "ba", "aa"))
-    assert ab.difference == -ba.difference
-    assert ab.ci95 == pytest.approx((-ba.ci95[1], -ba.ci95[0]))
-    assert ab.p_value == ba.p_value
-    assert (aa.difference, aa.ci95, aa.p_value) == (0.0, (0.0, 0.0), 1.0)
-
-
-def test_p_value_is_never_zero_and_detects_a_clear_difference():
-    frames = np.full(50, 100)
-    rng = np.random.default_rng(5)
-    a, b = rng.binomial(frames, 0.7), rng.binomial(frames, 0.5)
-    result = ClusterBootstrap(range(50), {"a": a, "b": b, "f": frames}, 999).compare("a", "b", "f")
-    assert result.p_value == pytest.approx(1 / 1000)
-    assert result.ci95[0] < result.difference < result.ci95[1]
-
-
-def test_one_unit_cannot_be_resampled():
-    with pytest.raises(AsrKdError, match="at least two"):
-        ClusterBootstrap(["s1", "s1"], {"a": np.ones(2)})
-
-
-# --- MAPSSWE
-
-
-def test_mapsswe_cuts_segments_at_two_good_words():
-    """One utterance by hand: errors of a at words 1 and 3 (one good word between), of b at word 7 and after word 9."""
-    ref = "w0 w1 w2 w3 w4 w5 w6 w7 w8 w9"
-    a = "w0 x w2 x w4 w5 w6 w7 w8 w9"
-    b = "w0 w1 w2 w3 w4 w5 w6 w8 w9 y"
-    result = mapsswe({"u": ref}, [{"u": a}], [{"u": b}], min_segments=2)
-    # {w1, w3}: 2 − 0; {w7}: 0 − 1; {inserted after w9}: two good words (w8, w9) lie between, 0 − 1.
-    differences = [2, -1, -1]
-    assert result.n == 3
-    assert result.difference == pytest.approx(sum(differences) / 10)
-    assert mapsswe({"u": ref}, [{"u": a}], [{"u": b}], min_good_words=3, min_segments=2).n == 2
-    assert mapsswe({"u": ref}, [{"u": a}], [{"u": b}], min_good_words=1, min_segments=2).n == 4
+# --- systems, results.json
 
 
 def noisy_hyps(rng, refs, error_rate):
     return {u: " ".join(w if rng.random() > error_rate else "oops" for w in ref.split()) for u, ref in refs.items()}
-
-
-def test_mapsswe_is_the_z_test_on_segments():
-    """With four utterances' errors far apart, segments are single words: then scipy can say what z is."""
-    rng = np.random.default_rng(6)
-    refs = {f"u{i}": f"a{i} b{i} c{i}" for i in range(200)}
-    # Only the middle word can be wrong, so each utterance with an error is one segment.
-    a = {u: r if rng.random() > 0.5 else r.replace("b", "x") for u, r in refs.items()}
-    b = {u: r if rng.random() > 0.35 else r.replace("b", "x") for u, r in refs.items()}
-    d = np.array([(a[u] != r) - (b[u] != r) for u, r in refs.items() if a[u] != r or b[u] != r], dtype=float)
-    result = mapsswe(refs, [a], [b])
-    z = d.mean() / (d.std(ddof=1) / np.sqrt(len(d)))
-    assert result.n == len(d)
-    assert result.p_value == pytest.approx(2 * stats.norm.sf(abs(z)))
-    assert result.difference == pytest.approx(d.sum() / 600)
-    swapped = mapsswe(refs, [b], [a])
-    assert (swapped.difference, swapped.p_value) == (-result.difference, pytest.approx(result.p_value))
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 3))
-def test_mapsswe_difference_is_the_difference_of_seed_averaged_wers(seed, num_seeds):
-    rng = np.random.default_rng(seed)
-    refs = {f"u{i}": " ".join(rng.choice(list("abcdef"), size=rng.integers(1, 9))) for i in range(12)}
-    a, b = ([noisy_hyps(rng, refs, rate) for _ in range(num_seeds)] for rate in (0.4, 0.2))
-    wer = [
-        np.mean([np.divide(*(x.sum() for x in count_errors(refs, hyp, list(refs)))) for hyp in hyps]) for hyps in (a, b)
-    ]
-    assert mapsswe(refs, a, b).difference == pytest.approx(wer[0] - wer[1])
-
-
-def test_mapsswe_refuses_few_segments_and_sees_no_difference_between_equals():
-    refs = {f"u{i}": "a b c" for i in range(60)}
-    wrong = dict.fromkeys(refs, "a x c")
-    same = mapsswe(refs, [wrong], [wrong])
-    assert (same.difference, same.p_value, same.n) == (0.0, 1.0, 60)
-    few = mapsswe(refs, [refs], [{u: "a x c" if u < "u4" else r for u, r in refs.items()}])
-    assert few.p_value is None
-    assert "fewer than the 50" in few.reason
-    constant = mapsswe(refs, [wrong], [refs])
-    assert constant.p_value is None
-    assert "same number of errors" in constant.reason
-
-
-# --- share of the gain
-
-
-def test_fieller_without_seed_variance_is_the_textbook_interval():
-    """One seed each: the ends solve (x − ρy)² = t² (Vxx − 2ρVxy + ρ²Vyy), x = s − b, y = e − b."""
-    cov = np.array([[0.04, 0.03, 0.03], [0.03, 0.05, 0.035], [0.03, 0.035, 0.045]])
-    share = share_of_gain([58.0], [60.0], [59.4], cov, num_units=10**9)
-    difference = np.array([[-1, 0, 1], [-1, 1, 0]])
-    (vxx, vxy), (_, vyy) = difference @ cov @ difference.T
-    x, y, t = 1.4, 2.0, stats.norm.ppf(0.975)
-    for rho in share.ci95:
-        assert (x - rho * y) ** 2 == pytest.approx(t**2 * (vxx - 2 * rho * vxy + rho**2 * vyy))
-    assert share.value == pytest.approx(0.7)
-    assert share.shortfall == pytest.approx(0.6)
-    contrast = x - 0.86 * y
-    z = contrast / np.sqrt(vxx - 2 * 0.86 * vxy + 0.86**2 * vyy)
-    assert share.p_at_least == pytest.approx(stats.norm.cdf(z))
-
-
-def test_share_of_gain_points_the_right_way():
-    cov = 0.0025 * np.eye(3)
-    kept = share_of_gain([50.0, 50.1], [52.0], [51.95, 52.05], cov, 500)
-    lost = share_of_gain([50.0, 50.1], [52.0], [50.4, 50.5], cov, 500)
-    assert kept.p_at_least > 0.95 > 0.05 > lost.p_at_least
-    assert kept.shortfall == pytest.approx(0.0)
-    assert lost.shortfall == pytest.approx(1.55)
-
-
-def test_coverage_of_fiellers_interval_and_size_of_the_086_test():
-    """Three seeds of baseline and student, one ensemble; true share 0.86, seeds varying as much as the test set."""
-    rng = np.random.default_rng(7)
-    trials, sd_seed = 3000, 0.25
-    cov = 0.02 * (0.5 * np.eye(3) + 0.5)
-    truth = np.array([58.0, 60.0, 58.0 + 0.86 * 2.0])
-    material = rng.multivariate_normal(truth, cov, size=trials)
-    covered, rejected = [], []
-    for b, e, s in material:
-        seeds = rng.normal(scale=sd_seed, size=(2, 3))
-        share = share_of_gain(b + seeds[0], [e], s + seeds[1], cov, num_units=300)
-        if share.value is not None:
-            covered.append(share.ci95[0] <= 0.86 <= share.ci95[1])
-            rejected.append(share.p_at_least < 0.05)
-    assert len(covered) > 0.98 * trials
-    assert 0.93 <= np.mean(covered) <= 0.98
-    assert 0.03 <= np.mean(rejected) <= 0.07
-
-
-@pytest.mark.parametrize(("ensemble", "wording"), [(50.1, "not above 0"), (48.0, "not above 0")])
-def test_share_is_undefined_without_a_gain(ensemble, wording):
-    share = share_of_gain([50.0], [ensemble], [50.05], 0.04 * np.eye(3), 100)
-    assert (share.value, share.ci95, share.p_at_least) == (None, None, None)
-    assert wording in share.reason
-    assert share.shortfall == pytest.approx(ensemble - 50.05)
-
-
-# --- systems, results.json
 
 
 def make_system(name, role, seeds, accuracy, word_error, rng, num_utts=90):

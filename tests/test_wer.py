@@ -67,6 +67,7 @@ def least_cost(ref, hyp, weights):
     return cost(len(ref), len(hyp))
 
 
+@settings(deadline=None)
 @given(words, words, st.sampled_from([KALDI, SCLITE]))
 def test_alignment_is_the_cheapest(ref, hyp, weights):
     alignment = align_words(ref, hyp, weights)
@@ -78,6 +79,7 @@ def test_alignment_is_the_cheapest(ref, hyp, weights):
     assert all((r == h) == (op == "C") for op, r, h in alignment.ops)
 
 
+@settings(deadline=None)
 @given(words, words)
 def test_split_of_errors_is_kaldis(ref, hyp):
     assert align_words(ref, hyp)[:3] == kaldi_counts(ref, hyp)
@@ -104,6 +106,7 @@ tokens = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(tokens, max_size=4), words)
 def test_the_best_of_all_alternatives_is_found(ref, hyp):
     """What is left out costs next to nothing without being an error, so compare errors over all that could be meant."""
@@ -115,6 +118,7 @@ def test_the_best_of_all_alternatives_is_found(ref, hyp):
     assert [h for op, _, h in alignment.ops if h is not None] == hyp
 
 
+@settings(deadline=None)
 @given(st.lists(tokens, max_size=4))
 def test_marks_survive_being_written(ref):
     def written(tokens):
@@ -315,6 +319,7 @@ def test_a_segment_given_twice_is_named(tmp_path):
         read_stm(tmp_path / "x.stm")
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(
         st.builds(
@@ -329,7 +334,6 @@ def test_a_segment_given_twice_is_named(tmp_path):
         min_size=1,
     )
 )
-@settings(max_examples=30)
 def test_a_ctm_survives_being_written(tmp_path_factory, spoken):
     path = tmp_path_factory.mktemp("ctm") / "x.ctm"
     write_ctm(path, spoken)

