@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Extract filterbanks (or MFCC) of a Kaldi data directory into one HDF5 file, equal to Kaldi's own.
+"""Extract filterbanks (or MFCC) of recordings into one HDF5 file or a Kaldi archive, equal to Kaldi's own.
 
-Options of the front end have the names and, unless said otherwise, the defaults of compute-fbank-feats and
-compute-mfcc-feats. Dither is 0 where Kaldi's default is 1, so that the same audio always gives the same features.
-The file is made anew only if its recordings or options changed.
+The recordings are those of a Kaldi data directory, audio files, or a list of them. Options of the front end have the
+names and, unless said otherwise, the defaults of compute-fbank-feats and compute-mfcc-feats. Dither is 0 where Kaldi's
+default is 1, so that the same audio always gives the same features. An HDF5 file is made anew only if its recordings
+or options changed; a run that was cut off is continued by the same command.
 """
 
 import argparse
@@ -12,14 +13,15 @@ import sys
 from pathlib import Path
 
 from asr_kd.cli_common import log, run_main
-from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
-from asr_kd.features.extract import extract
+from asr_kd.features.extract import extract, extract_to_archive
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
+from asr_kd.features.wav_list import read_wav_list, utterances_of_files
 from asr_kd.store.feats import DTYPES
 
 HELP = {
-    "sample_frequency": "sample rate in Hz; recordings of another rate are refused, not resampled",
+    "sample_frequency": "sample rate in Hz; recordings of another rate are refused unless --resample is given",
     "frame_length": "length of a window in ms",
     "frame_shift": "time between two frames in ms",
     "snip_edges": "true: only whole windows; false: one frame a shift, the signal mirrored at its ends",
@@ -32,12 +34,19 @@ HELP = {
     "low_freq": "lower edge of the filters in Hz",
     "high_freq": "upper edge of the filters in Hz; if not positive, counted down from the Nyquist frequency",
     "use_energy": "put the log energy before the filterbanks, or in the place of C0",
+    "htk_compat": "put the energy or C0 last, as HTK does",
     "raw_energy": "take the energy before pre-emphasis and window",
     "energy_floor": "floor of the energy, absolute",
     "use_log_fbank": "logarithm of the filterbanks",
     "use_power": "power spectrum rather than magnitude",
     "num_ceps": "cepstra, C0 included",
     "cepstral_lifter": "scale of the higher cepstra; 0 for none",
+    "vtln_warp": "warp factor of the frequency axis, of all recordings alike",
+    "vtln_low": "lower knee of the warp in Hz",
+    "vtln_high": "upper knee of the warp in Hz; if not positive, counted down from the Nyquist frequency",
+    "subtract_mean": "subtract the mean of each utterance from its features",
+    "delta_order": "derivatives to append, as add-deltas does; 2 with --add-deltas, 0 without",
+    "delta_window": "frames on either side that a derivative is taken over",
 }
 
 
@@ -62,8 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--sample-frequency 8000 --nj 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="Kaldi data directory")
-    parser.add_argument("--out", type=Path, required=True, help="feats.h5 to write")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, metavar="DIR", help="Kaldi data directory")
+    source.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="audio files; a file's name is its id")
+    source.add_argument(
+        "--wav-list", metavar="FILE", help="list of audio files, a line each: ID PATH, or PATH alone; - is stdin"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="feats.h5 to write, or a Kaldi table as Kaldi names it: ark:FILE, ark,t:FILE, ark,scp:ARK,SCP",
+    )
     parser.add_argument("--kind", choices=sorted(OPTIONS_OF_KIND), default="fbank", help="default: fbank")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of a stored value; default: {DTYPES[0]}")
     parser.add_argument(
@@ -78,7 +96,21 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.01,
         help="utterances that cannot be used are listed and skipped up to this share of all; default: 0.01",
     )
+    parser.add_argument(
+        "--append",
+        action="store_true",
+        help="add the recordings to those of OUT, which must have been made with the same options",
+    )
+    parser.add_argument("--resample", action="store_true", help="bring audio of another rate to --sample-frequency")
+    parser.add_argument(
+        "--channel", type=int, help="channel to take, from 0; default: the only one, or what the data directory says"
+    )
+    parser.add_argument("--allow-pipes", action="store_true", help="run the commands in wav.scp; trust them first")
+    parser.add_argument(
+        "--compression-method", type=int, default=0, help="of a Kaldi table, 1 to 7; default: 0, not compressed"
+    )
     front_end = parser.add_argument_group("front end, as in Kaldi")
+    front_end.add_argument("--add-deltas", action="store_true", help="append first and second derivatives")
     front_end.add_argument("--dither", type=_zero, default=0.0, help="0 and nothing else (Kaldi's default is 1)")
     for name in HELP:
         _add_option(front_end, name)
@@ -112,16 +144,43 @@ def front_end_options(args: argparse.Namespace) -> FrontEndOptions:
     options_type = OPTIONS_OF_KIND[args.kind]
     known = {field.name for field in dataclasses.fields(options_type)}
     given = {name: getattr(args, name) for name in HELP if getattr(args, name) is not None}
+    if args.add_deltas:
+        given.setdefault("delta_order", 2)
     if foreign := sorted(set(given) - known):
         raise AsrKdError(f"--{foreign[0].replace('_', '-')} is not an option of {args.kind}")
     return options_type(**given)
 
 
+def utterances_of(args: argparse.Namespace) -> list[Utterance]:
+    """What to extract; raises AsrKdError for a data directory or list that cannot be used."""
+    if args.data is not None:
+        utterances = read_data_dir(args.data, need_text=False, allow_pipes=args.allow_pipes)
+    elif args.wav is not None:
+        utterances = utterances_of_files(args.wav)
+    else:
+        utterances = read_wav_list(args.wav_list, allow_pipes=args.allow_pipes)
+    if args.channel is None:
+        return utterances
+    return [
+        dataclasses.replace(utt, recording=dataclasses.replace(utt.recording, channel=args.channel))
+        for utt in utterances
+    ]
+
+
 def main(args: argparse.Namespace) -> None:
-    """Read the data directory, extract what is not up to date."""
+    """Read what to extract, extract what is not up to date."""
     options = front_end_options(args)
-    utterances = read_data_dir(args.data, need_text=False)
-    extract(utterances, args.out, options, dtype=args.dtype, nj=args.nj, max_bad_share=args.max_bad_share, log=log)
+    how = {"dtype": args.dtype, "nj": args.nj, "max_bad_share": args.max_bad_share}
+    how |= {"resample": args.resample, "allow_pipes": args.allow_pipes, "log": log}
+    utterances = utterances_of(args)
+    if args.out.startswith("ark") and ":" in args.out:
+        if args.append:
+            raise AsrKdError("--append is for HDF5 files; Kaldi archives are concatenated with cat")
+        extract_to_archive(utterances, args.out, options, compression_method=args.compression_method, **how)
+    elif args.compression_method:
+        raise AsrKdError("--compression-method is for Kaldi archives; for HDF5 take --dtype float16")
+    else:
+        extract(utterances, args.out, options, append=args.append, **how)
 
 
 if __name__ == "__main__":

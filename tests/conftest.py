@@ -12,7 +12,8 @@ import torch
 
 from asr_kd.features.options import FbankOptions
 from asr_kd.store.ali import write_ali
-from asr_kd.store.feats import FeatsReader, FeatsWriter
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter
 
 torch.set_num_threads(1)
 

@@ -1,33 +1,23 @@
 """feats.h5 and ali.h5: what is written is read, digests see every change, and what does not fit is refused."""
 
 import dataclasses
-import importlib
 import multiprocessing
-import os
 import pickle
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asr_kd.cli_common import run_main
-from asr_kd.corpus.datadir import Recording, Utterance, read_data_dir, write_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
-from asr_kd.features.extract import Recipe, extract, inputs_digest
-from asr_kd.features.fbank import compute_fbank
-from asr_kd.features.mfcc import compute_mfcc
-from asr_kd.features.options import FbankOptions, MfccOptions
+from asr_kd.features.options import FbankOptions
 from asr_kd.features.splice import splice
 from asr_kd.store.ali import FAILED, AliReader, require_fit, write_ali
-from asr_kd.store.feats import FeatsReader, FeatsWriter, join_shards
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter, join_shards
 from asr_kd.store.hdf5 import Layout
 
 ROOT = Path(__file__).parent.parent
@@ -323,15 +313,16 @@ def test_joined_file_moves_with_its_shards_and_is_found_through_a_link(joined, t
 
 
 def test_shards_that_cannot_be_joined(tmp_path):
-    a = write(tmp_path / "s" / "a.h5", random_utts([5])).path
-    b = write(tmp_path / "s" / "b.h5", random_utts([5]), dtype="float16").path
+    folder = tmp_path / "feats.h5.shards"
+    a = write(folder / "a.h5", random_utts([5])).path
+    b = write(folder / "b.h5", random_utts([5]), dtype="float16").path
     for shards, message in (([], "no shards"), ([a, a], "twice"), ([a, b], "dtype is 'float16'")):
         with pytest.raises(AsrKdError, match=message):
             join_shards(tmp_path / "feats.h5", shards)
-    with pytest.raises(AsrKdError, match="below the folder"):
+    with pytest.raises(AsrKdError, match="must lie in the folder"):
         join_shards(tmp_path / "other" / "feats.h5", [a])
     with pytest.raises(AsrKdError, match="'%'"):
-        join_shards(tmp_path / "feats.h5", [write(tmp_path / "5%b.h5", random_utts([5])).path])
+        join_shards(tmp_path / "feats.h5", [write(folder / "5%b.h5", random_utts([5])).path])
     assert not (tmp_path / "feats.h5").exists()
 
 
@@ -417,190 +408,3 @@ def test_require_fit_names_the_first_difference(other, message):
     require_fit(LAYOUT, LAYOUT, ("ali.h5", "feats.h5"))
     with pytest.raises(AsrKdError, match=rf"ali\.h5 does not fit feats\.h5: .*{message}"):
         require_fit(LAYOUT, other, ("ali.h5", "feats.h5"))
-
-
-# Extraction
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    """A data directory of seven short recordings of noise at 8 kHz."""
-    rng = np.random.default_rng(0)
-    utts = []
-    for i in range(7):
-        wav = tmp_path / "data" / "wav" / f"{i}.wav"
-        wav.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(wav, rng.integers(-9000, 9000, 1600 + 80 * i, dtype=np.int16), 8000)
-        utts.append(Utterance(f"s{i // 4}-u{i}", f"s{i // 4}", Recording(f"s{i // 4}-u{i}", str(wav)), words=("one",)))
-    write_data_dir(tmp_path / "data", utts)
-    return tmp_path / "data"
-
-
-def test_extraction_is_the_front_end_of_each_recording(data, tmp_path):
-    utts = read_data_dir(data, need_text=False)
-    mfcc = MfccOptions(sample_frequency=8000)
-    assert extract(utts, tmp_path / "fbank.h5", OPTIONS)
-    assert extract(utts, tmp_path / "mfcc.h5", mfcc)
-    fbanks, mfccs = FeatsReader(tmp_path / "fbank.h5"), FeatsReader(tmp_path / "mfcc.h5")
-    assert fbanks.layout.digest == mfccs.layout.digest
-    assert fbanks.content_digest != mfccs.content_digest
-    assert mfccs.attrs["kind"] == "mfcc"
-    for utt in utts:
-        samples = soundfile.read(utt.recording.source, dtype="int16")[0]
-        np.testing.assert_array_equal(fbanks[utt.utt_id], compute_fbank(samples, OPTIONS))
-        np.testing.assert_array_equal(mfccs[utt.utt_id], compute_mfcc(samples, mfcc))
-
-
-def test_extraction_again_only_if_something_changed(data, tmp_path):
-    utts, out = read_data_dir(data), tmp_path / "feats.h5"
-    assert extract(utts, out, OPTIONS)
-    lines: list[str] = []
-    assert not extract(utts, out, OPTIONS, log=lines.append)
-    assert lines == [f"{out}: up to date"]
-    assert extract(utts, out, dataclasses.replace(OPTIONS, low_freq=30))
-    assert extract(utts, out, OPTIONS, dtype="float16")
-    assert extract(utts[:-1], out, OPTIONS)
-    os.utime(utts[0].recording.source, ns=(1, 1))
-    assert extract(utts[:-1], out, OPTIONS)
-    out.write_bytes(out.read_bytes()[:1000])
-    assert extract(utts[:-1], out, OPTIONS)
-    assert not extract(utts[:-1], out, OPTIONS)
-
-
-def test_bad_recordings_are_listed_and_skipped_up_to_a_share(data, tmp_path):
-    utts, out = read_data_dir(data), tmp_path / "feats.h5"
-    soundfile.write(utts[2].recording.source, np.zeros(100, dtype=np.int16), 8000)
-    lines: list[str] = []
-    with pytest.raises(AsrKdError, match=r"1 of 7 utterances could not be used.* s0-u2: .*100 samples are shorter"):
-        extract(utts, out, OPTIONS, log=lines.append)
-    assert lines[0].startswith("skipped s0-u2: ")
-    assert not out.exists()
-    assert extract(utts, out, OPTIONS, max_bad_share=0.2)
-    reader = FeatsReader(out)
-    assert reader.layout.num_utts == 6
-    assert [utt_id for utt_id, _ in reader.skipped] == ["s0-u2"]
-    assert not extract(utts, out, OPTIONS, max_bad_share=0.2)
-    with pytest.raises(AsrKdError, match="1 of 7"):  # up to date, but no longer acceptable
-        extract(utts, out, OPTIONS)
-
-
-def test_nothing_usable_is_an_error_at_any_share(data, tmp_path):
-    with pytest.raises(AsrKdError, match=r"7 of 7.*expected 16000 Hz, found 8000"):
-        extract(read_data_dir(data), tmp_path / "feats.h5", FbankOptions(), max_bad_share=1.0)
-    with pytest.raises(AsrKdError, match="no utterances"):
-        extract([], tmp_path / "feats.h5", OPTIONS)
-    with pytest.raises(AsrKdError, match="nj is 0"):
-        extract(read_data_dir(data), tmp_path / "feats.h5", OPTIONS, nj=0)
-
-
-def test_shards_equal_one_process_and_are_reused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("asr_kd.features.extract.MIN_UTTS_PER_PROCESS", 1)
-    utts, out = read_data_dir(data), tmp_path / "feats.h5"
-    Path(utts[5].recording.source).write_bytes(b"")
-    extract(utts, tmp_path / "single.h5", OPTIONS, max_bad_share=0.2)
-    extract(utts, out, OPTIONS, nj=2, max_bad_share=0.2)
-    single, sharded = FeatsReader(tmp_path / "single.h5"), FeatsReader(out)
-    assert dict(single.attrs) == dict(sharded.attrs)
-    assert single.skipped == sharded.skipped
-    np.testing.assert_array_equal(single.read_all(), sharded.read_all())
-
-    out.unlink()  # as if killed before the join
-    lines: list[str] = []
-    extract(utts, out, OPTIONS, nj=2, max_bad_share=0.2, log=lines.append)
-    assert "2 of 2 shards are there from before" in lines
-    assert FeatsReader(out).content_digest == single.content_digest
-
-    extract(utts[:5], out, OPTIONS)  # in one process: the shards go
-    assert not (tmp_path / "feats.h5.shards").exists()
-
-
-def test_inputs_digest_is_of_ids_speakers_recordings_and_options(data):
-    utts = read_data_dir(data)
-    changed = [
-        (utts, Recipe(OPTIONS)),
-        (utts[1:], Recipe(OPTIONS)),
-        ([dataclasses.replace(utts[0], utt_id="x"), *utts[1:]], Recipe(OPTIONS)),
-        ([dataclasses.replace(utts[0], spk_id="x"), *utts[1:]], Recipe(OPTIONS)),
-        ([dataclasses.replace(utts[0], recording=utts[1].recording), *utts[1:]], Recipe(OPTIONS)),
-        (utts, Recipe(OPTIONS, "float16")),
-        (utts, Recipe(MfccOptions(sample_frequency=8000, num_mel_bins=13))),
-    ]
-    assert len({inputs_digest(*arguments) for arguments in changed}) == len(changed)
-
-
-def test_command_line(data, tmp_path):
-    out = tmp_path / "feats.h5"
-    command = [sys.executable, SCRIPT, "--data", data, "--out", out]
-    command += ["--sample-frequency=8000", "--num-mel-bins", "5", "--snip-edges=false"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.startswith("# extract_fbank.py --data ")
-    reader = FeatsReader(out)
-    assert reader.feat_dim == 5
-    assert not reader.layout.snip_edges
-
-
-@pytest.fixture
-def extract_fbank(monkeypatch):
-    """The script as a module."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    return importlib.import_module("extract_fbank")
-
-
-def test_command_line_reports_an_error_in_one_line(extract_fbank, data, tmp_path, capsys):
-    soundfile.write(data / "wav" / "0.wav", np.zeros(100, dtype=np.int16), 8000)
-    arguments = ["--data", str(data), "--out", str(tmp_path / "feats.h5"), "--sample-frequency=8000"]
-    assert run_main(extract_fbank.main, extract_fbank.build_parser(), arguments) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {tmp_path / 'feats.h5'}: 1 of 7 utterances")
-
-
-def test_command_line_options(extract_fbank, capsys):
-    parser = extract_fbank.build_parser()
-    text = parser.format_help()
-    for name in ("--num-mel-bins", "--low-freq", "--high-freq", "--snip-edges", "--use-energy", "--cepstral-lifter"):
-        assert name in text
-    assert "Kaldi's default is 1" in text
-    needed = ["--data", "d", "--out", "o"]
-    assert extract_fbank.front_end_options(parser.parse_args(needed)) == FbankOptions()
-    assert extract_fbank.front_end_options(parser.parse_args([*needed, "--kind=mfcc"])) == MfccOptions()
-    given_options = extract_fbank.front_end_options(parser.parse_args([*needed, "--use-energy=true", "--low-freq=64"]))
-    assert given_options == FbankOptions(use_energy=True, low_freq=64)
-    with pytest.raises(AsrKdError, match="--num-ceps is not an option of fbank"):
-        extract_fbank.front_end_options(parser.parse_args([*needed, "--num-ceps=5"]))
-    for refused in ("--dither=1", "--snip-edges=yes", "--unknown=1"):
-        with pytest.raises(SystemExit):
-            parser.parse_args([*needed, refused])
-    assert "features do not depend on chance" in capsys.readouterr().err
-
-
-def test_killed_extraction_leaves_no_file_and_continues(data, tmp_path):
-    """kill -9 while a file is being written: nothing is at its place, and the same command makes it whole."""
-    out = tmp_path / "feats.h5"
-    command = [
-        sys.executable,
-        "-c",
-        "import sys, time\n"
-        "from asr_kd.features import extract as e\n"
-        "from asr_kd.corpus.datadir import read_data_dir\n"
-        "from asr_kd.features.options import FbankOptions\n"
-        "real = e.read_samples\n"
-        "def slow(utt, rate):\n"
-        "    if utt.utt_id == 's1-u5':\n"
-        "        print('there', flush=True); time.sleep(60)\n"
-        "    return real(utt, rate)\n"
-        "e.read_samples = slow\n"
-        "e.extract(read_data_dir(sys.argv[1]), sys.argv[2], FbankOptions(sample_frequency=8000, num_mel_bins=3))\n",
-        str(data),
-        str(out),
-    ]
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "there\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not out.exists()
-    assert extract(read_data_dir(data), out, OPTIONS)
-    assert FeatsReader(out).layout.num_utts == 7
-    assert not list(tmp_path.glob(".*.partial"))

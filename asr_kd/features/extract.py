@@ -1,15 +1,12 @@
-"""From a data directory's recordings to feats.h5: in one process, or in shards by several, continuing after a kill."""
+"""From recordings to feats.h5: in one process or several, in portions that a kill does not undo."""
 
-import dataclasses
-import functools
-import hashlib
 import itertools
-import json
 import math
 import multiprocessing
 import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,85 +17,41 @@ import torch
 
 from asr_kd.corpus.datadir import Utterance
 from asr_kd.errors import AsrKdError
+from asr_kd.features import inputs
 from asr_kd.features.audio import read_samples
-from asr_kd.features.fbank import compute_fbank
-from asr_kd.features.mfcc import compute_mfcc
-from asr_kd.features.options import FrontEndOptions, MfccOptions
-from asr_kd.store.feats import FeatsReader, FeatsWriter, join_shards
+from asr_kd.features.fbank import compute_fbanks
+from asr_kd.features.inputs import ContentDigest, Recipe
+from asr_kd.features.mfcc import compute_mfccs
+from asr_kd.features.options import FrontEndOptions
+from asr_kd.features.quality import remark_on
+from asr_kd.features.window import num_frames, require_a_frame
+from asr_kd.store.atomic import atomic_path
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter, join_shards, publish_shard
+from asr_kd.store.kaldi_ark import write_matrices
+from asr_kd.store.lock import only_writer
 
-# Raised when the values that this code makes change, so that files of an older version are made anew.
-FRONT_END_VERSION = 1
-# A killed extraction repeats at most this much for each process.
-UTTS_PER_SHARD = 2000
-MIN_UTTS_PER_PROCESS = 1000
+# Of audio, a killed extraction repeats at most this much for each process, which takes some seconds ...
+SHARD_BYTES = 1 << 30
+# ... up to this many shards: a reader looks at each of them when it opens the file.
 MAX_SHARDS = 512
+# Below this a process spends more on its start than on its share of the work.
+MIN_BYTES_PER_PROCESS = 64 << 20
+FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
+# Frames that are computed together.
+BATCH_FRAMES = 2048
 PROGRESS_SECONDS = 10.0
+LISTED = 50
 
 Log = Callable[[str], None]
-Skipped = Sequence[tuple[str, str]]  # (utt_id, reason)
 
 
-def _silent(_: object) -> None:
-    """Say nothing (a worker), refuse nothing."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How recordings become stored features: the front end, and the type of a stored value."""
-
-    options: FrontEndOptions
-    dtype: str = "float32"
-
-    @property
-    def kind(self) -> str:
-        """fbank or mfcc."""
-        return "mfcc" if isinstance(self.options, MfccOptions) else "fbank"
-
-    @property
-    def sample_rate(self) -> int:
-        """Hz."""
-        return int(self.options.sample_frequency)
-
-    def compute(self, utterance: Utterance) -> np.ndarray:
-        """Features (num_frames, feat_dim) of an utterance; raises AsrKdError naming it and its file."""
-        samples = read_samples(utterance, self.sample_rate)
-        try:
-            return (compute_mfcc if self.kind == "mfcc" else compute_fbank)(samples, self.options)
-        except AsrKdError as error:
-            raise AsrKdError(f"{utterance.utt_id}: {error}") from error
-
-
-def inputs_digest(utterances: Sequence[Utterance], recipe: Recipe) -> str:
-    """SHA-256 over what the features are made from: options, ids, speakers, and each recording's path, size and mtime.
-
-    Reading every recording to see whether it changed would cost as much as the features.
-    """
-    header = [FRONT_END_VERSION, recipe.kind, recipe.dtype, recipe.options.to_json()]
-    digest = hashlib.sha256(json.dumps(header).encode())
-    for utt in utterances:
-        try:
-            stat = os.stat(utt.recording.source)
-            state = [stat.st_size, stat.st_mtime_ns]
-        except OSError:
-            state = []  # its absence is reported when it is read
-        part = (*dataclasses.astuple(utt.recording), utt.start_s, utt.end_s)
-        digest.update(json.dumps([utt.utt_id, utt.spk_id, *part, *state]).encode())
-    return digest.hexdigest()
-
-
-def _made_from(path: Path, digest: str) -> FeatsReader | None:
-    """The file at `path` if it is whole and was made from these inputs."""
-    if not path.exists():
-        return None
-    try:
-        reader = FeatsReader(path)
-    except AsrKdError:  # damaged, or a shard of it is gone: make it anew
-        return None
-    return reader if reader.attrs["inputs_digest"] == digest else None
+def _silent(_: str) -> None:
+    """What a worker says."""
 
 
 @contextmanager
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     """One torch thread: processes share the cores, and sums do not depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -108,15 +61,53 @@ def _one_thread():
         torch.set_num_threads(before)
 
 
-def _write_file(
-    path: Path,
-    utterances: Sequence[Utterance],
-    recipe: Recipe,
-    digest: str,
-    log: Log = _silent,
-    accept: Callable[[Skipped], None] = _silent,
-) -> None:
-    """Make one file, whole or a shard; what cannot be used is noted in it, and `accept` may refuse it by raising."""
+def _read(utt: Utterance, recipe: Recipe) -> np.ndarray:
+    """Samples of an utterance that fill a frame."""
+    samples = read_samples(utt, recipe.sample_rate, resample=recipe.resample, allow_pipes=recipe.allow_pipes)
+    try:
+        require_a_frame(len(samples), recipe.options)
+    except AsrKdError as error:
+        raise AsrKdError(f"{utt.utt_id}: {utt.recording.source}: {error}") from error
+    return samples
+
+
+class _ShardWriter:
+    """Makes one shard: recordings in, batches computed, what cannot be used or is odd noted in the file."""
+
+    def __init__(self, writer: FeatsWriter, recipe: Recipe) -> None:
+        self._writer = writer
+        self._recipe = recipe
+        self._compute = compute_mfccs if recipe.kind == "mfcc" else compute_fbanks
+        self._batch: list[tuple[Utterance, np.ndarray]] = []
+        self._num_frames = 0
+
+    def add(self, utt: Utterance) -> None:
+        """Read an utterance, and compute the batch before it if that is full."""
+        try:
+            samples = _read(utt, self._recipe)
+        except AsrKdError as error:
+            self._writer.skip(utt.utt_id, str(error))
+            return
+        count = num_frames(len(samples), self._recipe.options)
+        if self._batch and self._num_frames + count > BATCH_FRAMES:
+            self.flush()
+        self._batch.append((utt, samples))
+        self._num_frames += count
+
+    def flush(self) -> None:
+        """Compute and write what was read."""
+        feats_of_all = self._compute([samples for _, samples in self._batch], self._recipe.options)
+        for (utt, samples), feats in zip(self._batch, feats_of_all, strict=True):
+            if remark := remark_on(samples):
+                self._writer.note(utt.utt_id, remark)
+            try:
+                self._writer.append(utt.utt_id, utt.spk_id, feats)
+            except AsrKdError as error:
+                self._writer.skip(utt.utt_id, str(error))
+        self._batch, self._num_frames = [], 0
+
+
+def _write_shard(path: Path, utterances: Sequence[Utterance], recipe: Recipe, stamp: str, log: Log = _silent) -> None:
     started = reported = time.monotonic()
     writer = FeatsWriter(
         path,
@@ -124,54 +115,113 @@ def _write_file(
         options=recipe.options,
         sample_rate=recipe.sample_rate,
         dtype=recipe.dtype,
-        inputs_digest=digest,
+        inputs_stamp=stamp,
     )
+    contents = ContentDigest(recipe)
     with _one_thread(), writer:
+        shard = _ShardWriter(writer, recipe)
         for done, utt in enumerate(utterances):
             if time.monotonic() - reported > PROGRESS_SECONDS:
                 reported = time.monotonic()
                 log(f"{done} of {len(utterances)} utterances, {done / (reported - started):.0f} per second")
-            try:
-                writer.append(utt.utt_id, utt.spk_id, recipe.compute(utt))
-            except AsrKdError as error:
-                writer.skip(utt.utt_id, str(error))
-        accept(writer.skipped)
+            contents.add(utt)
+            shard.add(utt)
+        shard.flush()
+        writer.inputs_digest = contents.hexdigest()
 
 
-def _write_shards(out: Path, utterances: Sequence[Utterance], recipe: Recipe, nj: int, log: Log) -> list[Path]:
-    """Make the shards that are not there yet, and return all in order.
-
-    A shard is named after what it is made from: one that is there is finished and right, and those that an older
-    feats.h5 still reads are never written over.
-    """
-    folder = out.with_name(out.name + ".shards")
-    num_shards = min(len(utterances), MAX_SHARDS, max(nj, math.ceil(len(utterances) / UTTS_PER_SHARD)))
-    bounds = np.linspace(0, len(utterances), num_shards + 1).astype(int)
-    parts = [utterances[a:b] for a, b in itertools.pairwise(bounds)]
-    digests = [inputs_digest(part, recipe) for part in parts]
-    paths = [folder / f"{digest[:20]}.h5" for digest in digests]
-    missing = [i for i in range(num_shards) if _made_from(paths[i], digests[i]) is None]
-    if len(missing) < num_shards:
-        log(f"{num_shards - len(missing)} of {num_shards} shards are there from before")
-    if not missing:
-        return paths
-    # Not forked: a child of a process in which torch has started its threads can hang.
-    pool = ProcessPoolExecutor(min(nj, len(missing)), mp_context=multiprocessing.get_context("spawn"))
+def _opened(path: Path) -> FeatsReader | None:
+    """The file at `path`, if it is there and whole: a damaged one is made anew."""
     try:
-        jobs = [pool.submit(_write_file, paths[i], parts[i], recipe, digests[i]) for i in missing]
-        for finished, job in enumerate(as_completed(jobs), start=1):
-            job.result()
-            log(f"shard {finished + num_shards - len(missing)} of {num_shards} is finished")
-    except BrokenProcessPool as error:
-        raise AsrKdError(f"{out}: a process was killed (out of memory?); the same command continues") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return paths
+        return FeatsReader(path) if path.exists() else None
+    except AsrKdError:
+        return None
+
+
+def _is_up_to_date(reader: FeatsReader, utterances: Sequence[Utterance], recipe: Recipe, stamp: str) -> bool:
+    """Whether a file holds what would be made: by the stamp of its inputs, or if they only moved, by their contents."""
+    attrs = reader.attrs
+    if attrs.get("inputs_stamp") == stamp:
+        return True
+    ids = {utt.utt_id for utt in utterances}
+    if (
+        not attrs.get("inputs_digest")
+        or _difference(reader, recipe)
+        or len(ids) != reader.layout.num_utts + len(reader.skipped)
+        or not ids.issuperset(reader.layout.utt_ids)
+    ):
+        return False
+    return inputs.contents_digest(utterances, recipe) == attrs["inputs_digest"]
+
+
+def _difference(reader: FeatsReader, recipe: Recipe) -> str:
+    """How the features of a file are made differently, empty if they are not."""
+    expected = {"kind": recipe.kind, "dtype": recipe.dtype, "options": recipe.options.to_json()}
+    for name, value in expected.items():
+        if reader.attrs[name] != value:
+            return f"its {name} is {reader.attrs[name]}, not {value}"
+    return ""
+
+
+class _Shards:
+    """The portions in which an extraction is made: `paths`, in order, named after what they are made from.
+
+    So one that is there is finished and right, and those that an older feats.h5 still reads are never written over.
+    """
+
+    def __init__(self, out: Path, utterances: Sequence[Utterance], recipe: Recipe, nj: int) -> None:
+        self._out, self._recipe, self._nj = out, recipe, nj
+        stamps = inputs.stamps(utterances, recipe)
+        num_bytes = sum(stamp.num_bytes + FILE_BYTES for stamp in stamps)
+        processes = min(nj, math.ceil(num_bytes / MIN_BYTES_PER_PROCESS))
+        count = min(len(utterances), MAX_SHARDS, max(processes, math.ceil(num_bytes / SHARD_BYTES)))
+        # Cut by their number, so that a recording that is repaired does not move the others to other shards.
+        bounds = np.linspace(0, len(utterances), count + 1).astype(int).tolist()
+        spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
+        self._parts = [utterances[span] for span in spans]
+        self._stamps = [inputs.total(stamp.number for stamp in stamps[span]) for span in spans]
+        self.paths = [_folder(out) / f"{stamp[:20]}.h5" for stamp in self._stamps]
+        self.stamp = inputs.add(*self._stamps)
+
+    def make(self, log: Log) -> list[FeatsReader]:
+        """Make those that are not there yet; all, opened."""
+        jobs = []
+        for path, part, stamp in zip(self.paths, self._parts, self._stamps, strict=True):
+            reader = _opened(path)
+            if reader is None or reader.attrs.get("inputs_stamp") != stamp:
+                jobs.append((path, part, self._recipe, stamp))
+        if len(jobs) < len(self.paths):
+            log(f"{len(self.paths) - len(jobs)} of {len(self.paths)} shards are there from before")
+        if min(self._nj, len(jobs)) > 1:
+            self._make_in_processes(jobs, log)
+        else:
+            for job in jobs:
+                _write_shard(*job, log)
+        return [FeatsReader(path) for path in self.paths]
+
+    def _make_in_processes(self, jobs: list[tuple], log: Log) -> None:
+        # Not forked: a child of a process in which torch has started its threads can hang.
+        pool = ProcessPoolExecutor(min(self._nj, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+        try:
+            running = [pool.submit(_write_shard, *job) for job in jobs]
+            for finished, job in enumerate(as_completed(running), start=1):
+                job.result()
+                log(f"shard {finished + len(self.paths) - len(jobs)} of {len(self.paths)} is finished")
+        except BrokenProcessPool as error:
+            raise AsrKdError(
+                f"{self._out}: a process was killed (out of memory?); the same command continues"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _folder(out: Path) -> Path:
+    return out.with_name(out.name + ".shards")
 
 
 def _remove_other_shards(out: Path, keep: Sequence[Path]) -> None:
     """Remove shards that the finished file does not read, and what killed processes left."""
-    folder = out.with_name(out.name + ".shards")
+    folder = _folder(out)
     kept = {path.name for path in keep}
     for path in (*folder.glob("*.h5"), *folder.glob(".*.partial")):
         if path.name not in kept:
@@ -180,15 +230,47 @@ def _remove_other_shards(out: Path, keep: Sequence[Path]) -> None:
         folder.rmdir()
 
 
-def _check_skipped(out: Path, skipped: Skipped, total: int, max_bad_share: float, log: Log) -> None:
-    """List the utterances that could not be used; raises AsrKdError if they are too many."""
-    for utt_id, reason in skipped:
-        log(f"skipped {utt_id}: {reason}")
+def _list(log: Log, what: str, entries: Sequence[tuple[str, str]]) -> None:
+    for utt_id, text in entries[:LISTED]:
+        log(f"{what} {utt_id}: {text.removeprefix(f'{utt_id}: ')}")
+    if len(entries) > LISTED:
+        log(f"{what} {len(entries) - LISTED} more utterances")
+
+
+def _accept(out: Path, made: Sequence[FeatsReader], max_bad_share: float, log: Log) -> None:
+    """List what is odd and what could not be used; raises AsrKdError if that is too much."""
+    skipped = [entry for reader in made for entry in reader.skipped]
+    total = len(skipped) + sum(reader.layout.num_utts for reader in made)
+    _list(log, "kept", [entry for reader in made for entry in reader.noted])
+    _list(log, "skipped", skipped)
     if skipped and (len(skipped) > max_bad_share * total or len(skipped) == total):
         raise AsrKdError(
             f"{out}: {len(skipped)} of {total} utterances could not be used, more than the share of {max_bad_share:g} "
-            f"that is allowed; the first is {skipped[0][0]}: {skipped[0][1]}"
+            f"that is allowed (--max-bad-share); the others are kept for the next run; the first is {skipped[0][0]}: "
+            f"{skipped[0][1].removeprefix(f'{skipped[0][0]}: ')}"
         )
+    if skipped:
+        log(f"{len(skipped)} of {total} utterances are left out, a share of {max_bad_share:g} was allowed")
+
+
+def _shards_to_extend(out: Path, recipe: Recipe, utterances: Sequence[Utterance]) -> list[Path]:
+    """The shards of a file that is to be extended; one that has none becomes the first shard of the new one."""
+    reader = FeatsReader(out)
+    if difference := _difference(reader, recipe):
+        raise AsrKdError(f"{out}: cannot be extended with features made differently: {difference}")
+    if known := next((utt.utt_id for utt in utterances if utt.utt_id in reader), None):
+        raise AsrKdError(f"{out}: has utterance {known!r} already, from another recording or another place")
+    if reader.shards:
+        return reader.shards
+    shard = _folder(out) / f"{reader.content_digest[:20]}.h5"
+    try:
+        shard.parent.mkdir(exist_ok=True)
+        shard.unlink(missing_ok=True)
+        os.link(out, shard)
+    except OSError:  # a file system without links
+        with atomic_path(shard) as temporary:
+            shutil.copyfile(out, temporary)
+    return [shard]
 
 
 def extract(
@@ -198,37 +280,87 @@ def extract(
     *,
     dtype: str = "float32",
     nj: int = 1,
+    append: bool = False,
     max_bad_share: float = 0.01,
+    resample: bool = False,
+    allow_pipes: bool = False,
     log: Log = _silent,
 ) -> bool:
-    """Make feats.h5 of a data directory's utterances; False if it is there already, made from the same inputs.
+    """Make feats.h5 of utterances; False if it is there already, made from the same inputs in the same way.
 
-    options: FbankOptions or MfccOptions; dtype: "float32" or "float16"; nj: processes; with more than one the frames
-    lie in shards in the folder `<out>.shards`, which belongs to the file, and finished shards are reused if the work
-    was cut off. Utterances that cannot be used are skipped, listed through `log` and noted in the file.
+    options: FbankOptions or MfccOptions; dtype: "float32" or "float16"; nj: processes. More than a gibibyte of audio,
+    or what several processes make, lies in shards in the folder `<out>.shards`, which belongs to the file; finished
+    shards are reused if the work was cut off. append: add the utterances to those of a file made with the same options,
+    without copying it. Memory does not grow with the number of recordings, but for their ids. Utterances that cannot
+    be used are skipped, listed through `log` and noted in the file, as are those that are clipped or silent.
 
-    Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can.
+    Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
+    if an id occurs twice, if the disk is full, or if another process is at the same file.
     """
     out = Path(out)
     if not utterances:
         raise AsrKdError(f"{out}: there are no utterances to extract")
+    if len({utt.utt_id for utt in utterances}) < len(utterances):
+        ids = sorted(utt.utt_id for utt in utterances)
+        raise AsrKdError(f"utterance id {next(a for a, b in itertools.pairwise(ids) if a == b)!r} occurs twice")
     if nj < 1:
         raise AsrKdError(f"nj is {nj}, but at least one process is needed")
-    recipe = Recipe(options, dtype)
-    digest = inputs_digest(utterances, recipe)
-    accept = functools.partial(_check_skipped, out, total=len(utterances), max_bad_share=max_bad_share, log=log)
-    if (reader := _made_from(out, digest)) is not None:
-        accept(reader.skipped)
-        log(f"{out}: up to date")
-        return False
-    # Below some hundred utterances a process spends more on its start than on its share of the work.
-    nj = min(nj, math.ceil(len(utterances) / MIN_UTTS_PER_PROCESS))
-    shards = _write_shards(out, utterances, recipe, nj, log) if nj > 1 else []
-    if shards:
-        accept([entry for shard in shards for entry in FeatsReader(shard).skipped])
-        join_shards(out, shards, inputs_digest=digest)
-    else:
-        _write_file(out, utterances, recipe, digest, log, accept)
-    _remove_other_shards(out, shards)
+    recipe = Recipe(options, dtype, resample, allow_pipes)
+    with only_writer(out):
+        shards = _Shards(out, utterances, recipe, nj)
+        present = _opened(out)
+        if present is not None and (
+            _is_up_to_date(present, utterances, recipe, shards.stamp)
+            or (append and set(shards.paths) <= set(present.shards))
+        ):
+            _accept(out, [present], max_bad_share, log)
+            log(f"{out}: up to date")
+            return False
+        older = _shards_to_extend(out, recipe, utterances) if append and out.exists() else []
+        _accept(out, shards.make(log), max_bad_share, log)
+        _publish(out, older, shards.paths, max_bad_share)
     log(f"{out}: {FeatsReader(out).layout.num_frames} frames of {len(utterances)} utterances")
     return True
+
+
+def _publish(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_share: float) -> None:
+    """Put the finished file in its place, and remove what it does not need."""
+    paths = [*older, *made]
+    if len(paths) == 1:
+        publish_shard(out, paths[0], max_bad_share=max_bad_share)
+        paths = []
+    else:
+        attrs = [FeatsReader(path).attrs for path in paths]
+        known = all(a.get("inputs_digest") and a.get("inputs_stamp") for a in attrs)
+        join_shards(
+            out,
+            paths,
+            inputs_digest=inputs.add(*(a["inputs_digest"] for a in attrs)) if known else "",
+            inputs_stamp=inputs.add(*(a["inputs_stamp"] for a in attrs)) if known else "",
+            max_bad_share=max_bad_share,
+        )
+    _remove_other_shards(out, paths)
+
+
+def extract_to_archive(
+    utterances: Sequence[Utterance],
+    wspecifier: str,
+    options: FrontEndOptions,
+    *,
+    compression_method: int = 0,
+    log: Log = _silent,
+    **how: object,
+) -> None:
+    """Make a Kaldi table of features, `wspecifier` as in Kaldi ("ark:F", "ark,t:F", "ark,scp:F.ark,F.scp").
+
+    They are made as feats.h5 first, beside the archive, so that a run that was cut off continues; `how` is that of
+    extract. Raises AsrKdError as extract does.
+    """
+    archive = Path(wspecifier.partition(":")[2].split(",")[0])
+    made = archive.with_name(f".{archive.name}.feats.h5")
+    extract(utterances, made, options, log=log, **how)
+    with FeatsReader(made) as reader:
+        write_matrices(wspecifier, ((utt_id, reader[utt_id]) for utt_id in reader.layout.utt_ids), compression_method)
+    made.unlink()
+    shutil.rmtree(_folder(made), ignore_errors=True)
+    log(f"{wspecifier}: written")

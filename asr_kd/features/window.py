@@ -17,6 +17,15 @@ def num_frames(num_samples: int, options: FrontEndOptions) -> int:
     return (num_samples + shift // 2) // shift
 
 
+def require_a_frame(num_samples: int, options: FrontEndOptions) -> None:
+    """Raises AsrKdError if samples do not fill one frame."""
+    if num_frames(num_samples, options) == 0:
+        raise AsrKdError(
+            f"{num_samples} samples are shorter than one "
+            + (f"window of {options.window_size}" if options.snip_edges else f"frame of {options.window_shift}")
+        )
+
+
 def _mirrored(samples: torch.Tensor, first: int, stop: int) -> torch.Tensor:
     """Samples first..stop - 1 of a signal that is mirrored at its ends again and again."""
     position = torch.arange(first, stop, device=samples.device).remainder(2 * len(samples))
@@ -53,12 +62,8 @@ def pack_windows(
     for samples in utterances:
         if samples.ndim != 1:
             raise AsrKdError(f"samples of one channel were expected, but their shape is {tuple(samples.shape)}")
+        require_a_frame(len(samples), options)
         count = num_frames(len(samples), options)
-        if count == 0:
-            raise AsrKdError(
-                f"{len(samples)} samples are shorter than one "
-                + (f"window of {size}" if options.snip_edges else f"frame of {shift}")
-            )
         rows.append(slice(end, end + count))
         end += count + between
     num_rows = -(-end // block) * block

@@ -5,194 +5,29 @@
     /utt/offset        (num_utts + 1,) int64           /utt/digest  (num_utts, 32) uint8, SHA-256 of its rows
     /cmvn/stats        (num_utts, 2, feat_dim + 1) float64, Kaldi's statistics of each utterance
     /skipped/id        ids of utterances that could not be used, and why in /skipped/reason
+    /noted/id          ids of utterances that were used, but are clipped or silent, and what was seen in /noted/remark
 
 Attributes: format, version, kind, options (JSON), sample_rate, frame_length_ms, frame_shift_ms, snip_edges,
-num_mel_bins, dtype, layout_digest, content_digest, inputs_digest (empty if unknown).
+num_mel_bins, dtype, layout_digest, content_digest, max_bad_share (how large a share of the utterances could have been
+skipped), and of what the features were made from inputs_digest (options and contents) and inputs_stamp (options, names,
+sizes and times of files); both are empty if unknown.
 
 A file joined from shards has the same contents and digests; its /feats is a virtual data set over the shards, which
 it names relative to its own folder, together with their content digests in /shards.
 """
 
-import contextlib
-import hashlib
 import os
-from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features import cmvn
-from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.splice import splice
-from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, readable, write_layout
+from asr_kd.store.hdf5 import H5_ERRORS, open_h5, read_layout, readable
 
 FORMAT_NAME = "asr_kd.feats"
-CHUNK_ROWS = 1024
 DTYPES = ("float32", "float16")
-# Attributes that shards of one file must share, and that the joined file takes from them.
-COMMON_ATTRIBUTES = (
-    "kind",
-    "options",
-    "sample_rate",
-    "frame_length_ms",
-    "frame_shift_ms",
-    "snip_edges",
-    "num_mel_bins",
-    "dtype",
-)
-
-
-class _Tables(NamedTuple):
-    """Everything in the file but /feats and the attributes of the front end."""
-
-    layout: Layout
-    spk_ids: list[str]
-    utt_digests: np.ndarray  # (num_utts, 32) uint8
-    stats: np.ndarray  # (num_utts, 2, feat_dim + 1) float64
-    skipped: list[tuple[str, str]]
-
-
-def _content_digest(file: h5py.File, tables: _Tables) -> str:
-    """SHA-256 over kind, options, dtype and each utterance's id, speaker, length and digest of its values.
-
-    It is built from the digests of the utterances, so that a file joined from shards has the digest of one that was
-    written in one go, without reading a frame again.
-    """
-    digest = hashlib.sha256()
-    for name in ("kind", "options", "sample_rate", "dtype"):
-        digest.update(f"{name} {file.attrs[name]}\n".encode())
-    layout = tables.layout
-    for row in zip(layout.utt_ids, tables.spk_ids, layout.lengths, tables.utt_digests, strict=True):
-        digest.update(f"{row[0]} {row[1]} {row[2]} {row[3].tobytes().hex()}\n".encode())
-    return digest.hexdigest()
-
-
-def _write_strings(file: h5py.File, name: str, values: Sequence[str]) -> None:
-    file.create_dataset(name, shape=(len(values),), data=list(values), dtype=h5py.string_dtype())
-
-
-def _write_tables(file: h5py.File, tables: _Tables, inputs_digest: str) -> None:
-    write_layout(file, tables.layout)
-    _write_strings(file, "utt/spk", tables.spk_ids)
-    file["utt/digest"] = tables.utt_digests
-    file["cmvn/stats"] = tables.stats
-    _write_strings(file, "skipped/id", [utt_id for utt_id, _ in tables.skipped])
-    _write_strings(file, "skipped/reason", [reason for _, reason in tables.skipped])
-    file.attrs["content_digest"] = _content_digest(file, tables)
-    file.attrs["inputs_digest"] = inputs_digest
-
-
-class FeatsWriter:
-    """Write feats.h5 utterance by utterance; the file appears complete when the `with` block ends, or not at all.
-
-    kind: "fbank", "mfcc" or what else the options stand for; options: as the features were computed;
-    sample_rate: Hz; dtype: "float32", or "float16" for half the size; inputs_digest: of what the features were
-    made from, for whoever asks whether they are up to date; feat_dim: columns, if not those of the options (deltas).
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        *,
-        kind: str,
-        options: FrontEndOptions,
-        sample_rate: int,
-        dtype: str = "float32",
-        inputs_digest: str = "",
-        feat_dim: int | None = None,
-    ) -> None:
-        if dtype not in DTYPES:
-            raise AsrKdError(f"features are stored as {' or '.join(DTYPES)}, not as {dtype!r}")
-        if sample_rate != options.sample_frequency:
-            raise AsrKdError(f"the sample rate is {sample_rate}, but the options say {options.sample_frequency:g} Hz")
-        self.path = Path(path)
-        self.feat_dim = options.feat_dim if feat_dim is None else feat_dim
-        self._options = options
-        self._inputs_digest = inputs_digest
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._attributes = {
-            "kind": kind,
-            "options": options.to_json(),
-            "sample_rate": int(sample_rate),
-            "frame_length_ms": options.frame_length,
-            "frame_shift_ms": options.frame_shift,
-            "snip_edges": options.snip_edges,
-            "num_mel_bins": options.num_mel_bins,
-            "dtype": dtype,
-        }
-        self._utts: dict[str, tuple[str, int, bytes, np.ndarray]] = {}
-        self.skipped: list[tuple[str, str]] = []
-        self._waiting: list[np.ndarray] = []
-        self._num_waiting = 0
-
-    def __enter__(self) -> "FeatsWriter":
-        self._stack = contextlib.ExitStack()
-        self._file = self._stack.enter_context(create_h5(self.path, FORMAT_NAME))
-        self._file.attrs.update(self._attributes)
-        self._feats = self._file.create_dataset(
-            "feats",
-            shape=(0, self.feat_dim),
-            maxshape=(None, self.feat_dim),
-            chunks=(CHUNK_ROWS, self.feat_dim),
-            dtype=self._dtype,
-        )
-        return self
-
-    def append(self, utt_id: str, spk_id: str, feats: np.ndarray) -> None:
-        """Add an utterance's feats (num_frames, feat_dim).
-
-        Raises AsrKdError for a second utterance of that id, another feat_dim, no frames, or values that are not
-        finite in the stored type.
-        """
-        if utt_id in self._utts:
-            raise AsrKdError(f"{self.path}: utterance id {utt_id!r} occurs twice")
-        if feats.ndim != 2 or feats.shape[1] != self.feat_dim or len(feats) == 0:
-            raise AsrKdError(f"{self.path}: {utt_id} has shape {feats.shape}, but (frames, {self.feat_dim}) is stored")
-        with np.errstate(over="ignore"):  # an overflow of float16 is reported below
-            stored = np.array(feats, dtype=self._dtype, order="C")
-        if not np.isfinite(stored).all():
-            raise AsrKdError(f"{self.path}: features of {utt_id} are not finite as {self._attributes['dtype']}")
-        # Statistics are of what is stored, so that a reader can check them.
-        self._utts[utt_id] = (spk_id, len(stored), hashlib.sha256(stored).digest(), cmvn.accumulate(stored))
-        self._waiting.append(stored)
-        self._num_waiting += len(stored)
-        if self._num_waiting >= 8 * CHUNK_ROWS:
-            self._flush()
-
-    def skip(self, utt_id: str, reason: str) -> None:
-        """Note in the file that an utterance is missing from it, and why."""
-        self.skipped.append((utt_id, reason))
-
-    def _flush(self) -> None:
-        if self._waiting:
-            start = self._feats.shape[0]
-            self._feats.resize(start + self._num_waiting, axis=0)
-            self._feats[start:] = np.concatenate(self._waiting)
-        self._waiting, self._num_waiting = [], 0
-
-    def _finish(self) -> None:
-        self._flush()
-        rows = list(self._utts.values())
-        layout = Layout.from_lengths(
-            list(self._utts), [row[1] for row in rows], self._options.frame_shift, self._options.snip_edges
-        )
-        tables = _Tables(
-            layout,
-            spk_ids=[row[0] for row in rows],
-            utt_digests=np.frombuffer(b"".join(row[2] for row in rows), dtype=np.uint8).reshape(-1, 32),
-            stats=np.array([row[3] for row in rows]).reshape(-1, 2, self.feat_dim + 1),
-            skipped=self.skipped,
-        )
-        _write_tables(self._file, tables, self._inputs_digest)
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        with self._stack:  # whatever is raised in here discards the file
-            if error is not None:
-                raise error
-            self._finish()
 
 
 def open_feats(path: str | Path) -> h5py.File:
@@ -255,7 +90,8 @@ class FeatsReader:
     process: there, it is opened again.
 
     layout: Layout; feat_dim: columns; spk_ids: speaker of each utterance; attrs: the file's attributes;
-    content_digest: of values and options; skipped: [(utt_id, reason)] of what is missing.
+    content_digest: of values and options; skipped: [(utt_id, reason)] of what is missing; noted: [(utt_id, remark)];
+    shards: the files that it was joined from, none if its frames are its own.
 
     Raises AsrKdError for what is not a whole feats.h5.
     """
@@ -272,10 +108,15 @@ class FeatsReader:
                 self.content_digest = str(self.attrs["content_digest"])
                 self.spk_ids = list(file["utt/spk"].asstr()[:])
                 self.skipped = list(zip(file["skipped/id"].asstr()[:], file["skipped/reason"].asstr()[:], strict=True))
+                self.noted: list[tuple[str, str]] = []
+                if "noted" in file:  # files of before 0.2 have no such table
+                    self.noted += zip(file["noted/id"].asstr()[:], file["noted/remark"].asstr()[:], strict=True)
                 stats_shape = file["cmvn/stats"].shape
             except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: is not complete ({error})") from error
             num_rows, self.feat_dim = file["feats"].shape
+            names = file["shards/path"].asstr()[:] if file["feats"].is_virtual else ()
+            self.shards = [self.path.parent / name for name in names]
         num_utts = self.layout.num_utts
         if (
             num_rows != self.layout.num_frames
@@ -344,72 +185,3 @@ class FeatsReader:
     def cmvn_stats(self) -> np.ndarray:
         """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64."""
         return self._opened()["cmvn/stats"][:]
-
-
-def _check_alike(shards: Sequence[FeatsReader]) -> None:
-    """All shards were made in the same way; raises AsrKdError naming the first that was not."""
-    for shard in shards:
-        for name in (*COMMON_ATTRIBUTES, "feat_dim"):
-            expected, found = (s.feat_dim if name == "feat_dim" else s.attrs[name] for s in (shards[0], shard))
-            if expected != found:
-                raise AsrKdError(f"{shard.path}: its {name} is {found!r}, but that of {shards[0].path} is {expected!r}")
-
-
-def _relative_name(path: Path, shard: Path) -> str:
-    """A shard's path from the joined file's folder."""
-    folder = shard.resolve().parent
-    if folder.parent != path.parent.resolve() or not folder.name.endswith(".shards"):
-        raise AsrKdError(f"{shard}: a shard must lie in the folder {path.name}.shards beside {path}")
-    name = f"{folder.name}/{shard.name}"
-    if "%" in name:
-        raise AsrKdError(f"{shard}: a shard's path cannot hold '%', to which HDF5 gives a meaning")
-    return name
-
-
-def _join_tables(shards: Sequence[FeatsReader]) -> _Tables:
-    """The tables of all shards, one after the other."""
-    digests, stats = [], []
-    for shard in shards:  # one is open at a time: there may be more shards than a process may have files
-        digests.append(shard.utt_digests)
-        stats.append(shard.cmvn_stats)
-        shard.close()
-    first = shards[0].layout
-    layout = Layout.from_lengths(
-        [utt_id for shard in shards for utt_id in shard.layout.utt_ids],
-        np.concatenate([shard.layout.lengths for shard in shards]),
-        first.frame_shift_ms,
-        first.snip_edges,
-    )
-    spk_ids = [spk_id for shard in shards for spk_id in shard.spk_ids]
-    skipped = [entry for shard in shards for entry in shard.skipped]
-    return _Tables(layout, spk_ids, np.concatenate(digests), np.concatenate(stats), skipped)
-
-
-def join_shards(path: str | Path, shard_paths: Sequence[str | Path], *, inputs_digest: str = "") -> None:
-    """Make one feats.h5 of shards, in their order, without copying a frame; all digests are as if written in one go.
-
-    The shards must lie below the folder of `path` and stay there: the joined file names them by relative path.
-
-    Raises AsrKdError if there are none, if they are elsewhere, were made with different options or share utterances.
-    """
-    path = Path(path)
-    if not shard_paths:
-        raise AsrKdError(f"{path}: there are no shards to join")
-    names = [_relative_name(path, Path(shard)) for shard in shard_paths]
-    shards = [FeatsReader(shard) for shard in shard_paths]
-    _check_alike(shards)
-    tables = _join_tables(shards)
-    layout, first = tables.layout, shards[0]
-    dtype = np.dtype(first.attrs["dtype"]).newbyteorder("<")
-    virtual = h5py.VirtualLayout((layout.num_frames, first.feat_dim), dtype=dtype)
-    start = 0
-    for name, shard in zip(names, shards, strict=True):
-        if count := shard.layout.num_frames:
-            virtual[start : start + count] = h5py.VirtualSource(name, "feats", (count, first.feat_dim))
-            start += count
-    with create_h5(path, FORMAT_NAME) as file:
-        file.attrs.update({name: first.attrs[name] for name in COMMON_ATTRIBUTES})
-        file.create_virtual_dataset("feats", virtual, fillvalue=np.nan)  # what HDF5 gives for a lost shard
-        _write_strings(file, "shards/path", names)
-        _write_strings(file, "shards/content_digest", [shard.content_digest for shard in shards])
-        _write_tables(file, tables, inputs_digest)

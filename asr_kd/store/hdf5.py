@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +16,56 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_path
 
 FORMAT_VERSION = 1
+# For the tables that HDF5 keeps of its own, beside the data.
+RESERVED_BYTES = 1 << 18
 
 
 @contextlib.contextmanager
 def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
-    """Open a new HDF5 file for writing; it appears at `path` complete, or not at all."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"] = format_name
-        file.attrs["version"] = FORMAT_VERSION
-        yield file
+    """Open a new HDF5 file for writing; it appears at `path` complete, or not at all.
+
+    Raises AsrKdError where the disk is full or the folder cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        file = h5py.File(temporary, "w")
+        try:
+            file.attrs["format"] = format_name
+            file.attrs["version"] = FORMAT_VERSION
+            reserve_space(file)
+            yield file
+            reserve_space(file)
+            file.flush()
+            num_bytes = file.id.get_filesize()
+        except BaseException as error:
+            _abandon(file)
+            if isinstance(error, OSError | RuntimeError) and (found := re.search(r"errno = (\d+)", str(error))):
+                number = int(found[1])
+                raise OSError(number, os.strerror(number)) from error
+            raise
+        file.close()
+        os.truncate(temporary, num_bytes)  # give back what was reserved and not needed
+
+
+def reserve_space(file: h5py.File, num_bytes: int = 0) -> None:
+    """Take the disk space for what HDF5 still holds in memory, and for `num_bytes` that are written next.
+
+    So a full disk is met here, as an OSError: when HDF5 meets it while it empties its caches, it can neither go on nor
+    close the file, and crashes the process in the end.
+    """
+    if hasattr(os, "posix_fallocate"):
+        wanted = file.id.get_filesize() + num_bytes + RESERVED_BYTES
+        os.posix_fallocate(file.id.get_vfd_handle(), 0, wanted)
+
+
+def _abandon(file: h5py.File) -> None:
+    """Close a file that is not wanted, though its disk may be full: it is exchanged for one in memory first."""
+    descriptor = file.id.get_vfd_handle()
+    if hasattr(os, "memfd_create"):
+        sink = os.memfd_create("abandoned")
+        os.dup2(sink, descriptor)
+        os.close(sink)
+    with contextlib.suppress(RuntimeError, OSError):
+        file.close()
 
 
 # What a damaged or foreign file makes h5py raise.

@@ -1,0 +1,46 @@
+"""One process at a time writes an output; a second one is told so instead of tearing the work of the first."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from asr_kd.errors import AsrKdError
+
+try:
+    import fcntl
+except ImportError:  # Windows has other locks; there, nobody is told
+    fcntl = None
+
+
+@contextlib.contextmanager
+def only_writer(path: str | Path) -> Iterator[None]:
+    """Hold the lock of an output while the block runs; it ends with the process, however that ends.
+
+    Raises AsrKdError if another process holds it, or the folder cannot be written.
+    """
+    path = Path(path)
+    if fcntl is None:
+        yield
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise AsrKdError(f"{path}: could not be written ({error.strerror})") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A holder removes the lock when it is done; what we hold may then be a file that nobody finds any more.
+        if os.fstat(descriptor).st_nlink == 0:
+            raise BlockingIOError
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise AsrKdError(f"{path}: another run is writing it; wait for it to end, or stop it") from error
+    except OSError:
+        pass  # a file system without locks
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
