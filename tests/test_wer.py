@@ -27,7 +27,7 @@ from asr_kd.scoring.transcripts import (
 )
 from asr_kd.scoring.wer import count_errors, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_sets import read_hypotheses, read_references
-from asr_kd.scoring.word_tables import alignment_text, confusion_csv, speaker_rows, speaker_table, utterance_csv
+from asr_kd.scoring.word_tables import alignment_text, confusion_csv, group_rows, group_table, utterance_csv
 
 KALDI_SYSTEM = Path(__file__).parents[2] / "shared" / "reference" / "kaldi_system"
 GOLDEN = Path(__file__).parent / "golden" / "sctk"  # made by its make.sh
@@ -417,11 +417,12 @@ def test_long_alignments_continue_on_further_lines(scores):
 
 
 def test_tables(scores):
-    rows = speaker_rows(scores, SPEAKERS)
-    assert [row["speaker"] for row in rows] == ["s1", "s2"]
+    speakers = {utt_id: [spk_id] for utt_id, spk_id in SPEAKERS.items()}
+    rows = group_rows(scores, speakers)
+    assert [row["group"] for row in rows] == ["s1", "s2"]
     assert (rows[0]["words"], rows[0]["corr"], rows[0]["err"], rows[0]["s_err"]) == (5, 80.0, 40.0, 50.0)
     assert (rows[1]["words"], rows[1]["err"], rows[1]["s_err"]) == (0, None, 100.0)
-    assert re.search(r"Sum/Avg +3 +5 +80.0 +20.0 +0.0 +40.0 +60.0 +66.7\n", speaker_table(scores, SPEAKERS))
+    assert re.search(r"Sum/Avg +3 +5 +80.0 +20.0 +0.0 +40.0 +60.0 +66.7\n", group_table(scores, speakers))
     assert utterance_csv(scores, SPEAKERS).splitlines()[1:] == [
         "s1-a,s1,4,3,1,0,1,50.000",
         "s1-b,s1,1,1,0,0,0,0.000",
@@ -460,6 +461,19 @@ def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{both['wer']['value']:.2f} [" in printed
     assert "MAPSSWE, n = " in printed
+
+
+def test_command_cuts_a_ctm_at_segments_and_tells_labels_apart(tmp_path, capsys):
+    files = ("--ref", GOLDEN / "times.ref.stm", "--hyp", f"x={GOLDEN / 'times.a.ctm'}", "--weights", "sclite")
+    assert score_words_of(tmp_path, *files) == 0
+    total = np.sum(list(read_counts((GOLDEN / "stm.counts").read_text()).values()), axis=0)
+    by_label = {
+        line.split(",")[0]: line.split(",") for line in (tmp_path / "out/x/labels.csv").read_text().splitlines()
+    }
+    assert float(by_label["o"][3]) == pytest.approx(100 * total[0] / total[:3].sum(), abs=0.001)
+    assert int(by_label["m"][2]) + int(by_label["f"][2]) == int(by_label["o"][2]) == total[:3].sum()
+    assert "Time: " in (tmp_path / "out/x/alignment.txt").read_text()
+    assert f"{total[3]} ins, {total[2]} del, {total[1]} sub ]" in capsys.readouterr().out
 
 
 def test_command_prints_kaldis_lines_of_one_hypothesis(tmp_path, capsys):

@@ -14,7 +14,7 @@ from asr_kd.scoring.significance import NUM_RESAMPLES, resampling_unit
 from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text
 from asr_kd.scoring.word_sets import FORMATS, Hypotheses, References, convert, read_hypotheses, read_references
-from asr_kd.scoring.word_tables import alignment_text, confusion_csv, speaker_csv, speaker_table, utterance_csv
+from asr_kd.scoring.word_tables import alignment_text, confusion_csv, group_csv, group_table, utterance_csv
 from asr_kd.store.atomic import write_json, write_text
 
 
@@ -47,8 +47,10 @@ def score_words_command(args: argparse.Namespace) -> None:
 
     Alignment and counts are compute-wer's (--weights kaldi) or sclite's (--weights sclite; sclite -s -D). A CTM is cut
     at the segments of an STM by the middles of its words. Word maps (GLM) and fragments are not applied: filter first.
+    Every pair of systems is tested; p values are not corrected for the number of pairs.
     Prints the table and writes OUT/scores.json, and in OUT/NAME (OUT/NAME/seedK) wer.txt, alignment.txt,
-    utterances.csv, confusions.csv and, where speakers are known, speakers.csv and speakers.txt.
+    utterances.csv, confusions.csv and, where speakers or labels of segments are known, speakers.{csv,txt} and
+    labels.{csv,txt}.
     """
     if args.num_resamples < 1:
         raise AsrKdError(f"--num-resamples {args.num_resamples}: at least one is needed")
@@ -96,6 +98,8 @@ def score_words_command(args: argparse.Namespace) -> None:
     if len(systems) == len(systems[0].seeds) == 1:
         print(kaldi_lines(systems[0].seeds[0]), end="")
     print(results_text(compared), end="")
+    if len(utt_ids) < len(refs):
+        log(f"{len(refs) - len(utt_ids)} of {len(refs)} utterances are left out, since some hypotheses lack them")
     log(f"intervals over {unit}s: {why}")
     log(f"{args.out / 'scores.json'}")
 
@@ -166,11 +170,12 @@ def _unit(asked: str, references: References, utt_ids: Sequence[str]) -> tuple[s
 
 
 def _write_tables(folder: Path, scores: WordScores, references: References, hyp: Hypotheses | None) -> None:
-    spk_of = references.spk_of
     write_text(folder / "wer.txt", kaldi_lines(scores))
     write_text(folder / "alignment.txt", alignment_text(scores, hyp.times if hyp else None))
-    write_text(folder / "utterances.csv", utterance_csv(scores, spk_of))
+    write_text(folder / "utterances.csv", utterance_csv(scores, references.spk_of))
     write_text(folder / "confusions.csv", confusion_csv(scores))
-    if spk_of is not None:
-        write_text(folder / "speakers.csv", speaker_csv(scores, spk_of))
-        write_text(folder / "speakers.txt", speaker_table(scores, spk_of))
+    speakers = references.spk_of and {utt_id: (spk_id,) for utt_id, spk_id in references.spk_of.items()}
+    for name, groups_of in (("speakers", speakers), ("labels", references.labels)):
+        if groups_of is not None:
+            write_text(folder / f"{name}.csv", group_csv(scores, groups_of))
+            write_text(folder / f"{name}.txt", group_table(scores, groups_of))

@@ -28,7 +28,8 @@ FORMATS = ("text", "trn", "ctm", "stm")
 class References:
     """What was said: `texts` maps utt_id to its reference, `spk_of` to its speaker (None where that is not known).
 
-    `segments` holds an STM's by (recording, channel), those included that are not scored. `times` holds (start,
+    `segments` holds an STM's by (recording, channel), those included that are not scored, and `labels` the labels of
+    those that are, where it has any (`<o,f0>`). `times` holds (start,
     duration) of the words of a reference CTM, whose utterances are channels of recordings.
     """
 
@@ -36,6 +37,7 @@ class References:
     spk_of: dict[str, str] | None
     segments: dict[tuple[str, str], list[StmSegment]] | None = None
     times: dict[str, list[tuple[float, float]]] | None = None
+    labels: dict[str, tuple[str, ...]] | None = None
 
     @property
     def has_alternatives(self) -> bool:
@@ -121,14 +123,15 @@ def convert(texts: Transcripts, split: Callable[[str], Sequence[str]] | None) ->
 
 
 def _from_stm(path: Path) -> References:
-    texts, spk_of = Transcripts(path), {}
+    texts, spk_of, labels = Transcripts(path), {}, {}
     segments: dict[tuple[str, str], list[StmSegment]] = {}
     for segment in read_stm(path):
         segments.setdefault((segment.rec_id, segment.channel), []).append(segment)
         if segment.words is not None:
             texts.add(segment.line, segment.utt_id, segment.words)
             spk_of[segment.utt_id] = segment.spk_id
-    return References(texts, spk_of, segments)
+            labels[segment.utt_id] = segment.labels
+    return References(texts, spk_of, segments, labels=labels if any(labels.values()) else None)
 
 
 def _by_utterance(path: Path, words: Sequence[CtmWord], utt_of: Callable[[CtmWord], str]) -> Hypotheses:

@@ -13,6 +13,11 @@ from asr_kd.scoring.alignment import CORRECT, Alignment, Times
 from asr_kd.scoring.wer import WordScores
 
 _COLUMNS = ("words", "corr", "sub", "del", "ins", "err", "s_err")
+_SPREAD: dict[str, Callable[[Sequence[float]], float]] = {
+    "Mean": np.mean,
+    "S.D.": lambda values: np.std(values, ddof=1),
+    "Median": np.median,
+}
 
 
 def alignment_text(scores: WordScores, times: Mapping[str, Times] | None = None, width: int = 120) -> str:
@@ -51,12 +56,16 @@ def _aligned_lines(alignment: Alignment, times: Times | None, width: int) -> str
     return "\n".join(lines) + "\n"
 
 
-def speaker_rows(scores: WordScores, spk_of: Mapping[str, str]) -> list[dict[str, object]]:
-    """One row per speaker as they appear: utterances, words, and percentages of words (s_err: of utterances)."""
-    by_speaker: dict[str, list[int]] = {}
+def group_rows(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> list[dict[str, object]]:
+    """One row per speaker, or label of segments: utterances, words, percentages of words (s_err: of utterances).
+
+    `groups_of` names the groups of each utterance; rows come in the order in which groups appear.
+    """
+    members: dict[str, list[int]] = {}
     for u, utt_id in enumerate(scores.utt_ids):
-        by_speaker.setdefault(spk_of[utt_id], []).append(u)
-    return [{"speaker": spk_id, "utts": len(utts), **_rates(scores, utts)} for spk_id, utts in by_speaker.items()]
+        for group in groups_of[utt_id]:
+            members.setdefault(group, []).append(u)
+    return [{"group": group, "utts": len(utts), **_rates(scores, utts)} for group, utts in members.items()]
 
 
 def _rates(scores: WordScores, utts: Sequence[int]) -> dict[str, object]:
@@ -72,34 +81,29 @@ def _rates(scores: WordScores, utts: Sequence[int]) -> dict[str, object]:
     return {"words": words, **rates, "s_err": percent(wrong, len(utts))}
 
 
-def speaker_table(scores: WordScores, spk_of: Mapping[str, str]) -> str:
-    """The rows of `speaker_rows` as text, with their sum, mean, standard deviation and median over speakers."""
-    rows = speaker_rows(scores, spk_of)
-    total = {"speaker": "Sum/Avg", "utts": len(scores.utt_ids), **_rates(scores, range(len(scores.utt_ids)))}
-    width = max(len("Sum/Avg"), *(len(str(row["speaker"])) for row in rows))
-    lines = [f"{'speaker':{width}}  # utts # words   Corr    Sub    Del    Ins    Err  S.Err"]
+def group_table(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> str:
+    """The rows of `group_rows` as text, with the sum and, over groups, mean, standard deviation and median."""
+    rows = group_rows(scores, groups_of)
+    total = {"group": "Sum/Avg", "utts": len(scores.utt_ids), **_rates(scores, range(len(scores.utt_ids)))}
+    width = max(len("Sum/Avg"), *(len(str(row["group"])) for row in rows))
+    lines = [f"{'':{width}}  # utts # words   Corr    Sub    Del    Ins    Err  S.Err"]
 
     def line(name: object, values: Sequence[float | None], digits: int = 0) -> str:
         cells = [f"{value:7.{digits}f}" for value in values[:2]]
         cells += ["      -" if value is None else f"{value:7.1f}" for value in values[2:]]
         return f"{name:{width}} {cells[0]} {cells[1]}{''.join(cells[2:])}"
 
-    lines += [line(row["speaker"], [row[name] for name in ("utts", *_COLUMNS)]) for row in rows]
-    lines.append(line("Sum/Avg", [total[name] for name in ("utts", *_COLUMNS)]))
+    lines += [line(row["group"], [row[name] for name in ("utts", *_COLUMNS)]) for row in (*rows, total)]
     if len(rows) > 1:
-        spread: tuple[tuple[str, Callable], ...] = (
-            ("Mean", np.mean),
-            ("S.D.", lambda values: np.std(values, ddof=1)),
-            ("Median", np.median),
-        )
         columns = [[row[name] for row in rows if row[name] is not None] for name in ("utts", *_COLUMNS)]
-        for name, over in spread:
+        for name, over in _SPREAD.items():
             lines.append(line(name, [float(over(column)) if len(column) > 1 else None for column in columns], 1))
     return "\n".join(lines) + "\n"
 
 
-def speaker_csv(scores: WordScores, spk_of: Mapping[str, str]) -> str:
-    return _csv(["speaker", "utts", *_COLUMNS], speaker_rows(scores, spk_of))
+def group_csv(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> str:
+    """The rows of `group_rows`, one a line."""
+    return _csv(["group", "utts", *_COLUMNS], group_rows(scores, groups_of))
 
 
 def utterance_csv(scores: WordScores, spk_of: Mapping[str, str] | None) -> str:
