@@ -26,7 +26,7 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
     def loss(logits: torch.Tensor, index: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
         return distillation_loss(
             logits,
-            train.pdf[index],
+            train.labels_of(index),
             targets.batch(index, windows),
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,

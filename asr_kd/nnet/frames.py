@@ -1,6 +1,6 @@
-"""Normalised features, resident on the device, from which one gather cuts the windows of a batch."""
+"""Normalised features, resident on the device, from which one gather takes the windows of a batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,57 +88,33 @@ def _blocks_of_utterances(offsets: np.ndarray, block_frames: int) -> Iterator[sl
 
 
 class Frames:
-    """The frames of a set on a device, each with its window.
+    """The frames of a set on a device, once; windows are gathered from them as splice-feats does.
 
-    Every utterance is padded by repeats of its first and last frame, as splice-feats does, so that each window is one
-    contiguous run of memory: a batch is one index_select on an overlapping view, and nothing is stored 26 times.
+    Where a window reaches beyond its utterance, the first or last frame is repeated.
     """
 
     def __init__(
         self,
-        feats: np.ndarray | Iterable[tuple[slice, np.ndarray]],
+        feats: np.ndarray | torch.Tensor,
         layout: Layout,
         left_context: int,
         right_context: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
-        *,
-        feat_dim: int | None = None,
     ):
-        """feats: (num_frames, feat_dim), already normalised, or blocks of them (utterances, (n, feat_dim)) in order.
+        """feats: (num_frames, feat_dim), already normalised; not copied where they are on the device in `dtype`.
 
-        Blocks, with which feat_dim must be given, are copied one by one, so that nothing is in memory twice.
-        Raises AsrKdError where they do not fit `layout`, or an utterance has no frame.
+        Raises AsrKdError where they do not fit `layout`.
         """
-        if isinstance(feats, np.ndarray):
-            if len(feats) != layout.num_frames:
-                raise AsrKdError(f"{len(feats)} feature rows do not fit a layout of {layout.num_frames} frames")
-            feat_dim, feats = feats.shape[1], [(slice(0, layout.num_utts), feats)]
-        if (layout.lengths == 0).any():
-            raise AsrKdError(f"utterance {layout.utt_ids[int(layout.lengths.argmin())]} has no frames to be spliced")
+        if len(feats) != layout.num_frames:
+            raise AsrKdError(f"{len(feats)} feature rows do not fit a layout of {layout.num_frames} frames")
         self.layout = layout
         self.window = left_context + 1 + right_context
-        self.feat_dim = feat_dim
+        self.feat_dim = feats.shape[1]
         self.device = device
-        self._padding = left_context + right_context
+        self._feats = torch.as_tensor(feats).to(device, dtype)
         self._offsets = torch.from_numpy(layout.offsets).to(device)
-        num_rows = layout.num_frames + layout.num_utts * self._padding
-        self._padded = torch.empty((num_rows, feat_dim), dtype=dtype, device=device)
-        for utts, block in feats:
-            self._fill(utts, torch.from_numpy(block), left_context)
-        self._windows = self._padded.as_strided(
-            (max(num_rows - self.window + 1, 0), self.window * feat_dim), (feat_dim, 1)
-        )
-
-    def _fill(self, utts: slice, feats: torch.Tensor, left_context: int) -> None:
-        """Copy the frames of some utterances to their places, and repeat the outer ones of each."""
-        offsets = self.layout.offsets[utts.start : utts.stop + 1]
-        lengths, first = np.diff(offsets), offsets[:-1] - offsets[0]
-        padded = np.cumsum(np.concatenate([[0], lengths + self._padding]))
-        utt = np.repeat(np.arange(len(lengths)), lengths + self._padding)
-        frame = np.clip(np.arange(padded[-1]) - padded[utt] - left_context, 0, lengths[utt] - 1)
-        begin = int(offsets[0]) + utts.start * self._padding
-        self._padded[begin : begin + len(utt)] = feats[torch.from_numpy(first[utt] + frame)].to(self._padded.dtype)
+        self._context = torch.arange(-left_context, right_context + 1, device=device)
 
     @classmethod
     def from_reader(
@@ -150,14 +126,21 @@ class Frames:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> "Frames":
-        """Read, normalise and load a feats.h5; raises AsrKdError for values that are not finite."""
-        blocks, feat_dim = cmvn.normalised_blocks(reader), reader.feat_dim
-        return cls(blocks, reader.layout, left_context, right_context, device, dtype, feat_dim=feat_dim)
+        """Read, normalise and load a feats.h5, block by block; raises AsrKdError for values that are not finite."""
+        layout = reader.layout
+        feats = torch.empty((layout.num_frames, reader.feat_dim), dtype=dtype, device=device)
+        for utts, block in cmvn.normalised_blocks(reader):
+            feats[int(layout.offsets[utts.start]) : int(layout.offsets[utts.stop])] = torch.from_numpy(block)
+        return cls(feats, layout, left_context, right_context, device, dtype)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows of frames `index` (batch,) int64: (batch, window * feat_dim), a new tensor."""
-        utt = torch.searchsorted(self._offsets, index, right=True) - 1
-        return self._windows.index_select(0, index + utt * self._padding)
+        utt_end = torch.searchsorted(self._offsets, index, right=True)
+        first, last = self._offsets[utt_end - 1], self._offsets[utt_end] - 1
+        rows = torch.clamp(index[:, None] + self._context, first[:, None], last[:, None])
+        # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which
+        # would hold a tenth more in memory.
+        return self._feats.index_select(0, rows.flatten()).view(len(index), -1)
 
     def blocks(self, batch_size: int = 8192) -> Iterator[tuple[slice, torch.Tensor]]:
         """All windows in order, block by block: (rows, windows)."""

@@ -18,7 +18,7 @@ from asr_kd.store.feats import FeatsReader
 class LabelledSet:
     """Frames with their HMM states.
 
-    pdf: (num_frames,) int64 on the device, −1 where the alignment failed. labelled: frames that have a label.
+    pdf: (num_frames,) int32 on the device, −1 where the alignment failed.
     """
 
     frames: Frames
@@ -32,8 +32,12 @@ class LabelledSet:
 
     @property
     def labelled(self) -> torch.Tensor:
-        """Numbers of the labelled frames, (n,) int64."""
-        return torch.nonzero(self.pdf >= 0).squeeze(1)
+        """Numbers of the labelled frames, (n,) int32: there is one for each frame of the set."""
+        return torch.nonzero(self.pdf >= 0).squeeze(1).int()
+
+    def labels_of(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """States of frames `index`, (batch,) int64, as losses want them."""
+        return self.pdf[index].long()
 
 
 def load_set(
@@ -60,7 +64,7 @@ def load_set(
             cmvn = Cmvn.from_training_set(cmvn, reader)
         return LabelledSet(
             frames=Frames.from_reader(reader, cmvn, left_context, right_context, device, dtype),
-            pdf=torch.from_numpy(np.ascontiguousarray(alignment.pdf)).to(device),
+            pdf=torch.from_numpy(alignment.pdf.astype(np.int32)).to(device),
             num_pdfs=alignment.num_pdfs,
             cmvn=cmvn,
             front_end=front_end(reader),
@@ -72,4 +76,4 @@ def load_set(
 
 def digest_of(array: np.ndarray) -> str:
     """SHA-256 over an array's values."""
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()

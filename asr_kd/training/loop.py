@@ -138,7 +138,7 @@ def _order(run: Run, number_of_pass: int) -> torch.Tensor:
     """The frames to train on in the order of one pass, (n,) int32: half the memory of int64."""
     generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
     order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
-    return run.transfer_index.int()[order.to(run.transfer_index.device)]
+    return run.transfer_index[order.to(run.transfer_index.device)]
 
 
 def _set_dropout(net: FrameClassifier, rate: float) -> None:
@@ -197,7 +197,7 @@ def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict
     net.eval()
     correct, xent, count = 0, 0.0, 0
     for rows, log_post in mean_log_posteriors([net], dev.frames, dtype=dtype):
-        pdf = dev.pdf[rows]
+        pdf = dev.labels_of(rows)
         keep = pdf >= 0
         pdf, log_post = pdf[keep], log_post[keep]
         correct += int((log_post.argmax(dim=-1) == pdf).sum())

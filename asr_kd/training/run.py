@@ -44,7 +44,7 @@ WITHOUT_EFFECT = {
 def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
     """Cross-entropy with the alignment's states, of which label_smoothing is spread over all states."""
     return lambda logits, index, windows: functional.cross_entropy(
-        logits.float(), train.pdf[index], label_smoothing=label_smoothing
+        logits.float(), train.labels_of(index), label_smoothing=label_smoothing
     )
 
 
@@ -52,7 +52,7 @@ def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
 class Run:
     """One net to train.
 
-    transfer_index: frames to train on, (n,) int64. loss_key: whatever the loss depends on, for the fingerprint.
+    transfer_index: frames to train on, (n,) int32. loss_key: whatever the loss depends on, for the fingerprint.
     """
 
     out: Path
