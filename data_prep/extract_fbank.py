@@ -107,6 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--allow-pipes", action="store_true", help="run the commands in wav.scp; trust them first")
     parser.add_argument(
+        "--accept-truncated",
+        action="store_true",
+        help="use what is there of files that hold less audio than their headers declare",
+    )
+    parser.add_argument(
         "--compression-method", type=int, default=0, help="of a Kaldi table, 1 to 7; default: 0, not compressed"
     )
     front_end = parser.add_argument_group("front end, as in Kaldi")
@@ -171,7 +176,8 @@ def main(args: argparse.Namespace) -> None:
     """Read what to extract, extract what is not up to date."""
     options = front_end_options(args)
     how = {"dtype": args.dtype, "nj": args.nj, "max_bad_share": args.max_bad_share}
-    how |= {"resample": args.resample, "allow_pipes": args.allow_pipes, "log": log}
+    how |= {"resample": args.resample, "allow_pipes": args.allow_pipes}
+    how |= {"accept_truncated": args.accept_truncated, "log": log}
     utterances = utterances_of(args)
     if args.out.startswith("ark") and ":" in args.out:
         if args.append:

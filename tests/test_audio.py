@@ -16,9 +16,12 @@ import soundfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asr_kd.corpus.datadir import Recording, Utterance
+from asr_kd.corpus.datadir import Recording, Utterance, read_data_dir, write_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import duration_s, read_audio, read_samples
+from asr_kd.features.extract import extract
+from asr_kd.features.options import FbankOptions
+from asr_kd.store.feats import FeatsReader
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int = 8000, channels: int = 1) -> Path:
@@ -132,6 +135,7 @@ UNCOMPRESSED = [item for item in FORMATS if not item[0].endswith((".flac", ".ogg
 
 def write(path: Path, options: dict, num_samples: int = 8000, channels: int = 2, rate: int = 8000) -> Path:
     """Noise, with libsndfile."""
+    path.parent.mkdir(exist_ok=True)
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, (num_samples, channels))
     soundfile.write(path, samples, rate, **options)
     return path
@@ -348,3 +352,34 @@ def test_interrupting_ends_the_command_too(tmp_path):
             return
         time.sleep(0.05)
     pytest.fail("the command is still running")
+
+
+# From the data directory to features
+
+
+def test_parts_channels_and_formats_reach_the_features(tmp_path):
+    """Segments of channels A and B of two files, one cut off, against the same samples in files."""
+    sphere = write(tmp_path / "audio" / "a.sph", {"format": "NIST"}, num_samples=8000)
+    ogg = write(tmp_path / "audio" / "b.ogg", {}, num_samples=8000)
+    pieces = []
+    for path in (sphere, ogg):
+        whole = soundfile.read(path, dtype="float32")[0]
+        pieces += [
+            (path, channel, whole[2000 * part : 2000 * (part + 1), channel]) for part, channel in ((0, 0), (1, 1))
+        ]
+    parts, files = [], []
+    for i, (path, channel, samples) in enumerate(pieces):
+        recording = Recording(f"s-{path.stem}-{channel}", str(path), channel)
+        parts.append(Utterance(f"s-{i}", "s", recording, channel * 0.25, channel * 0.25 + 0.25))
+        soundfile.write(tmp_path / "audio" / f"{i}.wav", samples, 8000, subtype="FLOAT")
+        files.append(Utterance(f"s-{i}", "s", Recording(f"s-{i}", str(tmp_path / "audio" / f"{i}.wav"))))
+    sphere.write_bytes(sphere.read_bytes()[:-400])
+    write_data_dir(tmp_path / "data", parts)
+    options = FbankOptions(sample_frequency=8000)
+    with pytest.raises(AsrKdError, match=r"2 of 4 .* s-0: .*a.sph: is truncated"):
+        extract(read_data_dir(tmp_path / "data", need_text=False), tmp_path / "parts.h5", options)
+    extract(read_data_dir(tmp_path / "data", need_text=False), tmp_path / "parts.h5", options, accept_truncated=True)
+    extract(files, tmp_path / "files.h5", options)
+    np.testing.assert_array_equal(
+        FeatsReader(tmp_path / "parts.h5").read_all(), FeatsReader(tmp_path / "files.h5").read_all()
+    )

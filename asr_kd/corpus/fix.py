@@ -7,7 +7,7 @@ before anything is changed.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 from asr_kd.corpus import tables
@@ -35,7 +35,8 @@ def fix_data_dir(path: str | Path) -> list[str]:
         if name not in data.tables:
             raise AsrKdError(f"{path / name}: this file of the data directory is missing")
     problems = [problem for problem in problems if problem.path.name != "spk2utt"]
-    reasons = {utt_id: reason for utt_id in data.rows("utt2spk") if (reason := _reason_to_drop(data, utt_id))}
+    absent = {key for key, value in data.rows("wav.scp").items() if tables.find_source(path, value) is None}
+    reasons = {utt_id: reason for utt_id in data.rows("utt2spk") if (reason := _reason_to_drop(data, utt_id, absent))}
     kept = [utt_id for utt_id in data.rows("utt2spk") if utt_id not in reasons]
     if not kept:
         first = problems[0] if problems else data.tables["utt2spk"].problem(*next(iter(reasons.items())))
@@ -64,8 +65,8 @@ def select(data: DataDir, utt_ids: list[str]) -> dict[str, Table]:
     return selected
 
 
-def _reason_to_drop(data: DataDir, utt_id: str) -> str | None:
-    """Why an utterance of utt2spk has to go, None if it can stay."""
+def _reason_to_drop(data: DataDir, utt_id: str, absent: Container[str]) -> str | None:
+    """Why an utterance of utt2spk has to go, None if it can stay; `absent` are recordings whose files are not there."""
     for name in BY_UTTERANCE[1:]:
         if name in data.tables and name not in DERIVED and utt_id not in data.rows(name):
             return f"{utt_id} was dropped, it is not in {name}"
@@ -77,9 +78,8 @@ def _reason_to_drop(data: DataDir, utt_id: str) -> str | None:
     for name in BY_RECORDING:
         if name in data.tables and name not in DERIVED and rec_id not in data.rows(name):
             return f"{utt_id} was dropped, its recording {rec_id} is not in {name}"
-    source = data.rows("wav.scp")[rec_id]
-    if tables.find_source(data.path, source) is None:
-        return f"{utt_id} was dropped, there is no recording {source}"
+    if rec_id in absent:
+        return f"{utt_id} was dropped, there is no recording {data.rows('wav.scp')[rec_id]}"
     return None
 
 

@@ -259,7 +259,8 @@ def find_source(data_dir: Path, value: str) -> str | None:
     """
     if is_pipe(value):
         return value
-    for candidate in (os.path.normpath(data_dir / value), value):
+    # First as the directory is called here, then, where it is reached through a link, as it lies.
+    for candidate in (os.path.normpath(data_dir / value), str(data_dir / value), value):
         if os.path.isfile(candidate):
             return candidate
     return None

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from asr_kd.corpus.datadir import Utterance
+from asr_kd.corpus.processes import end_with_parent
 from asr_kd.errors import AsrKdError
 from asr_kd.features import inputs
 from asr_kd.features.audio import read_samples
@@ -63,7 +64,13 @@ def _one_thread() -> Iterator[None]:
 
 def _read(utt: Utterance, recipe: Recipe) -> np.ndarray:
     """Samples of an utterance that fill a frame."""
-    samples = read_samples(utt, recipe.sample_rate, resample=recipe.resample, allow_pipes=recipe.allow_pipes)
+    samples = read_samples(
+        utt,
+        recipe.sample_rate,
+        resample=recipe.resample,
+        allow_pipes=recipe.allow_pipes,
+        accept_truncated=recipe.accept_truncated,
+    )
     try:
         require_a_frame(len(samples), recipe.options)
     except AsrKdError as error:
@@ -201,7 +208,9 @@ class _Shards:
 
     def _make_in_processes(self, jobs: list[tuple], log: Log) -> None:
         # Not forked: a child of a process in which torch has started its threads can hang.
-        pool = ProcessPoolExecutor(min(self._nj, len(jobs)), mp_context=multiprocessing.get_context("spawn"))
+        pool = ProcessPoolExecutor(
+            min(self._nj, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+        )
         try:
             running = [pool.submit(_write_shard, *job) for job in jobs]
             for finished, job in enumerate(as_completed(running), start=1):
@@ -284,6 +293,7 @@ def extract(
     max_bad_share: float = 0.01,
     resample: bool = False,
     allow_pipes: bool = False,
+    accept_truncated: bool = False,
     log: Log = _silent,
 ) -> bool:
     """Make feats.h5 of utterances; False if it is there already, made from the same inputs in the same way.
@@ -305,7 +315,7 @@ def extract(
         raise AsrKdError(f"utterance id {next(a for a, b in itertools.pairwise(ids) if a == b)!r} occurs twice")
     if nj < 1:
         raise AsrKdError(f"nj is {nj}, but at least one process is needed")
-    recipe = Recipe(options, dtype, resample, allow_pipes)
+    recipe = Recipe(options, dtype, resample, allow_pipes, accept_truncated)
     with only_writer(out):
         shards = _Shards(out, utterances, recipe, nj)
         present = _opened(out)

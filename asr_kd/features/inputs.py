@@ -29,13 +29,14 @@ class Recipe:
     """How recordings become stored features.
 
     options: the front end; dtype: of a stored value; resample: bring audio of another rate to that of the options;
-    allow_pipes: run the commands of wav.scp.
+    allow_pipes: run the commands of wav.scp; accept_truncated: use files that hold less than their headers declare.
     """
 
     options: FrontEndOptions
     dtype: str = "float32"
     resample: bool = False
     allow_pipes: bool = False
+    accept_truncated: bool = False
 
     @property
     def kind(self) -> str:
@@ -50,8 +51,8 @@ class Recipe:
 
 @functools.lru_cache(maxsize=4)
 def _hash_of(recipe: Recipe) -> "hashlib._Hash":
-    state = [recipe.kind, recipe.dtype, recipe.resample, recipe.allow_pipes, recipe.options.to_json()]
-    return hashlib.sha256(json.dumps([FRONT_END_VERSION, *state]).encode())
+    how = [recipe.kind, recipe.dtype, recipe.resample, recipe.allow_pipes, recipe.accept_truncated]
+    return hashlib.sha256(json.dumps([FRONT_END_VERSION, *how, recipe.options.to_json()]).encode())
 
 
 class Stamp(NamedTuple):
