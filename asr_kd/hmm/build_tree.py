@@ -23,14 +23,14 @@ LEFT, RIGHT = 0, 2
 class TreeOptions:
     """num_leaves: at most so many, or one for each state of each root where those are more; questions: `clustered`
     (sets of phones) or `all` (every division of a node's neighbours); min_count: frames that a split leaves on either
-    side; min_gain: log-likelihood that it has to gain; merge: join leaves of one root at the end that lose less than
+    side; min_gain: log-likelihood that it has to gain over its frames (build-tree's --thresh, with its default); merge: join leaves of one root at the end that lose less than
     the last split gained (build-tree --cluster-thresh=-1).
     """
 
-    num_leaves: int = 200
+    num_leaves: int = 2000
     questions: str = "clustered"
-    min_count: float = 100.0
-    min_gain: float = 0.0
+    min_count: float = 200.0
+    min_gain: float = 300.0
     merge: bool = True
 
     def __post_init__(self) -> None:
