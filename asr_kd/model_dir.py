@@ -30,6 +30,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.viterbi import epsilon_levels
 from asr_kd.hmm.word_times import PhoneTable
 from asr_kd.model_card import card_text
 from asr_kd.nnet.inference import COMBINATIONS
@@ -191,7 +192,9 @@ def load_model(path: str | Path) -> Model:
             np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)
         )
         log_priors = read_log_priors(path / COUNTS, scales.prior_floor)
-        return Model(nets, record["combination"], Graph.load(path / "graph"), log_priors, lang, table, scales, record)
+        graph = Graph.load(path / "graph")
+        epsilon_levels(graph.arcs)  # a cycle without frames would keep the search for ever
+        return Model(nets, record["combination"], graph, log_priors, lang, table, scales, record)
     except (KeyError, TypeError, ValueError) as error:
         raise AsrKdError(f"{path}: is not a complete model directory ({error!r})") from error
 

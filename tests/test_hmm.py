@@ -1,8 +1,10 @@
 """Lexicon, HMM-GMM training, alignment, graph, decoder and its exact oracle."""
 
+import dataclasses
 import importlib.metadata
 import itertools
 import math
+import re
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.config import HmmConfig, resolve
-from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
+from asr_kd.corpus.datadir import Recording, Utterance, read_data_dir, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import MfccOptions
@@ -414,7 +416,7 @@ def test_graph_survives_its_folder_and_refuses_changes(ambiguous_graph, tmp_path
     with pytest.raises(AsrKdError, match=r"HCLG.fst: is damaged|digest"):
         Graph.load(tmp_path / "graph")
     fst.write_bytes(b"no graph at all")
-    with pytest.raises(AsrKdError, match="not an OpenFst"):
+    with pytest.raises(AsrKdError, match="no OpenFst binary"):
         Graph.load(tmp_path / "graph")
 
 
@@ -544,6 +546,34 @@ def test_steps_from_files_to_files(corpus, cmvn):
     assert hits / ali.layout.num_frames > 0.8
     graph = steps.make_graph(folder / "hmm", folder / "data", folder / "graph")
     assert Graph.load(folder / "graph").model_digest == model.digest == graph.model_digest
+
+
+@needs_kaldi
+def test_a_few_utterances_with_unknown_words_are_left_out(corpus, tmp_path):
+    folder, _ = corpus
+    tmp_path = tmp_path / "oov"
+    utterances = read_data_dir(folder / "data")
+    lacking = utterances[3].utt_id
+    utterances[3] = dataclasses.replace(utterances[3], words=("one", "zebra"))
+    write_data_dir(tmp_path / "data", utterances)
+    inputs = (folder / "mfcc.h5", tmp_path / "data")
+    complaint = rf"data/text:4: utterance '{lacking}' has the word 'zebra'"
+    config = hmm_config(gmm_num_iters=2, gmm_total_gauss=30, max_oov_share=0.05)
+    lines: list[str] = []
+    model = steps.train_hmm(*inputs, folder / "lexicon.txt", tmp_path / "hmm", config, progress=lines.append)
+    assert re.search("left out .*" + complaint, "\n".join(lines))
+    assert "zebra" not in model.lang.words
+    assert steps.align(*inputs, tmp_path / "hmm", tmp_path / "ali.h5", max_oov_share=0.05) == [lacking]
+    ali = AliReader(tmp_path / "ali.h5")
+    assert ali.failed_utt_ids == [lacking]
+    assert (np.delete(ali.pdf, np.r_[ali.layout.rows(lacking)]) >= 0).all()
+    steps.make_graph(tmp_path / "hmm", tmp_path / "data", tmp_path / "graph", max_oov_share=0.05)
+    for refuse in (
+        lambda: steps.align(*inputs, tmp_path / "hmm", tmp_path / "ali.h5"),
+        lambda: steps.make_graph(tmp_path / "hmm", tmp_path / "data", tmp_path / "graph"),
+    ):
+        with pytest.raises(AsrKdError, match=complaint + ".*more than the share of 0.01"):
+            refuse()
 
 
 @needs_kaldi

@@ -13,6 +13,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.openfst import read_vector_fst
 from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
 from asr_kd.hmm.wheels import arcs, kaldi
 
@@ -143,21 +144,9 @@ class Graph:
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
         record = read_record(path, RECORD, FORMAT, VERSION, "graph")
-        try:
-            head = (path / "HCLG.fst").read_bytes()[:4]
-        except OSError as error:
-            raise AsrKdError(f"{path}: not a readable graph folder ({error})") from error
-        if head != b"\xd6\xfd\xb2\x7e":
-            raise AsrKdError(f"{path / 'HCLG.fst'}: is not an OpenFst binary")
-        try:
-            fst = kaldi().fst.StdVectorFst.read(str(path / "HCLG.fst"))
-        except RuntimeError as error:
-            raise AsrKdError(f"{path / 'HCLG.fst'}: is damaged ({error})") from error
-        if fst is None:
-            raise AsrKdError(f"{path / 'HCLG.fst'}: is damaged")
         t2pdf = np.array(record["t2pdf"], dtype=np.int64)
         graph = cls(
-            GraphArcs.from_fst(fst),
+            GraphArcs(*read_vector_fst(path / "HCLG.fst")),
             t2pdf,
             record["num_pdfs"],
             record["words"],
