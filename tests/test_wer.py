@@ -23,7 +23,6 @@ from asr_kd.scoring.transcripts import (
     read_stm,
     read_transcripts,
     read_trn,
-    write_ctm,
 )
 from asr_kd.scoring.wer import count_errors, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_sets import read_hypotheses, read_references
@@ -336,7 +335,7 @@ def test_a_segment_given_twice_is_named(tmp_path):
 )
 def test_a_ctm_survives_being_written(tmp_path_factory, spoken):
     path = tmp_path_factory.mktemp("ctm") / "x.ctm"
-    write_ctm(path, spoken)
+    path.write_text("".join(f"{word}\n" for word in spoken))
     read = [CtmWord(*(getattr(w, f) for f in CtmWord.__dataclass_fields__ if f != "line")) for w in read_ctm(path)]
     assert read == sorted(spoken, key=lambda word: (word.rec_id, word.channel, word.start_s))
 

@@ -109,6 +109,7 @@ def recognize(args: argparse.Namespace) -> None:
     """
     from asr_kd.hmm.decode import NoPathError
     from asr_kd.recognizer import Recognizer
+    from asr_kd.scoring.transcripts import CtmWord
 
     recognizer = Recognizer.load(args.model, args.device)
     total, failed = 0, 0
@@ -123,7 +124,7 @@ def recognize(args: argparse.Namespace) -> None:
             log(f"error: {result}")
             continue
         elif args.ctm:
-            lines = [f"{utterance.utt_id} 1 {t.start_s:.3f} {t.duration_s:.3f} {t.word}" for t in result.times]
+            lines = [str(CtmWord(utterance.utt_id, "1", t.start_s, t.duration_s, t.word)) for t in result.times]
         else:
             lines = [" ".join([utterance.utt_id, *result.words])]
         print("".join(f"{line}\n" for line in lines), end="", flush=True)

@@ -6,13 +6,12 @@ Text must be UTF-8 with Unix line ends, as everywhere in this project; what brea
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.alignment import Alternatives, Optional, Token
-from asr_kd.store.atomic import write_text
 
 _BLANKS = re.compile(r"[ \t]+")
 _COMMENT = ";;"
@@ -80,9 +79,10 @@ class CtmWord:
     confidence: float | None = None
     line: int = 0
 
-    @property
-    def middle_s(self) -> float:
-        return self.start_s + self.duration_s / 2
+    def __str__(self) -> str:
+        """As a line of a CTM, times to a millisecond; sclite wants lines sorted by recording, channel and start."""
+        confidence = "" if self.confidence is None else f" {self.confidence:.4f}"
+        return f"{self.rec_id} {self.channel} {self.start_s:.3f} {self.duration_s:.3f} {self.word}{confidence}"
 
 
 def read_ctm(path: str | Path) -> list[CtmWord]:
@@ -102,20 +102,6 @@ def read_ctm(path: str | Path) -> list[CtmWord]:
         confidence = _number(fields[5], "confidence", where) if len(fields) == 6 else None
         words.append(CtmWord(fields[0], fields[1], start, duration, fields[4], confidence, line))
     return sorted(words, key=lambda word: (word.rec_id, word.channel, word.start_s))
-
-
-def write_ctm(path: str | Path, words: Iterable[CtmWord]) -> None:
-    """Write a CTM, sorted by recording, channel and start as sclite wants it; times to a millisecond; atomic."""
-    ordered = sorted(words, key=lambda word: (word.rec_id, word.channel, word.start_s))
-    write_text(
-        path,
-        "".join(
-            f"{w.rec_id} {w.channel} {w.start_s:.3f} {w.duration_s:.3f} {w.word}"
-            + ("" if w.confidence is None else f" {w.confidence:.4f}")
-            + "\n"
-            for w in ordered
-        ),
-    )
 
 
 @dataclass(frozen=True)
@@ -176,7 +162,8 @@ def segment_words(words: Sequence[CtmWord], segments: Sequence[StmSegment]) -> l
     cut: list[list[CtmWord]] = [[] for _ in segments]
     current = 0
     for word in words:
-        while current < len(segments) - 1 and word.middle_s >= segments[current].end_s:
+        middle = word.start_s + word.duration_s / 2
+        while current < len(segments) - 1 and middle >= segments[current].end_s:
             current += 1
         cut[current].append(word)
     return cut
