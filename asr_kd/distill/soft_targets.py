@@ -50,14 +50,18 @@ class StoredTargets:
         blocks = mean_log_posteriors(
             [member.net for member in members], frames, temperature=temperature, combination=combination, dtype=dtype
         )
-        return cls(temperature, torch.cat([log_post.exp().half() for _, log_post in blocks]))
+        num_pdfs = members[0].net.architecture.num_pdfs
+        prob = torch.empty((frames.layout.num_frames, num_pdfs), dtype=torch.float16, device=frames.device)
+        for rows, log_post in blocks:
+            prob[rows] = log_post.exp()
+        return cls(temperature, prob)
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """See SoftTargets; the windows are not looked at."""
         prob = self._prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        return SoftBatch(prob, self._pdf[index], self._tail[index])
+        return SoftBatch(prob, self._pdf[index].long(), self._tail[index])
 
 
 class OnlineTargets:

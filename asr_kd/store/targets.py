@@ -56,7 +56,7 @@ def write_targets(
 class TargetsReader:
     """A targets.h5, read whole.
 
-    prob (num_frames, k or num_pdfs) float16, pdf (num_frames, k) int64 or None, tail (num_frames,) float16 or None.
+    prob (num_frames, k or num_pdfs) float16; pdf (num_frames, k) uint16 or int32, tail (num_frames,) float16, or None.
     """
 
     def __init__(self, path: str | Path):
@@ -72,7 +72,7 @@ class TargetsReader:
                 self.model_digest = str(file.attrs["model_digest"])
                 self.members = list(file.attrs["members"])
                 self.prob = file["prob"][:]
-                self.pdf = file["pdf"][:].astype(np.int64) if "pdf" in file else None
+                self.pdf = file["pdf"][:] if "pdf" in file else None
                 self.tail = file["tail"][:] if "tail" in file else None
             except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: lacks part of its soft targets ({error})") from error

@@ -105,7 +105,8 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             order = _order(run, number_of_pass)
         if position == 0:
             torch.manual_seed(_seed_of_pass(run, number_of_pass))  # dropout
-        index = order[position * config.batch_size : (position + 1) * config.batch_size].long()
+        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
+        index = run.transfer_index[batch].long()
         for group in optimizer.param_groups:
             group["lr"] = state.schedule.learning_rate(state.step)
         windows = augment(frames.windows(index), state.step)
@@ -135,10 +136,10 @@ def _seed_of_pass(run: Run, number_of_pass: int) -> int:
 
 
 def _order(run: Run, number_of_pass: int) -> torch.Tensor:
-    """The frames to train on in the order of one pass, (n,) int32: half the memory of int64."""
+    """In what order one pass goes through transfer_index, (n,) int32: half the memory of int64."""
     generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
     order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
-    return run.transfer_index[order.to(run.transfer_index.device)]
+    return order.to(run.transfer_index.device)
 
 
 def _set_dropout(net: FrameClassifier, rate: float) -> None:
