@@ -36,7 +36,8 @@ from asr_kd.store.atomic import write_json
 def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.
 
-    Writes OUT/NAME/scales.json, OUT/NAME/seedK/{dev,test}.txt (Kaldi's text) and OUT/NAME/decode.json.
+    Writes OUT/NAME/scales.json, OUT/NAME/seedK/{dev,test}.txt (Kaldi's text), OUT/NAME/seed1/test.path.h5 (the states
+    of the paths, for the report's picture) and OUT/NAME/decode.json.
     """
     from asr_kd.hmm.graph import Graph
     from asr_kd.scoring.decoding import FrameCache, SetDecoder, references
@@ -61,12 +62,14 @@ def decode(args: argparse.Namespace) -> None:
             feats=[reader.content_digest for reader in sets.values()],
             refs=refs,
             config=config,
+            outputs=["txt", "path.h5"],
         )
 
 
 def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, compute) -> None:
     from asr_kd.distill.soft_targets import check_members
-    from asr_kd.scoring.decoding import Timer, load_nets, log_posteriors, write_hyps
+    from asr_kd.scoring.decoding import PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
+    from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
     for number, paths in enumerate(system.nets, 1):
@@ -80,11 +83,21 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
             if scales is None:
                 scales = decoder.tune(log_post, reader, dev_refs)
             timer = Timer()
-            hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty)
+            path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
+            hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty, path_pdf)
             seconds = forward_seconds + timer.seconds()
             if name == "test":
                 rtfs.append(seconds / (reader.layout.num_frames * reader.layout.frame_shift_ms / 1000.0))
             write_hyps(out / f"seed{number}" / f"{name}.txt", hyps)
+            if path_pdf is not None:
+                write_ali(
+                    out / f"seed{number}" / PATH_FILE.format(split=name),
+                    reader.layout,
+                    path_pdf,
+                    num_pdfs=decoder.num_pdfs,
+                    model_digest=decoder.model_digest,
+                    sil_pdfs=(),
+                )
     write_json(out / "scales.json", dataclasses.asdict(scales))
     digests = [[card["digest"] for card in seed] for seed in system.cards()]
     write_json(out / "decode.json", {"decode_rtf": float(np.mean(rtfs)), "nets": digests})
@@ -151,7 +164,8 @@ def score(args: argparse.Namespace) -> None:
 def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
     from asr_kd.scoring.decoding import load_nets, log_posteriors, read_hyps
     from asr_kd.scoring.frame_detail import over_seeds
-    from asr_kd.scoring.frames import FrameLabels, per_utterance_frame_scores
+    from asr_kd.scoring.frames import per_utterance_frame_scores
+    from asr_kd.scoring.labels import ali_labels
     from asr_kd.scoring.systems import SystemScores
     from asr_kd.scoring.wer import count_errors
 
@@ -160,7 +174,7 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
     record = _decode_record(decoded)
     if record["nets"] != [[card["digest"] for card in seed] for seed in cards]:
         raise AsrKdError(f"{decoded}: decoded with other nets than those of system {system.name} now; decode again")
-    labels = FrameLabels(ali.pdf, reader.layout.offsets, ali.sil_pdfs, ali.phone, ali.phones or [])
+    labels = ali_labels(ali)
     by_seed, hyps, errors = [], [], []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, compute.device)
@@ -218,15 +232,26 @@ def _decode_record(decoded: Path) -> dict[str, Any]:
     option("--resampling-unit", "default utterance", choices=["utterance", "speaker"], default="utterance"),
     path("--sweep", "sweep.json made by asr-kd sweep", required=False),
     path("--commands", "file of the commands that made this, one a line", required=False),
+    path(
+        "--decoded",
+        "folder made by asr-kd decode: draw an utterance of the student's; needs the next three",
+        required=False,
+    ),
+    path("--feats", "features of the test set", required=False),
+    path("--ali", "its states", required=False),
+    path("--hmm", "folder made by asr-kd train-hmm, for its lexicon", required=False),
+    path("--data", "data directory of the test set: draw the audio, not the features", required=False),
+    option("--utterance", "the one to draw (default: one of handy length with an error)"),
     path("--out", "folder of the report"),
     config=[],
 )
 def report(args: argparse.Namespace) -> None:
     """Choose the headline systems on dev and compare them on test.
 
-    Writes OUT/results.json, OUT/index.html and OUT/RESULTS.row.md.
+    Writes OUT/results.json, OUT/index.html (one file that loads nothing), OUT/tables/*.csv and *.tex, and
+    OUT/RESULTS.row.md.
     """
-    from asr_kd.scoring.report import results_row, write_report
+    from asr_kd.scoring.report import ReportContext, results_row, write_report
     from asr_kd.scoring.results import build_results
     from asr_kd.scoring.systems import SystemScores
     from asr_kd.store.atomic import write_text
@@ -245,9 +270,63 @@ def report(args: argparse.Namespace) -> None:
     }
     sweep = json.loads(args.sweep.read_text()) if args.sweep else []
     commands = args.commands.read_text().splitlines() if args.commands else []
-    write_report(args.out, results, curves, sweep, args.values, run_info(args.command_line), commands)
+    trio = [scores for scores in systems if scores.name in results["headline"].values()]
+    context = ReportContext(
+        curves=curves,
+        sweep=sweep,
+        config=args.values,
+        run_info=run_info(args.command_line),
+        commands=commands,
+        details={scores.name: scores.detail for scores in trio if scores.detail is not None},
+        utterance=_utterance_view(args, next(s for s in systems if s.name == results["headline"]["student"])),
+    )
+    write_report(args.out, results, context)
     write_text(args.out / "RESULTS.row.md", results_row(results) + "\n")
     log(f"{args.out / 'index.html'}")
+
+
+def _utterance_view(args, student):
+    """An utterance as the student's first seed recognised it; None where the options or the path are not there."""
+    from asr_kd.corpus.lexicon import read_lexicon_in
+    from asr_kd.scoring.decoding import PATH_FILE
+    from asr_kd.scoring.utterance_view import choose_utterance, view_utterance
+    from asr_kd.store.ali import AliReader, require_fit
+    from asr_kd.store.feats import FeatsReader
+
+    if args.decoded is None:
+        return None
+    for needed in ("feats", "ali", "hmm"):
+        if getattr(args, needed) is None:
+            raise AsrKdError(f"--decoded: to draw an utterance, --{needed} is needed too")
+    reader, ali = FeatsReader(args.feats), AliReader(args.ali)
+    require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
+    found = AliReader(args.decoded / student.name / "seed1" / PATH_FILE.format(split=args.split))
+    hyps = student.hyps[0]
+    utt_id = args.utterance or choose_utterance(ali, found, student.refs, hyps)
+    if utt_id is None or utt_id not in hyps:
+        raise AsrKdError(f"--utterance: {utt_id or 'no utterance'} can be drawn; {args.ali} has no such aligned one")
+    lexicon = read_lexicon_in(args.hmm)
+    picture = _picture(args, reader, utt_id)
+    return view_utterance(
+        utt_id, student.name, ali, found, student.refs[utt_id], hyps[utt_id], lexicon.entries, picture
+    )
+
+
+def _picture(args, reader, utt_id: str):
+    """The audio's spectrogram; the features where there is no data directory or librosa."""
+    from asr_kd.scoring.utterance_plot import audio_picture, mel_picture
+
+    try:
+        if args.data is not None:
+            from asr_kd.corpus.datadir import read_data_dir
+            from asr_kd.features.audio import read_samples
+
+            utterance = next(u for u in read_data_dir(args.data, need_text=False) if u.utt_id == utt_id)
+            sample_rate = int(reader.attrs["sample_rate"])
+            return audio_picture(read_samples(utterance, sample_rate), sample_rate)
+    except (AsrKdError, ImportError, StopIteration) as error:
+        log(f"warning: {utt_id}: the features are drawn, not the audio ({error})")
+    return mel_picture(reader[utt_id], reader.layout.frame_shift_ms / 1000.0)
 
 
 def choose_headline(dev: list) -> dict[str, str]:

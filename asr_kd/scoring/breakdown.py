@@ -11,7 +11,7 @@ from asr_kd.scoring.significance import ClusterBootstrap
 
 # Intervals of some hundred differences need fewer resamples than one p value does.
 NUM_RESAMPLES = 2000
-NUM_CONFUSIONS = 30
+NUM_CONFUSIONS = 20
 
 
 def calibration_entry(detail: FrameDetail) -> dict[str, Any]:
@@ -41,14 +41,15 @@ def per_phone_rows(details: Mapping[str, FrameDetail], reference: str, units: Se
 
     details: by name of the system, scored on the same labels; units: of resampling, one for each utterance. Rows are
     in the order of the phones, those without frames left out: `phone`, `num_frames`, `accuracy` {name: percent},
-    `gain` {name: {"difference": points, "ci95": [low, high]}}. Intervals are not corrected for the number of phones.
+    `gain` {name: {"difference": points, "ci95": [low, high]}}. Intervals are not corrected for the number of phones;
+    of a single unit there are no rows.
     """
     first = details[reference]
     phones = [p for p in range(len(first.phones)) if first.phone_frames[:, p].any()]
     columns = {f"frames {p}": first.phone_frames[:, p] for p in phones}
     for name, detail in details.items():
         columns |= {f"{name} {p}": detail.phone_correct[:, p] / detail.num_seeds for p in phones}
-    if not phones:
+    if not phones or len(set(units)) < 2:
         return []
     bootstrap = ClusterBootstrap(units, columns, NUM_RESAMPLES)
     rows = []

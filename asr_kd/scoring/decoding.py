@@ -87,8 +87,18 @@ class SetDecoder:
         """Of the HMM that the graph was made from."""
         return self._graph.model_digest
 
-    def decode(self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float) -> dict:
-        """Words of every utterance, joined by blanks; empty, with a warning, where no path survives."""
+    def decode(
+        self,
+        log_post: np.ndarray,
+        reader: FeatsReader,
+        acwt: float,
+        insertion_penalty: float,
+        path_pdf: np.ndarray | None = None,
+    ) -> dict[str, str]:
+        """Words of every utterance, joined by blanks; empty, with a warning, where no path survives.
+
+        path_pdf: (num_frames,) int, filled with the states of the best paths where given; left as it is where none is.
+        """
         from asr_kd.hmm.decode import Decoder, NoPathError
 
         config = self._config
@@ -103,11 +113,19 @@ class SetDecoder:
         for utt_id in reader.layout.utt_ids:
             loglik = log_post[reader.layout.rows(utt_id)] - self._log_priors
             try:
-                hyps[utt_id] = " ".join(decoder.decode(loglik).words)
+                decoded = decoder.decode(loglik)
+                hyps[utt_id] = " ".join(decoded.words)
+                if path_pdf is not None:
+                    path_pdf[reader.layout.rows(utt_id)] = decoded.pdfs
             except NoPathError as error:
                 log(f"warning: {utt_id}: {error}; counted as no words")
                 hyps[utt_id] = ""
         return hyps
+
+    @property
+    def num_pdfs(self) -> int:
+        """States of the graph's HMM."""
+        return self._graph.num_pdfs
 
     def tune(self, log_post: np.ndarray, reader: FeatsReader, refs: dict[str, str]) -> Scales:
         """Choose the acoustic scale at no penalty, then the penalty, by word errors on dev; ties go to the first."""
@@ -136,6 +154,9 @@ def references(data_dir: str | Path, reader: FeatsReader) -> dict[str, str]:
     if missing:
         raise AsrKdError(f"{data_dir}/text: no transcript of utterance {missing[0]}, which {reader.path} holds")
     return {utt_id: words[utt_id] for utt_id in reader.layout.utt_ids}
+
+
+PATH_FILE = "{split}.path.h5"  # beside the words of a system's first seed: their states, in the form of ali.h5
 
 
 def write_hyps(path: Path, hyps: dict[str, str]) -> None:

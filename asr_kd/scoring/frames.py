@@ -105,7 +105,10 @@ class FrameScorer:
         if start + len(outputs) > num_frames:
             raise AsrKdError(f"the net's output has more frames than the {num_frames} labels.")
         if self._by_width is None:
-            self._by_width = _StateCounts(self._labels, outputs.shape[1])
+            low, high, num_pdfs = self._labels.pdf.min(initial=0), self._labels.pdf.max(initial=-1), outputs.shape[1]
+            if low < -1 or high >= num_pdfs:
+                raise AsrKdError(f"labels span {low}..{high}, the net has the outputs 0..{num_pdfs - 1}.")
+            self._by_width = _StateCounts(self._labels, num_pdfs)
         if outputs.shape[1] != self._by_width.num_pdfs:
             raise AsrKdError(f"the net's output has {outputs.shape[1]} columns after {self._by_width.num_pdfs}.")
         if self._seen[start : start + len(outputs)].any():
@@ -119,9 +122,6 @@ class FrameScorer:
     @torch.no_grad()
     def _add_rows(self, rows: torch.Tensor, part: slice) -> None:
         labels = self._labels.pdf[part]
-        num_pdfs = rows.shape[1]
-        if len(labels) and not (labels.min() >= -1 and labels.max() < num_pdfs):
-            raise AsrKdError(f"labels span {labels.min()}..{labels.max()}, the net has the outputs 0..{num_pdfs - 1}.")
         if rows.dtype not in (torch.float32, torch.float64):
             rows = rows.float()
         target = torch.as_tensor(labels, device=rows.device)
@@ -137,7 +137,7 @@ class FrameScorer:
         self._nll[part] = np.where(labelled, np.maximum(nll, 0.0), 0.0)
         prediction = prediction.cpu().numpy()
         # The rank among the outputs, 0 being the prediction; of equal outputs the first leads, as for the prediction.
-        index = torch.arange(num_pdfs, device=rows.device)
+        index = torch.arange(rows.shape[1], device=rows.device)
         ahead = (rows > at_label) | ((rows == at_label) & (index < target[:, None]))
         rank = ahead.sum(dim=1).clamp(max=TOP_K).cpu().numpy()
         rank = np.where(prediction == labels, 0, np.maximum(rank, 1))

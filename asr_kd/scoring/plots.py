@@ -1,86 +1,26 @@
-"""The report's figures as SVG that takes its colours and font from the page, so that it suits light and dark.
+"""The report's figures of systems as a whole: scores, learning curves, sweep."""
 
-matplotlib draws with placeholder colours, which become CSS variables of the page. Nothing in the output depends on
-the time or on chance: the same data give the same bytes.
-"""
-
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-NUM_SERIES = 6
-_INK, _RULE = "#010101", "#020202"
-_SERIES = [f"#03030{i}" for i in range(NUM_SERIES)]
-_VARIABLES = {_INK: "currentColor", _RULE: "var(--rule)"} | {
-    colour: f"var(--series-{i})" for i, colour in enumerate(_SERIES)
-}
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "asr_kd",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "grid.color": _RULE,
-    "grid.linewidth": 0.8,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-} | dict.fromkeys(
-    ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), _INK
-)
-
-# The role decides the colour, so that a system has the same one in every figure.
-_ROLE_COLOURS = {
-    role: _SERIES[i] for i, role in enumerate(("baseline", "ensemble", "student", "control", "specialists", "member"))
-}
-_DASHES = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5))]
-
-
-def _to_svg(figure: Figure, prefix: str, label: str) -> str:
-    """The figure as an <svg> element for inlining; `prefix` keeps its ids apart from those of other figures."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format")))
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
-        svg = re.sub(part, "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
-    svg = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    width, height = figure.get_size_inches() * 96
-    return re.sub(
-        r'<svg [^>]*?viewBox="([^"]*)"[^>]*>',
-        lambda found: (
-            f'<svg viewBox="{found[1]}" width="{width:.0f}" height="{height:.0f}" role="img" '
-            f'aria-label="{label}" xmlns="http://www.w3.org/2000/svg">'
-        ),
-        svg,
-        count=1,
-    )
+from asr_kd.scoring.svg import DASHES, INK, NUM_SERIES, ROLE_COLOURS, SERIES, drawing, shared_legend, to_svg
 
 
 def systems_plot(systems: Sequence[Mapping[str, Any]]) -> str:
     """Frame accuracy and WER of every system: mean over seeds with its interval, and a ring for each seed."""
-    with rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(10.5, 0.7 + 0.34 * len(systems)), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         for axes, metric, title in zip(
             panels, ("frame_accuracy", "wer"), ("Frame accuracy (%)", "Word error rate (%)"), strict=True
         ):
             for y, system in enumerate(systems):
-                score, colour = system[metric], _ROLE_COLOURS[system["role"]]
+                score, colour = system[metric], ROLE_COLOURS[system["role"]]
                 axes.plot(score["ci95"], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
                 if len(score["per_seed"]) > 1:
                     seeds = score["per_seed"]
@@ -92,7 +32,7 @@ def systems_plot(systems: Sequence[Mapping[str, Any]]) -> str:
             axes.spines["left"].set_visible(False)
         panels[0].set_yticks(range(len(systems)), [system["name"] for system in systems])
         panels[0].set_ylim(len(systems) - 0.5, -0.5)
-        return _to_svg(figure, "systems", "Frame accuracy and word error rate of every system with intervals")
+        return to_svg(figure, "systems", "Frame accuracy and word error rate of every system with intervals")
 
 
 def curve_group(net_name: str) -> str:
@@ -108,7 +48,7 @@ def curves_plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         (("dev_loss", "dev_xent"), "Cross-entropy on dev (nats)"),
         (("train_loss",), "Training loss"),
     ]
-    with rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(10.5, 3.3), layout="constrained")
         for axes, (keys, title) in zip(figure.subplots(1, 3), panels, strict=True):
             for name, rows in curves.items():
@@ -117,18 +57,23 @@ def curves_plot(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
             axes.set_title(title)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        _shared_legend(figure)
-        return _to_svg(figure, "curves", "Learning curves")
+        shared_legend(figure)
+        return to_svg(figure, "curves", "Learning curves")
 
 
 def _group_styles(groups: Sequence[str]) -> dict[str, tuple[str, Any]]:
-    """(colour, dashes) of each group: a role has its own colour, the others take what is left, then dashes."""
-    others = [group for group in groups if group not in _ROLE_COLOURS]
-    taken = {_ROLE_COLOURS[group] for group in groups if group in _ROLE_COLOURS}
-    free = [colour for colour in _SERIES if colour not in taken] or _SERIES
-    styles = {group: (colour, _DASHES[0]) for group, colour in _ROLE_COLOURS.items()}
-    for i, group in enumerate(others):
-        styles[group] = (free[i % len(free)], _DASHES[i // len(free) % len(_DASHES)])
+    """(colour, dashes) of each group: that of its role; variants of a role (`baseline-long`) differ in their dashes."""
+    roles: dict[str | None, list[str]] = {}
+    for group in groups:
+        role = next((role for role in ROLE_COLOURS if re.match(rf"{role}([\W_]|$)", group)), None)
+        roles.setdefault(role, []).append(group)
+    free = [colour for role, colour in ROLE_COLOURS.items() if role not in roles] or SERIES
+    styles = {}
+    for role, members in roles.items():
+        for i, group in enumerate(members):
+            colour = ROLE_COLOURS[role] if role else free[i % len(free)]
+            dashes = i if role else i // len(free)
+            styles[group] = (colour, DASHES[dashes % len(DASHES)])
     return styles
 
 
@@ -156,7 +101,7 @@ def sweep_plot(sweep: Sequence[Mapping[str, Any]]) -> str:
         lines.setdefault((sweep_mean(row), row["soft_weight"]), []).append(row)
     metrics = [("dev_frame_acc", "Frame accuracy on dev (%)", max), ("dev_xent", "Cross-entropy on dev (nats)", min)]
     metrics = [metric for metric in metrics if all(row.get(metric[0]) is not None for row in sweep)]
-    with rc_context(_STYLE):
+    with drawing():
         figure = Figure(figsize=(10.5 if len(metrics) > 1 else 5.5, 3.1), layout="constrained")
         for axes, (key, title, better) in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
             for i, ((mean, weight), rows) in enumerate(lines.items()):
@@ -164,17 +109,17 @@ def sweep_plot(sweep: Sequence[Mapping[str, Any]]) -> str:
                     [row["temperature"] for row in rows],
                     [row[key] for row in rows],
                     "o",
-                    linestyle=_DASHES[i // NUM_SERIES % len(_DASHES)],
+                    linestyle=DASHES[i // NUM_SERIES % len(DASHES)],
                     markersize=4,
-                    color=_SERIES[i % NUM_SERIES],
+                    color=SERIES[i % NUM_SERIES],
                     label=f"{mean + ' mean, ' if mean else ''}soft weight {weight:g}",
                 )
             best = better(sweep, key=lambda row, key=key: row[key])
-            axes.plot([best["temperature"]], [best[key]], "o", markersize=11, markerfacecolor="none", color=_INK)
+            axes.plot([best["temperature"]], [best[key]], "o", markersize=11, markerfacecolor="none", color=INK)
             axes.set_title(title)
             _temperature_axis(axes, sorted({row["temperature"] for row in sweep}))
-        _shared_legend(figure)
-        return _to_svg(figure, "sweep", "Dev scores of students by temperature and soft weight")
+        shared_legend(figure)
+        return to_svg(figure, "sweep", "Dev scores of students by temperature and soft weight")
 
 
 def sweep_mean(row: Mapping[str, Any]) -> str:
@@ -189,13 +134,3 @@ def _temperature_axis(axes: Axes, temperatures: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.margins(x=0.08, y=0.14)
-
-
-def _shared_legend(figure: Figure) -> None:
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    if handles:
-        columns = min(len(handles), 4)
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, handlelength=2.4)

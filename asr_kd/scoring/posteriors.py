@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.scoring.labels import is_table
 from asr_kd.store.hdf5 import open_any_h5, readable
 from asr_kd.store.kaldi_ark import read_matrices
 
@@ -117,7 +118,7 @@ def _normalised(values: np.ndarray, where: str) -> np.ndarray:
 
 def _read(path: str) -> Iterator[tuple[str, np.ndarray]]:
     """Matrices as they are stored: (utt_id, (num_frames, num_pdfs) floats)."""
-    if not path.startswith(("ark", "scp")) and not path.endswith((".ark", ".ark.gz", ".scp")):
+    if not is_table(path):
         yield from _read_h5(path)
         return
     for utt_id, values in read_matrices(path):

@@ -1,7 +1,8 @@
-"""The report of an experiment: results.json for programs; a self-contained HTML page and RESULTS.md rows for people."""
+"""The report of an experiment: results.json for programs; a self-contained HTML page, tables and RESULTS.md rows."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,17 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from asr_kd.scoring.plots import curves_plot, sweep_mean, sweep_plot, systems_plot
+from asr_kd.scoring import report_tables
+from asr_kd.scoring.frame_detail import FrameDetail
+from asr_kd.scoring.frame_plots import phone_gains_plot, phone_matrix_svg, reliability_plot
+from asr_kd.scoring.plots import curves_plot, sweep_plot, systems_plot
+from asr_kd.scoring.report_tables import METRIC_NAMES, ROLE_ORDER
 from asr_kd.scoring.results import check_results
 from asr_kd.scoring.schema import HEADLINE
 from asr_kd.scoring.significance import SHARE_CLAIMED
+from asr_kd.scoring.svg import ROLE_COLOURS
+from asr_kd.scoring.tables import NBSP, Table, equal_or_less, format_count, format_share, write_tables
+from asr_kd.scoring.utterance_plot import UtteranceView, utterance_plot
 from asr_kd.store.atomic import write_json, write_text
 
 RESULTS_HEADER = (
@@ -20,54 +28,125 @@ RESULTS_HEADER = (
     "|---|---|---|---|---|---|---|---|"
 )
 
-_METRIC_NAMES = {"frame_accuracy": "frame accuracy", "wer": "word error rate", "per": "phone error rate"}
-_NBSP = "\u00a0"
-_ROLE_ORDER = ("baseline", "ensemble", "student", "specialists", "control", "member")
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a report shows beside the results; everything may be left out.
+
+    curves: net name → rows with epoch, train_loss, dev_loss (or dev_xent), dev_frame_acc in percent, learning_rate.
+    sweep: rows with temperature, soft_weight, mean (or combination), dev_frame_acc in percent, dev_xent.
+    config, run_info: shown as they are; commands: the lines that made the results, in order.
+    details: of the headline systems by name, for the table of states; utterance: the one to draw.
+    """
+
+    curves: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+    sweep: Sequence[Mapping[str, Any]] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    run_info: Mapping[str, Any] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+    details: Mapping[str, FrameDetail] = field(default_factory=dict)
+    utterance: UtteranceView | None = None
 
 
-def write_report(
-    out_dir: str | Path,
-    results: Mapping[str, Any],
-    curves: Mapping[str, Sequence[Mapping[str, float]]],
-    sweep: Sequence[Mapping[str, Any]],
-    config: Mapping[str, Any],
-    run_info: Mapping[str, Any],
-    commands: Sequence[str],
-) -> None:
-    """Write out_dir/results.json and out_dir/index.html, a page that loads nothing from elsewhere.
-
-    `curves`: net name → rows with epoch, train_loss, dev_loss (or dev_xent), dev_frame_acc in percent, learning_rate.
-    `sweep`: rows with temperature, soft_weight, mean (or combination), dev_frame_acc in percent, dev_xent.
-    `config`, `run_info`: shown as they are; `commands`: the lines that made the results, in order.
+def write_report(out_dir: str | Path, results: Mapping[str, Any], context: ReportContext) -> None:
+    """Write out_dir/results.json, out_dir/tables/ (CSV and LaTeX) and out_dir/index.html, which loads nothing.
 
     Raises AsrKdError where `results` does not follow the schema, or the folder cannot be written.
     """
     check_results(results)
-    systems = sorted(results["systems"], key=lambda system: _ROLE_ORDER.index(system["role"]))
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            results=results,
-            systems=systems,
-            headline=headline_sentences(results),
-            metric_names=_METRIC_NAMES,
-            systems_svg=Markup(systems_plot(systems)),
-            curves_svg=Markup(curves_plot(curves)) if curves else None,
-            sweep_svg=Markup(sweep_plot(sweep)) if sweep else None,
-            sweep=sorted(sweep, key=lambda row: -row["dev_frame_acc"]),
-            sweep_mean=sweep_mean,
-            share_claimed=SHARE_CLAIMED,
-            config=yaml.safe_dump(json.loads(json.dumps(config, default=str)), sort_keys=False, allow_unicode=True),
-            run_info={key: value for key, value in run_info.items() if value is not None},
-            commands=commands,
-        )
-    )
+    tables = _tables(results, context)
+    confusions = _confusion_tables(results)
+    page = render("report.html.j2", **_page(results, context, tables, confusions))
     write_json(Path(out_dir) / "results.json", results)
+    states = [report_tables.states_table(context.details)] if context.details else []
+    write_tables(Path(out_dir) / "tables", [t for t in (*tables.values(), *confusions, *states) if t.rows])
     write_text(Path(out_dir) / "index.html", page)
 
 
-def _environment() -> jinja2.Environment:
+def _tables(results: Mapping[str, Any], context: ReportContext) -> dict[str, Table]:
+    return {
+        "systems": report_tables.systems_table(results),
+        "seeds": report_tables.seeds_table(results),
+        "gain": report_tables.gain_table(results, SHARE_CLAIMED),
+        "comparisons": report_tables.comparisons_table(results),
+        "sweep": report_tables.sweep_table(context.sweep),
+        "phones": report_tables.phones_table(results, results["headline"]["baseline"]),
+    }
+
+
+def _confusion_tables(results: Mapping[str, Any]) -> list[Table]:
+    """Those of the student, then of the baseline."""
+    tables = []
+    for role in ("student", "baseline"):
+        name = results["headline"][role]
+        if name in results.get("confusions", {}):
+            tables.append(report_tables.phone_confusions_table(name, results["confusions"][name]))
+            tables.append(report_tables.state_confusions_table(name, results["confusions"][name]))
+    return tables
+
+
+def _page(
+    results: Mapping[str, Any], context: ReportContext, tables: Mapping[str, Table], confusions: Sequence[Table]
+) -> dict[str, Any]:
+    """What the template of the page asks for."""
+    systems = sorted(results["systems"], key=lambda system: ROLE_ORDER.index(system["role"]))
+    trio = {name: role for role, name in results["headline"].items()}
+    calibrations = {s["name"]: s["calibration"] for s in systems if s["name"] in trio and s.get("calibration")}
+    per_phone, baseline = results.get("per_phone", []), results["headline"]["baseline"]
+    compared = {results["headline"][role]: ROLE_COLOURS[role] for role in ("ensemble", "student")}
+    compared.pop(baseline, None)
+    student = results["headline"]["student"]
+    of_student = results.get("confusions", {}).get(student, {})
+    matrix = of_student.get("phone_matrix")
+    return {
+        "results": results,
+        "headline": headline_sentences(results),
+        "tables": tables,
+        "share_claimed": SHARE_CLAIMED,
+        "systems_svg": Markup(systems_plot(systems)),
+        "curves_svg": Markup(curves_plot(context.curves)) if context.curves else None,
+        "sweep_svg": Markup(sweep_plot(context.sweep)) if context.sweep else None,
+        "phones_svg": Markup(phone_gains_plot(per_phone, baseline, compared)) if per_phone and compared else None,
+        "reliability_svg": (
+            Markup(reliability_plot(calibrations, {name: ROLE_COLOURS[trio[name]] for name in calibrations}))
+            if calibrations
+            else None
+        ),
+        # The baseline's confusions are in tables/ only: beside the student's they would be read as a comparison.
+        "confusion_tables": [t for t in confusions if t.name.endswith(f"-{student}")],
+        "matrix_svg": Markup(phone_matrix_svg(matrix, student)) if matrix else None,
+        "matrix_name": student,
+        "undercount": of_student.get("max_undercount", 0),
+        "has_states": bool(context.details),
+        "utterance": _utterance(context.utterance),
+        "config": dump_config(context.config),
+        "run_info": {key: value for key, value in context.run_info.items() if value is not None},
+        "commands": context.commands,
+    }
+
+
+def _utterance(view: UtteranceView | None) -> dict[str, Any] | None:
+    if view is None:
+        return None
+    words = next((tier for tier in view.tiers if tier.name == "recognised" and tier.wrong is not None), None)
+    return {
+        "utt_id": view.utt_id,
+        "system": view.system,
+        "svg": Markup(utterance_plot(view)),
+        "has_error": words is None or any(words.wrong),
+        "scale": view.picture.scale,
+        "notes": view.notes,
+    }
+
+
+def dump_config(config: Mapping[str, Any]) -> str:
+    """A configuration as people read it; empty if it is."""
+    plain = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if plain else ""
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this module."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("asr_kd.scoring", "."),
         autoescape=True,
@@ -75,31 +154,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {
-        "p_value": format_p_value,
-        "share": format_share,
-        "seconds": format_seconds,
-        "count": lambda count: f"{count:,}".replace(",", "\u202f"),
-        "points": lambda value: f"{value:+.2f}".replace("-", "−"),
-    }
-    return environment
-
-
-def format_p_value(p: float) -> str:
-    """Four decimals, or "< 0.0001"."""
-    return f"{p:.4f}" if p >= 0.00005 else "< 0.0001"
-
-
-def format_share(share: float) -> str:
-    """A fraction as whole percent."""
-    return f"{100 * share:.0f}{_NBSP}%".replace("-", "−")
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    environment.filters |= {"share": format_share, "count": format_count}
+    return environment.get_template(template).render(**values).lstrip()
 
 
 def headline_sentences(results: Mapping[str, Any]) -> list[str]:
@@ -108,8 +164,8 @@ def headline_sentences(results: Mapping[str, Any]) -> list[str]:
     gains = results["gain_recovered"]
     scores = []
     for metric in ("frame_accuracy", "wer"):
-        values = [f"{role} {by_name[results['headline'][role]][metric]['value']:.2f}{_NBSP}%" for role in HEADLINE]
-        scores.append(f"{_METRIC_NAMES[metric].capitalize()}: {', '.join(values)}.")
+        values = [f"{role} {by_name[results['headline'][role]][metric]['value']:.2f}{NBSP}%" for role in HEADLINE]
+        scores.append(f"{METRIC_NAMES[metric].capitalize()}: {', '.join(values)}.")
     sentences = [
         _share_sentence("frame_accuracy", gains["frame_accuracy"]),
         _verdict(gains["frame_accuracy"]["p_at_least_086"]),
@@ -120,13 +176,13 @@ def headline_sentences(results: Mapping[str, Any]) -> list[str]:
 
 
 def _share_sentence(metric: str, gain: Mapping[str, Any]) -> str:
-    name = _METRIC_NAMES[metric]
+    name = METRIC_NAMES[metric]
     if gain["value"] is None:
         return f"What the distilled net keeps of the ensemble’s gain in {name} is undefined: {gain['reason']} (points)."
     low, high = map(format_share, gain["ci95"])
     return (
         f"The distilled net keeps {format_share(gain['value'])} of the ensemble’s gain in {name} "
-        f"(95{_NBSP}% interval {low} to {high})."
+        f"(95{NBSP}% interval {low} to {high})."
     )
 
 
@@ -136,9 +192,11 @@ def _verdict(p_at_least: float | None) -> str | None:
         return None
     claim = f"that at least {format_share(SHARE_CLAIMED)} of the gain in frame accuracy is kept"
     if p_at_least < 0.05:
-        return f"The claim {claim} is rejected (one-sided p = {format_p_value(p_at_least)})."
+        return f"The claim {claim} is rejected (one-sided p{NBSP}{equal_or_less(p_at_least)})."
     if p_at_least > 0.95:
-        return f"The claim {claim} is shown (its opposite is rejected, one-sided p = {format_p_value(1 - p_at_least)})."
+        return (
+            f"The claim {claim} is shown (its opposite is rejected, one-sided p{NBSP}{equal_or_less(1 - p_at_least)})."
+        )
     return f"The claim {claim} is neither shown nor rejected (one-sided p = {p_at_least:.2f})."
 
 

@@ -1,0 +1,253 @@
+"""The tables of a report, made from results.json (or from the results of score-frames)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from asr_kd.scoring.frame_detail import FrameDetail
+from asr_kd.scoring.tables import (
+    Column,
+    Row,
+    Table,
+    format_count,
+    format_number,
+    format_p_value,
+    format_points,
+    format_share,
+)
+
+ROLE_ORDER = ("baseline", "ensemble", "student", "specialists", "control", "member")
+METRIC_NAMES = {
+    "frame_accuracy": "frame accuracy",
+    "frame_accuracy_nonsil": "frame accuracy without silence",
+    "frame_accuracy_top5": "top-5 frame accuracy",
+    "cross_entropy": "cross-entropy",
+    "wer": "word error rate",
+    "per": "phone error rate",
+}
+_PERCENT, _NATS = format_number(2), format_number(3)
+_FRAME_COLUMNS = (
+    Column("frame_accuracy", "Frame accuracy %", _PERCENT, interval=True),
+    Column("frame_accuracy_nonsil", "without silence %", _PERCENT, interval=True),
+    Column("frame_accuracy_top5", "top-5 %", _PERCENT, interval=True),
+)
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds, minutes or hours, whichever reads best."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def with_values(table: Table) -> Table:
+    """The table without the columns that no row has a value for."""
+    kept = [c for c in table.columns if any(row.cells.get(c.key) is not None for row in table.rows)]
+    return Table(table.name, table.caption, kept, table.rows)
+
+
+def systems_table(results: Mapping[str, Any]) -> Table:
+    """Every system with its scores; headline systems are set off."""
+    columns = (
+        Column("name", "System", text=True),
+        Column("parameters_m", "Parameters, M", format_number(2)),
+        *_FRAME_COLUMNS,
+        Column("cross_entropy", "Cross-entropy", _NATS),
+        Column("ece", "ECE, points", _PERCENT),
+        Column("wer", "WER %", _PERCENT, interval=True),
+        Column("errors", "ins / del / sub"),
+        Column("per", "PER %", _PERCENT, interval=True),
+        Column("decode_rtf", "Decoding RTF", format_number(3)),
+        Column("train_frames_per_second", "Training frames/s", format_count),
+        Column("train_seconds", "Training time", format_seconds),
+    )
+    systems = sorted(results["systems"], key=lambda system: ROLE_ORDER.index(system["role"]))
+    rows = []
+    for system in systems:
+        cells = {column.key: system.get(column.key) for column in columns}
+        cells["parameters_m"] = system["num_parameters"] / 1e6
+        cells["errors"] = " / ".join(str(system["wer"][kind]) for kind in ("ins", "del", "sub"))
+        cells["ece"] = system["calibration"]["ece"] if system.get("calibration") else None
+        rows.append(Row(cells, _system_note(system), system["name"] in results["headline"].values()))
+    caption = (
+        f"{results['recipe']} ({results['preset']}), {results['split']} set: scores with 95 % intervals. "
+        "Cross-entropy in nats per frame, ECE: expected calibration error."
+    )
+    return with_values(Table("systems", caption, columns, rows))
+
+
+def _system_note(system: Mapping[str, Any]) -> str:
+    notes = [] if system["role"] == system["name"] else [system["role"]]
+    if system["num_members"] > 1:
+        notes.append(f"{system['num_members']} nets")
+        notes += [system["combination"]] if system["combination"] else []
+    if len(system["seeds"]) > 1:
+        notes.append(f"{len(system['seeds'])} seeds")
+    return ", ".join(notes)
+
+
+def seeds_table(results: Mapping[str, Any]) -> Table:
+    """Frame accuracy and WER of each seed of the systems that have several."""
+    columns = (
+        Column("name", "System", text=True),
+        Column("seed", "Seed"),
+        Column("frame_accuracy", "Frame accuracy %", _PERCENT),
+        Column("wer", "WER %", _PERCENT),
+    )
+    rows = [
+        Row({"name": s["name"], "seed": seed, **{m: s[m]["per_seed"][i] for m in ("frame_accuracy", "wer")}})
+        for s in results["systems"]
+        if len(s["seeds"]) > 1
+        for i, seed in enumerate(s["seeds"])
+    ]
+    return Table("seeds", "Scores of each seed.", columns, rows)
+
+
+def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
+    """Share of the ensemble's gain that the student keeps."""
+    columns = (
+        Column("metric", "Metric", text=True),
+        Column("share", "Share kept", format_share, interval=True),
+        Column("p", f"p of “at least {format_share(share_claimed)}”", format_p_value),
+        Column("shortfall", "Student short of the ensemble, points", format_points),
+    )
+    rows = []
+    for metric, gain in results["gain_recovered"].items():
+        share = None if gain["value"] is None else {"value": gain["value"], "ci95": gain["ci95"]}
+        cells = {"metric": METRIC_NAMES[metric], "share": share, "p": gain["p_at_least_086"]}
+        rows.append(Row({**cells, "shortfall": gain["shortfall_points"]}, gain["reason"] or ""))
+    caption = "Share of the ensemble's gain over the baseline that the student keeps, with 95 % intervals (Fieller)."
+    return Table("gain", caption, columns, rows)
+
+
+def comparisons_table(results: Mapping[str, Any]) -> Table:
+    """Every test, those that were refused last."""
+    columns = (
+        Column("a", "System", text=True),
+        Column("b", "minus", text=True),
+        Column("metric", "Metric", text=True),
+        Column("difference", "Difference", format_points, interval=True),
+        Column("p_value", "p", format_p_value),
+        Column("test", "Test", text=True),
+        Column("n", "on", format_count),
+        Column("unit", "", text=True),
+    )
+    rows = []
+    for test in [*results["comparisons"], *results.get("refused_tests", [])]:
+        cells = {**test, "metric": METRIC_NAMES[test["metric"]]}
+        cells["unit"] = "segments" if test["test"] == "MAPSSWE" else f"{results['resampling_unit']}s"
+        cells["difference"] = {"difference": test["difference"], "ci95": test["ci95"]}
+        if test["metric"] == "cross_entropy":
+            cells["metric"] += " (nats)"
+        significant = test["p_value"] is not None and test["p_value"] < 0.05
+        rows.append(Row(cells, test.get("reason", ""), significant))
+    caption = "Differences between systems in points, with 95 % intervals and two-sided p values."
+    return Table("comparisons", caption, columns, rows)
+
+
+def sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
+    """Settings of the student tried on dev, the best first."""
+    columns = (
+        Column("mean", "Mean", text=True),
+        Column("temperature", "Temperature", format_number(1)),
+        Column("soft_weight", "Soft weight", format_number(2)),
+        Column("dev_frame_acc", "Dev frame accuracy %", _PERCENT),
+        Column("dev_xent", "Dev cross-entropy", format_number(4)),
+    )
+    ordered = sorted(sweep, key=lambda row: -row["dev_frame_acc"])
+    rows = [Row({**row, "mean": row.get("mean") or row.get("combination")}) for row in ordered]
+    return with_values(Table("sweep", "Students tried on dev, by frame accuracy.", columns, rows))
+
+
+def phones_table(results: Mapping[str, Any], reference: str) -> Table:
+    """Accuracy by phone and the gains over `reference`, the largest gain of the first other system first."""
+    phones = results.get("per_phone", [])
+    names = [name for name in (phones[0]["accuracy"] if phones else {}) if name != reference]
+    columns = [
+        Column("phone", "Phone", text=True),
+        Column("num_frames", "Frames", format_count),
+        *(Column(f"accuracy {name}", f"{name} %", _PERCENT) for name in (reference, *names)),
+        *(Column(f"gain {name}", f"{name} less {reference}", format_points, interval=True) for name in names),
+    ]
+    ordered = sorted(phones, key=lambda row: -row["gain"][names[0]]["difference"]) if names else phones
+    rows = [
+        Row(
+            {"phone": row["phone"], "num_frames": row["num_frames"]}
+            | {f"accuracy {name}": value for name, value in row["accuracy"].items()}
+            | {f"gain {name}": value for name, value in row["gain"].items()}
+        )
+        for row in ordered
+    ]
+    caption = "Share of each phone's frames whose state is right, and gains in points with 95 % intervals."
+    return Table("phones", caption, columns, rows)
+
+
+def state_confusions_table(name: str, confusions: Mapping[str, Any]) -> Table:
+    """The most frequent confusions among states of the system called `name`."""
+    columns = (
+        Column("label", "State", text=True),
+        Column("label_phone", "Phone", text=True),
+        Column("predicted", "taken for state", text=True),
+        Column("predicted_phone", "Phone", text=True),
+        Column("num_frames", "Frames", format_count),
+        Column("share", "% of the state", _PERCENT),
+    )
+    rows = [Row(row) for row in confusions["states"]]
+    caption = f"Most frequent confusions among states, {name}."
+    return with_values(Table(f"confusions-states-{name}", caption, columns, rows))
+
+
+def phone_confusions_table(name: str, confusions: Mapping[str, Any]) -> Table:
+    """The most frequent confusions among phones of the system called `name`."""
+    columns = (
+        Column("label", "Phone", text=True),
+        Column("predicted", "taken for", text=True),
+        Column("num_frames", "Frames", format_count),
+        Column("share", "% of the phone", _PERCENT),
+    )
+    caption = f"Most frequent confusions among phones, by the phone of the predicted state, {name}."
+    return Table(f"confusions-phones-{name}", caption, columns, [Row(row) for row in confusions["phones"]])
+
+
+def frame_systems_table(results: Mapping[str, Any]) -> Table:
+    """Systems of score-frames."""
+    columns = (
+        Column("name", "System", text=True),
+        *_FRAME_COLUMNS,
+        Column("cross_entropy", "Cross-entropy", _NATS, interval=True),
+        Column("ece", "ECE", _PERCENT),
+        Column("ece_equal_mass", "ECE, equal mass", _PERCENT),
+        Column("max_error", "Largest error", _PERCENT),
+        Column("mean_confidence", "Mean confidence %", _PERCENT),
+    )
+    rows = []
+    for system in results["systems"]:
+        note = f"{system['num_seeds']} seeds" if system["num_seeds"] > 1 else ""
+        rows.append(Row({**system, **system["calibration"]}, note))
+    caption = (
+        "Frame scores with 95 % intervals. Cross-entropy in nats per frame; calibration errors (ECE: expected "
+        "calibration error) in points."
+    )
+    return with_values(Table("systems", caption, columns, rows))
+
+
+def states_table(details: Mapping[str, FrameDetail]) -> Table:
+    """Every state: its phone, frames, and the accuracy of each system; long, so for its CSV only."""
+    first = next(iter(details.values()))
+    columns = [
+        Column("state", "State"),
+        Column("phone", "Phone", text=True),
+        Column("num_frames", "Frames", format_count),
+        *(Column(name, f"{name} %", _PERCENT) for name in details),
+    ]
+    accuracies = {name: detail.state_accuracy for name, detail in details.items()}
+    rows = []
+    for state, num_frames in enumerate(first.state_frames.tolist()):
+        phone = first.state_phone[state]
+        cells = {"state": state, "phone": first.phones[phone] if phone >= 0 else None, "num_frames": num_frames}
+        cells |= {
+            name: None if np.isnan(values[state]) else float(values[state]) for name, values in accuracies.items()
+        }
+        rows.append(Row(cells))
+    return Table("states", "Accuracy of every state.", columns, rows)

@@ -1,0 +1,317 @@
+"""The report: tables, figures and pages that people read."""
+
+import copy
+import csv
+import dataclasses
+import io
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_systems import HEADLINE, PHONES, make_systems
+
+from asr_kd.errors import AsrKdError
+from asr_kd.scoring.plots import curve_group, systems_plot
+from asr_kd.scoring.report import RESULTS_HEADER, ReportContext, headline_sentences, results_row, write_report
+from asr_kd.scoring.results import build_results
+from asr_kd.scoring.tables import Column, Row, Table, escape_latex, format_number, format_p_value
+from asr_kd.scoring.utterance_plot import Tier, UtteranceView, audio_picture, differing, mel_picture
+from asr_kd.scoring.utterance_view import choose_utterance, view_utterance
+from asr_kd.scoring.word_times import Span, runs, word_spans
+from asr_kd.store.ali import AliReader, write_ali
+from asr_kd.store.hdf5 import Layout
+
+
+def curve(num_epochs):
+    return [
+        {"epoch": e, "train_loss": 3 / e, "dev_xent": 2 / e, "dev_frame_acc": 60 - 9 / e, "learning_rate": 1e-3}
+        for e in range(1, num_epochs + 1)
+    ]
+
+
+def make_view():
+    """An utterance of four phones, of which the second was taken for another word."""
+    phone = np.repeat([0, 1, 2, 0], [10, 8, 12, 10])
+    heard = np.repeat([0, 2, 0], [12, 18, 10])
+    names = ["SIL", "AH", "N"]
+    tiers = [
+        Tier("words", [Span(10, 18, "a"), Span(18, 30, "en")]),
+        Tier("recognised", [Span(12, 30, "en")], [False]),
+        Tier("phones", runs(phone, names)),
+        Tier("recognised", runs(heard, names), differing(runs(heard, names), phone, names)),
+    ]
+    picture = mel_picture(np.random.default_rng(8).normal(size=(40, 23)), 0.01)
+    return UtteranceView("utt007", "student", 0.01, 40, picture, tiers, ("recognised: oops (times not known)",))
+
+
+REPORT = ReportContext(
+    **{
+        "curves": {"baseline seed 1": curve(4), "baseline seed 2": curve(4), "student seed 1": curve(1), "odd one": []},
+        "sweep": [
+            {
+                "temperature": t,
+                "soft_weight": w,
+                "mean": "arithmetic",
+                "dev_frame_acc": 60 + w - t / 9,
+                "dev_xent": 1.2 + t,
+            }
+            for t in (1.0, 2.0, 5.0)
+            for w in (0.5, 1.0)
+        ],
+        "config": {"dnn": {"hidden_dim": 512, "out": Path("exp")}},
+        "run_info": {"version": "0.1.0", "host": "somewhere", "command": None},
+        "commands": ["recipes/mini/run.sh --seed 1 && echo <done>"],
+        "utterance": make_view(),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def systems():
+    return make_systems()
+
+
+@pytest.fixture(scope="module")
+def results(systems):
+    return build_results("mini", "quick", "test", systems, HEADLINE, "utterance", num_resamples=1000)
+
+
+@pytest.fixture(scope="module")
+def page(results, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    write_report(out, results, REPORT)
+    assert json.loads((out / "results.json").read_text()) == results
+    return (out / "index.html").read_text()
+
+
+def test_page_loads_nothing_and_its_ids_are_unique(page):
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"<script|<link|<img|@import|src=", page)
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)) > 20
+    assert set(re.findall(r"url\(#([^)]*)\)", page)) | set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
+    assert not re.search(r"#0[123]0[0-9]0[0-9]\b", page), "a placeholder colour was left in"
+
+
+def test_page_says_what_the_results_say(page, results):
+    for system in results["systems"]:
+        assert f"{system['frame_accuracy']['value']:.2f}<span" in page
+        assert f"{system['wer']['ins']} / {system['wer']['del']} / {system['wer']['sub']}" in page
+    assert headline_sentences(results)[0] in page
+    assert page.count("<svg") == 7
+    assert "recipes/mini/run.sh --seed 1 &amp;&amp; echo &lt;done&gt;" in page
+    assert "hidden_dim: 512" in page
+
+
+def test_page_has_every_section_and_copies_of_every_table(page):
+    sections = re.findall(r'<section id="(\w+)">', page)
+    assert " ".join(sections) == "systems gain tests curves sweep phones confusions calibration utterance made"
+    assert set(re.findall(r'<a href="#(\w+)">', page)) == set(sections)
+    assert page.count("\\toprule") == page.count("as CSV (tables/") == 8
+    assert "utt007, as student recognised it" in page
+    assert "Recognised: oops (times not known)." in page
+    assert 'href="data:image/png;base64,' in page
+
+
+def test_tables_beside_the_page_hold_the_results(results, systems, tmp_path):
+    write_report(tmp_path, results, dataclasses.replace(REPORT, details={s.name: s.detail for s in systems[:3]}))
+    names = {path.name for path in (tmp_path / "tables").iterdir()}
+    assert {"systems.csv", "systems.tex", "phones.csv", "states.csv", "confusions-states-student.tex"} <= names
+    rows = list(csv.DictReader((tmp_path / "tables" / "systems.csv").open()))
+    for row, system in zip(rows, results["systems"], strict=True):
+        assert row["name"] == system["name"]
+        assert float(row["wer_high"]) == system["wer"]["ci95"][1]
+        assert float(row["ece"]) == system["calibration"]["ece"]
+    gains = {row["phone"]: row for row in csv.DictReader((tmp_path / "tables" / "phones.csv").open())}
+    assert set(gains) == set(PHONES)
+    for phone in results["per_phone"]:
+        assert float(gains[phone["phone"]]["gain student_low"]) == phone["gain"]["student"]["ci95"][0]
+    states = list(csv.DictReader((tmp_path / "tables" / "states.csv").open()))
+    assert sum(int(row["num_frames"]) for row in states) == results["num_frames"]
+
+
+def test_same_results_give_the_same_page(page, results, tmp_path):
+    write_report(tmp_path, results, REPORT)
+    assert (tmp_path / "index.html").read_text() == page
+
+
+def test_names_are_escaped_everywhere(results, tmp_path):
+    renamed = json.loads(json.dumps(results).replace('"member1"', '"<b>&m"'))
+    write_report(tmp_path, renamed, dataclasses.replace(REPORT, curves={"<b>&m seed 1": curve(2)}))
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>" not in page
+    assert "&lt;b&gt;&amp;m" in page
+    assert "&lt;b&gt;&amp;m" in systems_plot(renamed["systems"])
+
+
+def test_report_without_curves_sweep_or_share(results, tmp_path):
+    lost = copy.deepcopy({k: v for k, v in results.items() if k not in ("per_phone", "confusions")})
+    for system in lost["systems"]:
+        del system["calibration"]
+    lost["gain_recovered"]["wer"].update(value=None, ci95=None, p_at_least_086=None, reason="there is no gain")
+    write_report(tmp_path, lost, ReportContext())
+    page = (tmp_path / "index.html").read_text()
+    assert page.count("<svg") == 1  # of the systems; there are no frames by phone either
+    assert "gain in word error rate is undefined: there is no gain" in page
+
+
+def test_broken_results_are_not_published(results, tmp_path):
+    with pytest.raises(AsrKdError, match="results: recipe is missing"):
+        write_report(tmp_path, {k: v for k, v in results.items() if k != "recipe"}, ReportContext())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("p", "wording"), [(0.01, "is rejected"), (0.5, "neither shown nor"), (0.99, "is shown")])
+def test_headline_does_not_claim_more_than_the_test(results, p, wording):
+    changed = copy.deepcopy(results)
+    changed["gain_recovered"]["frame_accuracy"]["p_at_least_086"] = p
+    assert wording in headline_sentences(changed)[1]
+
+
+def test_rows_for_results_md_fit_their_header(results):
+    rows = results_row(results).splitlines()
+    assert len(rows) == 3
+    assert {row.count("|") for row in [*rows, *RESULTS_HEADER.splitlines()]} == {9}
+    share = results["gain_recovered"]["frame_accuracy"]["value"]
+    assert f"{100 * share:.0f}\u00a0% [" in rows[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("member-3", "member"),
+        ("baseline seed 2", "baseline"),
+        ("member1 seed 1", "member"),
+        ("7", "7"),
+    ],
+)
+def test_nets_that_differ_in_seed_share_a_curve_group(name, group):
+    assert curve_group(name) == group
+
+
+def test_scoring_imports_without_the_optional_packages():
+    optional = ("kaldi_hmm_gmm", "kaldifst", "kaldi_decoder", "librosa", "torchaudio")
+    code = f"import sys; sys.modules.update(dict.fromkeys({optional}));"
+    code += "import asr_kd.scoring.report, asr_kd.scoring.frames, asr_kd.scoring.results"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- tables
+
+
+@pytest.mark.parametrize(
+    ("text", "latex"),
+    [
+        ("50 % & more_less #1 {a} $ ^ ~", r"50 \% \& more\_less \#1 \{a\} \$ \textasciicircum{} \textasciitilde{}"),
+        ("a\\b\nc", r"a\textbackslash{}b c"),
+        ("p < 0.0001, −1.5 ≥ 2", r"p $<$ 0.0001, $-$1.5 $\ge$ 2"),
+    ],
+)
+def test_latex_is_escaped(text, latex):
+    assert escape_latex(text) == latex
+
+
+def test_one_table_as_csv_and_as_latex():
+    columns = (Column("name", "System & kind", text=True), Column("wer", "WER %", format_number(1), interval=True))
+    rows = [
+        Row({"name": 'a, "b"_1', "wer": {"value": -1.25, "ci95": [-2.0, 0.5]}}),
+        Row({"name": "c\nd", "wer": {"difference": 3.0, "ci95": None}}),
+        Row({"name": "e"}),
+    ]
+    table = Table("my table", "100 % sure", columns, rows)
+    assert list(csv.reader(io.StringIO(table.csv()))) == [
+        ["name", "wer", "wer_low", "wer_high"],
+        ['a, "b"_1', "-1.25", "-2.0", "0.5"],
+        ["c\nd", "3.0", "", ""],
+        ["e", "", "", ""],
+    ]
+    lines = table.latex().splitlines()
+    assert r"\caption{100 \% sure}" in lines
+    assert r"\label{tab:my-table}" in lines
+    assert r"System \& kind & WER \% \\" in lines
+    assert 'a, "b"\\_1 & $-$1.2 {\\footnotesize [$-$2.0, 0.5]} \\\\' in lines
+    assert r"e & -- \\" in lines
+    assert table.latex().count("{") == table.latex().count("}")
+
+
+def test_small_p_values_are_not_printed_as_zero():
+    assert [format_p_value(p) for p in (0.04999, 0.00005, 0.00004)] == ["0.0500", "0.0001", "< 0.0001"]
+
+
+# --- words in time, one utterance
+
+
+LEXICON = {"six": [("S", "IH", "K", "S")], "a": [("AH",)], "an": [("AE", "N"), ("AH", "N")], "no": [("N", "OW")]}
+
+
+def spans_of(text):
+    """Spans of ten frames from phones separated by blanks."""
+    return [Span(10 * i, 10 * i + 10, phone) for i, phone in enumerate(text.split())]
+
+
+@pytest.mark.parametrize(
+    ("phones", "words", "expected"),
+    [
+        ("SIL AH SIL AH N SIL", "a an", [(10, 20), (30, 50)]),
+        ("AH N OW", "an no", [(0, 15), (15, 30)]),  # they share the N, as one run of equal states
+        ("S IH K S IH K S", "six six", [(0, 35), (35, 70)]),
+        ("SIL", "", []),
+        ("AH N", "no", None),
+        ("AH N AE N", "an", None),  # words must account for all but silence
+    ],
+)
+def test_words_get_the_times_of_their_phones(phones, words, expected):
+    found = word_spans(spans_of(phones), words.split(), LEXICON)
+    assert (found and [(s.start, s.stop) for s in found]) == expected
+    assert [s.label for s in found or []] == (words.split() if expected else [])
+
+
+def test_runs_cover_all_labelled_frames():
+    values = np.array([-1, 2, 2, 0, 0, 0, -1, 1])
+    assert runs(values, "abc") == [Span(1, 3, "c"), Span(3, 6, "a"), Span(7, 8, "b")]
+    assert runs(np.array([], dtype=int), "abc") == []
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """A reference alignment and a decoded path of three utterances; words `a an`, `no` and `a`."""
+    names, lengths = ["SIL", "AH", "N", "OW"], [6, 300, 4]
+    layout = Layout.from_lengths(["u1", "u2", "u3"], lengths)
+    true = np.concatenate([[0, 1, 0, 1, 2, 0], np.repeat([2, 3], 150), [1, 1, 1, 1]])
+    found = true.copy()
+    found[layout.rows("u2")][:30] = 0
+    for name, pdf, phone in (("ali", true, {"phone": true, "phones": names}), ("path", found, {})):
+        write_ali(tmp_path / f"{name}.h5", layout, pdf, num_pdfs=4, model_digest="x", sil_pdfs=[0], **phone)
+    return AliReader(tmp_path / "ali.h5"), AliReader(tmp_path / "path.h5")
+
+
+def test_the_utterance_to_show_is_partly_wrong_and_of_handy_length(paths):
+    refs = {"u1": "a an", "u2": "no", "u3": "a"}
+    assert choose_utterance(*paths, refs, refs) == "u2"
+    assert choose_utterance(*paths, refs, refs | {"u1": "a no"}) == "u1"
+    assert choose_utterance(*paths, {}, {}) is None
+
+
+def test_view_tells_right_from_wrong(paths):
+    picture = mel_picture(np.zeros((6, 3)), 0.01)
+    view = view_utterance("u1", "student", *paths, "a an", "a an", LEXICON, picture)
+    assert [tier.name for tier in view.tiers] == ["words", "recognised", "phones", "recognised", "states", "recognised"]
+    assert not any(any(tier.wrong) for tier in view.tiers if tier.wrong is not None)
+    view = view_utterance("u2", "student", *paths, "no", "a", LEXICON, picture)
+    assert view.notes == ["recognised: a (times not known)"]
+    states = view.tiers[-1]
+    wrong = sum(span.stop - span.start for span, bad in zip(states.spans, states.wrong, strict=True) if bad)
+    assert wrong == 30
+
+
+def test_spectrogram_shows_a_tone_where_it_is():
+    pytest.importorskip("librosa")
+    tone = 3000 * np.sin(2 * np.pi * 2000 * np.arange(8000) / 8000)
+    picture = audio_picture(tone.astype(np.float32), 8000)
+    loudest = picture.values.mean(axis=1).argmax() / (len(picture.values) - 1)
+    assert loudest * picture.edges[1] == pytest.approx(2.0, abs=0.05)
+    assert picture.values.shape[1] * picture.step_s == pytest.approx(1.0, abs=0.01)
