@@ -11,4 +11,5 @@ done
 cat "$exp"/log/*.commands >"$exp/commands.txt"
 run asr_kd report --systems "$exp/systems.yaml" --scores "$exp/scores/test" --dev-scores "$exp/scores/dev" \
   --recipe "$recipe" --preset "$preset" --sweep "$exp/sweep/sweep.json" --commands "$exp/commands.txt" \
-  --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/report"
+  --decoded "$exp/decode" --feats "$exp/feats/test.fbank.h5" --ali "$exp/ali/test.h5" --hmm "$exp/hmm" \
+  --data "$exp/data/test" --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/report"
