@@ -26,7 +26,7 @@ from asr_kd.scoring.transcripts import (
 )
 from asr_kd.scoring.wer import count_errors, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_sets import read_hypotheses, read_references
-from asr_kd.scoring.word_tables import alignment_text, confusion_csv, group_rows, group_table, utterance_csv
+from asr_kd.scoring.word_tables import alignment_text, confusion_table, group_table, group_text, utterance_table
 
 KALDI_SYSTEM = Path(__file__).parents[2] / "shared" / "reference" / "kaldi_system"
 GOLDEN = Path(__file__).parent / "golden" / "sctk"  # made by its make.sh
@@ -417,17 +417,22 @@ def test_long_alignments_continue_on_further_lines(scores):
 
 def test_tables(scores):
     speakers = {utt_id: [spk_id] for utt_id, spk_id in SPEAKERS.items()}
-    rows = group_rows(scores, speakers)
+    table = group_table("speakers", scores, speakers)
+    rows = [row.cells for row in table.rows]
     assert [row["group"] for row in rows] == ["s1", "s2"]
     assert (rows[0]["words"], rows[0]["corr"], rows[0]["err"], rows[0]["s_err"]) == (5, 80.0, 40.0, 50.0)
     assert (rows[1]["words"], rows[1]["err"], rows[1]["s_err"]) == (0, None, 100.0)
-    assert re.search(r"Sum/Avg +3 +5 +80.0 +20.0 +0.0 +40.0 +60.0 +66.7\n", group_table(scores, speakers))
-    assert utterance_csv(scores, SPEAKERS).splitlines()[1:] == [
-        "s1-a,s1,4,3,1,0,1,50.000",
-        "s1-b,s1,1,1,0,0,0,0.000",
+    assert re.search(r"Sum/Avg +3 +5 +80.0 +20.0 +0.0 +40.0 +60.0 +66.7\n", group_text(table, scores))
+    assert utterance_table(scores, SPEAKERS).csv().splitlines()[1:] == [
+        "s1-a,s1,4,3,1,0,1,50.0",
+        "s1-b,s1,1,1,0,0,0,0.0",
         "s2-a,s2,0,0,0,0,1,",
     ]
-    assert confusion_csv(scores).splitlines()[1:] == ["1,insertion,,fat", "1,insertion,,oh", "1,substitution,am,was"]
+    assert confusion_table(scores).csv().splitlines()[1:] == [
+        "1,insertion,,fat",
+        "1,insertion,,oh",
+        "1,substitution,am,was",
+    ]
 
 
 # --- the command
@@ -454,9 +459,14 @@ def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     assert {test["test"] for test in results["comparisons"]} == {"paired bootstrap", "MAPSSWE"}
     assert (results["resampling_unit"], results["num_speakers"]) == ("utterance", 6)
     assert "fewer than the 20" in results["resampling_note"]
-    files = {"wer.txt", "alignment.txt", "utterances.csv", "confusions.csv", "speakers.csv", "speakers.txt"}
+    files = {"wer.txt", "alignment.txt", "speakers.txt"}
+    files |= {f"{name}.{kind}" for name in ("utterances", "confusions", "speakers") for kind in ("csv", "tex")}
     for folder in ("both/seed1", "both/seed2", "b"):
         assert {path.name for path in (tmp_path / "out" / folder).iterdir()} == files
+    assert {path.stem for path in (tmp_path / "out").glob("*.tex")} == {"systems", "comparisons"}
+    assert (tmp_path / "out/systems.csv").read_text().splitlines()[
+        0
+    ] == "name,wer,wer_low,wer_high,ins,del,sub,ser,per_seed"
     printed = capsys.readouterr().out
     assert f"{both['wer']['value']:.2f} [" in printed
     assert "MAPSSWE, n = " in printed

@@ -10,11 +10,13 @@ from asr_kd.commands.command import command, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
 from asr_kd.scoring.alignment import WEIGHTS
+from asr_kd.scoring.report_tables import comparisons_table
 from asr_kd.scoring.significance import NUM_RESAMPLES, resampling_unit
+from asr_kd.scoring.tables import write_tables
 from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, score_words, select_utterances
-from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text
+from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text, systems_table
 from asr_kd.scoring.word_sets import FORMATS, Hypotheses, References, convert, read_hypotheses, read_references
-from asr_kd.scoring.word_tables import alignment_text, confusion_csv, group_csv, group_table, utterance_csv
+from asr_kd.scoring.word_tables import alignment_text, confusion_table, group_table, group_text, utterance_table
 from asr_kd.store.atomic import write_json, write_text
 
 
@@ -48,9 +50,9 @@ def score_words_command(args: argparse.Namespace) -> None:
     Alignment and counts are compute-wer's (--weights kaldi) or sclite's (--weights sclite; sclite -s -D). A CTM is cut
     at the segments of an STM by the middles of its words. Word maps (GLM) and fragments are not applied: filter first.
     Every pair of systems is tested; p values are not corrected for the number of pairs.
-    Prints the table and writes OUT/scores.json, and in OUT/NAME (OUT/NAME/seedK) wer.txt, alignment.txt,
-    utterances.csv, confusions.csv and, where speakers or labels of segments are known, speakers.{csv,txt} and
-    labels.{csv,txt}.
+    Prints the table and writes OUT/scores.json, systems and comparisons (.csv and .tex), and in OUT/NAME, for several
+    seeds OUT/NAME/seedK, wer.txt, alignment.txt, utterances, confusions and, where speakers or labels of segments are
+    known, speakers and labels (.csv, .tex and .txt).
     """
     if args.num_resamples < 1:
         raise AsrKdError(f"--num-resamples {args.num_resamples}: at least one is needed")
@@ -78,23 +80,22 @@ def score_words_command(args: argparse.Namespace) -> None:
         for number, (scores, hyp) in enumerate(zip(system.seeds, hyps[system.name], strict=True), 1):
             folder = args.out / system.name if len(system.seeds) == 1 else args.out / system.name / f"seed{number}"
             _write_tables(folder, scores, references, hyp if args.unit == "word" else None)
-    write_json(
-        args.out / "scores.json",
-        {
-            "unit": args.unit,
-            "weights": "times" if args.time_mediated else args.weights,
-            "mode": args.mode,
-            "ignore_case": args.ignore_case,
-            "files": {"ref": str(args.ref), "hyp": {name: [str(f) for f in seeds] for name, seeds in files.items()}},
-            "num_utts": len(utt_ids),
-            "num_speakers": None if references.spk_of is None else len({references.spk_of[u] for u in utt_ids}),
-            "resampling_unit": unit,
-            "resampling_note": why,
-            "num_resamples": args.num_resamples,
-            **compared,
-            "run": run_info(args.command_line),
-        },
-    )
+    results = {
+        "unit": args.unit,
+        "weights": "times" if args.time_mediated else args.weights,
+        "mode": args.mode,
+        "ignore_case": args.ignore_case,
+        "files": {"ref": str(args.ref), "hyp": {name: [str(f) for f in seeds] for name, seeds in files.items()}},
+        "num_utts": len(utt_ids),
+        "num_speakers": None if references.spk_of is None else len({references.spk_of[u] for u in utt_ids}),
+        "resampling_unit": unit,
+        "resampling_note": why,
+        "num_resamples": args.num_resamples,
+        **compared,
+        "run": run_info(args.command_line),
+    }
+    write_tables(args.out, [systems_table(results), *([comparisons_table(results)] if len(systems) > 1 else [])])
+    write_json(args.out / "scores.json", results)
     if len(systems) == len(systems[0].seeds) == 1:
         print(kaldi_lines(systems[0].seeds[0]), end="")
     print(results_text(compared), end="")
@@ -172,10 +173,10 @@ def _unit(asked: str, references: References, utt_ids: Sequence[str]) -> tuple[s
 def _write_tables(folder: Path, scores: WordScores, references: References, hyp: Hypotheses | None) -> None:
     write_text(folder / "wer.txt", kaldi_lines(scores))
     write_text(folder / "alignment.txt", alignment_text(scores, hyp.times if hyp else None))
-    write_text(folder / "utterances.csv", utterance_csv(scores, references.spk_of))
-    write_text(folder / "confusions.csv", confusion_csv(scores))
+    tables = [utterance_table(scores, references.spk_of), confusion_table(scores)]
     speakers = references.spk_of and {utt_id: (spk_id,) for utt_id, spk_id in references.spk_of.items()}
     for name, groups_of in (("speakers", speakers), ("labels", references.labels)):
         if groups_of is not None:
-            write_text(folder / f"{name}.csv", group_csv(scores, groups_of))
-            write_text(folder / f"{name}.txt", group_table(scores, groups_of))
+            tables.append(group_table(name, scores, groups_of))
+            write_text(folder / f"{name}.txt", group_text(tables[-1], scores))
+    write_tables(folder, tables)

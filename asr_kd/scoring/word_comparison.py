@@ -16,6 +16,7 @@ from asr_kd.scoring.significance import (
     matched_pairs,
     place_errors,
 )
+from asr_kd.scoring.tables import Column, Row, Table, format_number
 from asr_kd.scoring.wer import WordScores
 
 
@@ -115,6 +116,27 @@ def _entry(system: WordSystem, bootstrap: ClusterBootstrap | None) -> dict[str, 
         },
         "num_absent": [scores.num_absent for scores in system.seeds],
     }
+
+
+def systems_table(results: dict[str, Any]) -> Table:
+    """Error rate, interval and kinds of errors of each system, and its error rate by seed if it has several."""
+    percent = format_number(2)
+    columns = [
+        Column("name", "System", text=True),
+        Column("wer", "WER %", percent, interval=True),
+        *(Column(kind, kind.capitalize()) for kind in ("ins", "del", "sub")),
+        Column("ser", "SER %", percent),
+        Column("per_seed", "WER % of seeds", text=True),
+    ]
+    rows = []
+    for system in results["systems"]:
+        wer = system["wer"]
+        cells = {"name": system["name"], "wer": wer, **{kind: wer[kind] for kind in ("ins", "del", "sub")}}
+        per_seed = " ".join(map(percent, wer["per_seed"])) if len(wer["per_seed"]) > 1 else None
+        rows.append(Row({**cells, "ser": system["ser"]["value"], "per_seed": per_seed}))
+    return Table(
+        "systems", "Error rates with 95 % intervals; kinds of errors are those of the first seed.", columns, rows
+    )
 
 
 def results_text(results: dict[str, Any]) -> str:

@@ -3,16 +3,16 @@
 The layouts follow sclite's reports pralign, sum and dtl, so that whoever reads those reads these.
 """
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from asr_kd.scoring.alignment import CORRECT, Alignment, Times
+from asr_kd.scoring.tables import Column, Row, Table, format_number
 from asr_kd.scoring.wer import WordScores
 
-_COLUMNS = ("words", "corr", "sub", "del", "ins", "err", "s_err")
+_PERCENT = format_number(1)
+_RATES = {"corr": "Corr", "sub": "Sub", "del": "Del", "ins": "Ins", "err": "Err", "s_err": "S.Err"}
 _SPREAD: dict[str, Callable[[Sequence[float]], float]] = {
     "Mean": np.mean,
     "S.D.": lambda values: np.std(values, ddof=1),
@@ -56,7 +56,7 @@ def _aligned_lines(alignment: Alignment, times: Times | None, width: int) -> str
     return "\n".join(lines) + "\n"
 
 
-def group_rows(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> list[dict[str, object]]:
+def group_table(name: str, scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> Table:
     """One row per speaker, or label of segments: utterances, words, percentages of words (s_err: of utterances).
 
     `groups_of` names the groups of each utterance; rows come in the order in which groups appear.
@@ -65,7 +65,10 @@ def group_rows(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> li
     for u, utt_id in enumerate(scores.utt_ids):
         for group in groups_of[utt_id]:
             members.setdefault(group, []).append(u)
-    return [{"group": group, "utts": len(utts), **_rates(scores, utts)} for group, utts in members.items()]
+    columns = [Column("group", name.capitalize(), text=True), Column("utts", "Utterances"), Column("words", "Words")]
+    columns += [Column(key, header, _PERCENT) for key, header in _RATES.items()]
+    rows = [Row({"group": group, "utts": len(utts), **_rates(scores, utts)}) for group, utts in members.items()]
+    return Table(name, f"Words of {name} in percent; S.Err of utterances.", columns, rows)
 
 
 def _rates(scores: WordScores, utts: Sequence[int]) -> dict[str, object]:
@@ -81,59 +84,50 @@ def _rates(scores: WordScores, utts: Sequence[int]) -> dict[str, object]:
     return {"words": words, **rates, "s_err": percent(wrong, len(utts))}
 
 
-def group_table(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> str:
-    """The rows of `group_rows` as text, with the sum and, over groups, mean, standard deviation and median."""
-    rows = group_rows(scores, groups_of)
+def group_text(table: Table, scores: WordScores) -> str:
+    """A `group_table` as text, with the sum and, over groups, mean, standard deviation and median."""
+    keys = ("utts", "words", *_RATES)
     total = {"group": "Sum/Avg", "utts": len(scores.utt_ids), **_rates(scores, range(len(scores.utt_ids)))}
-    width = max(len("Sum/Avg"), *(len(str(row["group"])) for row in rows))
-    lines = [f"{'':{width}}  # utts # words   Corr    Sub    Del    Ins    Err  S.Err"]
+    rows = [row.cells for row in table.rows]
+    width = max(len(str(row["group"])) for row in (*rows, total))
+    lines = [f"{'':{width}}  # utts # words" + "".join(f"{header:>7}" for header in _RATES.values())]
 
     def line(name: object, values: Sequence[float | None], digits: int = 0) -> str:
         cells = [f"{value:7.{digits}f}" for value in values[:2]]
         cells += ["      -" if value is None else f"{value:7.1f}" for value in values[2:]]
         return f"{name:{width}} {cells[0]} {cells[1]}{''.join(cells[2:])}"
 
-    lines += [line(row["group"], [row[name] for name in ("utts", *_COLUMNS)]) for row in (*rows, total)]
+    lines += [line(row["group"], [row[key] for key in keys]) for row in (*rows, total)]
     if len(rows) > 1:
-        columns = [[row[name] for row in rows if row[name] is not None] for name in ("utts", *_COLUMNS)]
+        columns = [[row[key] for row in rows if row[key] is not None] for key in keys]
         for name, over in _SPREAD.items():
             lines.append(line(name, [float(over(column)) if len(column) > 1 else None for column in columns], 1))
     return "\n".join(lines) + "\n"
 
 
-def group_csv(scores: WordScores, groups_of: Mapping[str, Sequence[str]]) -> str:
-    """The rows of `group_rows`, one a line."""
-    return _csv(["group", "utts", *_COLUMNS], group_rows(scores, groups_of))
-
-
-def utterance_csv(scores: WordScores, spk_of: Mapping[str, str] | None) -> str:
-    """Counts of each utterance, and its word error rate in percent (empty where its reference is)."""
+def utterance_table(scores: WordScores, spk_of: Mapping[str, str] | None) -> Table:
+    """Counts of each utterance, and its error rate in percent (None where its reference is empty)."""
+    columns = [Column("utterance", "Utterance", text=True), Column("speaker", "Speaker", text=True)]
+    columns += [Column(key, key.capitalize()) for key in ("words", "corr", "sub", "del", "ins")]
     rows = []
     for utt_id, alignment in zip(scores.utt_ids, scores.alignments, strict=True):
+        counts = (alignment.num_ref, alignment.num_correct, alignment.num_sub, alignment.num_del, alignment.num_ins)
+        cells = dict(zip(("words", "corr", "sub", "del", "ins"), counts, strict=True))
         err = 100.0 * alignment.num_errors / alignment.num_ref if alignment.num_ref else None
-        counts = (alignment.num_correct, alignment.num_sub, alignment.num_del, alignment.num_ins)
-        row = dict(zip(("corr", "sub", "del", "ins"), counts, strict=True))
-        rows.append({"utterance": utt_id, "speaker": spk_of and spk_of[utt_id], "words": alignment.num_ref, **row})
-        rows[-1]["err"] = err
-    return _csv(["utterance", "speaker", *_COLUMNS[:-1]], rows)
+        rows.append(Row({"utterance": utt_id, "speaker": spk_of and spk_of[utt_id], **cells, "err": err}))
+    return Table("utterances", "Words of each utterance.", [*columns, Column("err", "Err %", _PERCENT)], rows)
 
 
 _KIND = {"S": "substitution", "D": "deletion", "I": "insertion"}
 
 
-def confusion_csv(scores: WordScores) -> str:
+def confusion_table(scores: WordScores) -> Table:
     """Every error with its number, the most frequent first."""
     ordered = sorted(scores.confusions().items(), key=lambda item: (-item[1], str(item[0])))
+    columns = [Column("count", "Count"), Column("error", "Error", text=True)]
+    columns += [Column(key, key.capitalize(), text=True) for key in ("reference", "hypothesis")]
     rows = [
-        {"count": count, "error": _KIND[op], "reference": ref, "hypothesis": hyp} for (op, ref, hyp), count in ordered
+        Row({"count": count, "error": _KIND[op], "reference": ref, "hypothesis": hyp})
+        for (op, ref, hyp), count in ordered
     ]
-    return _csv(["count", "error", "reference", "hypothesis"], rows)
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.3f}" if isinstance(v, float) else v for k, v in row.items()})
-    return out.getvalue()
+    return Table("confusions", "Errors, the most frequent first.", columns, rows)
