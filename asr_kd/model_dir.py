@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd import __version__
-from asr_kd.corpus.lexicon import read_lexicon, write_lexicon
+from asr_kd.corpus.lexicon import read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lang import Lang
@@ -152,8 +152,7 @@ def export_model(
             save_net(folder / "nets" / str(number), each)
         decoding_graph.save(folder / "graph")
         shutil.copyfile(counts, folder / COUNTS)
-        lexicon = hmm_model.lang.lexicon
-        write_lexicon(folder / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
+        write_lexicon_in(folder, hmm_model.lang.lexicon)
         write_json(folder / PHONES, table.to_json())
         write_json(folder / RECORD, record)
         write_text(folder / "README.md", card_text(model))
@@ -185,8 +184,7 @@ def load_model(path: str | Path) -> Model:
     try:
         scales = Scales(**record["scales"])
         nets = [load_net(path / "nets" / str(number + 1)) for number in range(int(record["num_nets"]))]
-        lexiconp = path / "lexiconp.txt"
-        lang = Lang(read_lexicon(lexiconp if lexiconp.exists() else path / "lexicon.txt"), **record["lang"])
+        lang = Lang(read_lexicon_in(path), **record["lang"])
         phones = _read_json(path / PHONES)
         table = PhoneTable(
             np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)

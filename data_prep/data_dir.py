@@ -15,7 +15,7 @@ from asr_kd.cli_common import log, run_main
 from asr_kd.corpus import subsets
 from asr_kd.corpus.datadir import check_disjoint, find_problems, load_data_dir, read_data_dir, to_utterances
 from asr_kd.corpus.fix import fix_data_dir
-from asr_kd.corpus.lexicon import read_lexicon
+from asr_kd.corpus.lexicon import known_transcripts, read_lexicon
 from asr_kd.corpus.tables import DataDir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import duration_s
@@ -87,7 +87,8 @@ def validate(args: argparse.Namespace) -> None:
     for path in args.dirs:
         dirs[str(path)] = utterances = read_data_dir(path, need_text=not args.no_text)
         if lexicon is not None:
-            lexicon.require_words(((utt.utt_id, utt.words or ()) for utt in utterances), str(path / "text"))
+            spoken = [(utt.utt_id, utt.words or ()) for utt in utterances]
+            known_transcripts(lexicon, spoken, path / "text", max_oov_share=0.0, log=log)
         print(f"{path}: {len(utterances)} utterances by {len({utt.spk_id for utt in utterances})} speakers")
     check_disjoint(dirs, by_speaker=args.by_speaker)
 

@@ -142,6 +142,17 @@ def read_lexicon(path: str | Path) -> Lexicon:
     return lexicon
 
 
+def read_lexicon_in(folder: str | Path) -> Lexicon:
+    """The lexicon of a folder: lexiconp.txt if it has one, else lexicon.txt; raises AsrKdError as read_lexicon does."""
+    with_probs = Path(folder) / "lexiconp.txt"
+    return read_lexicon(with_probs if with_probs.exists() else Path(folder) / "lexicon.txt")
+
+
+def write_lexicon_in(folder: str | Path, lexicon: Lexicon) -> None:
+    """Write lexicon.txt into a new folder, or lexiconp.txt if a pronunciation has a probability."""
+    write_lexicon(Path(folder) / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
+
+
 def _read_line(line: str, with_probs: bool) -> tuple[str, float, tuple[str, ...]]:
     """Word, probability and pronunciation of a line; raises AsrKdError that says what is wrong with it."""
     if line.startswith("\ufeff"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.corpus.lexicon import read_lexicon, write_lexicon
+from asr_kd.corpus.lexicon import read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import Gmm
 from asr_kd.hmm.lang import Lang
@@ -218,8 +218,7 @@ class HmmModel:
         with sealed_folder(path, RECORD, FORMAT, VERSION, record) as folder:
             (folder / "final.mdl").write_text(format_mdl(self), encoding="utf-8")
             (folder / "tree").write_bytes(BINARY_MARK + self.tree)
-            lexicon = self.lang.lexicon
-            write_lexicon(folder / ("lexiconp.txt" if lexicon.probs else "lexicon.txt"), lexicon)
+            write_lexicon_in(folder, self.lang.lexicon)
             (folder / "phones.txt").write_text(self.lang.phones_txt(), encoding="utf-8")
             (folder / "words.txt").write_text(self.lang.words_txt(), encoding="utf-8")
 
@@ -233,8 +232,7 @@ class HmmModel:
             tree = (path / "tree").read_bytes().removeprefix(BINARY_MARK)
         except (OSError, ValueError) as error:
             raise AsrKdError(f"{path}: not a readable HMM folder ({error})") from error
-        lexiconp = path / "lexiconp.txt"
-        lexicon = read_lexicon(lexiconp if lexiconp.exists() else path / "lexicon.txt")
+        lexicon = read_lexicon_in(path)
         lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
         topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
