@@ -23,8 +23,8 @@ LEFT, RIGHT = 0, 2
 class TreeOptions:
     """num_leaves: at most so many, or one for each state of each root where those are more; questions: `clustered`
     (sets of phones) or `all` (every division of a node's neighbours); min_count: frames that a split leaves on either
-    side; min_gain: log-likelihood that it has to gain over its frames (build-tree's --thresh, with its default); merge: join leaves of one root at the end that lose less than
-    the last split gained (build-tree --cluster-thresh=-1).
+    side; min_gain: log-likelihood that it gains over its frames (build-tree's --thresh, and its default); merge: join
+    leaves of one root at the end that lose less than the last split gained (build-tree --cluster-thresh=-1).
     """
 
     num_leaves: int = 2000
