@@ -333,8 +333,8 @@ def test_mending_tells_what_was_dropped_and_why(data_dir: Path):
     told = [message.removeprefix(f"{data_dir}/") for message in messages]
     assert told[:3] == [
         "text:1: the line ends in CR LF, convert the file to Unix line ends",
-        "text:3: a-1 is there twice (first in line 2)",
         "text:2: a-1 comes after b-1, sort the file with LC_ALL=C sort",
+        "text:3: a-1 is there twice (first in line 2)",
     ]
     assert "utt2spk:2: a-2 was dropped, it is not in text" in told
     assert "text:4: c-1 was dropped, no utterance has it" in told

@@ -123,6 +123,18 @@ def test_other_files_follow(tmp_path: Path):
     (data / "feats.scp").write_text("".join(f"{utt_id} f.ark:1\n" for utt_id in utt_ids))
     perturb(data, tmp_path / "out", [0.9])
     assert (tmp_path / "out" / "utt2dur").read_text().splitlines()[0] == f"sp0.9-{utt_ids[0]} 0.5"
+    # As Kaldi's perturb_data_dir_speed.sh 0.9 made it of the same directory, but for its two decimals.
+    segments = [line.split() for line in (tmp_path / "out" / "segments").read_text().splitlines()]
+    assert [(utt_id, rec_id, f"{float(a):.2f} {float(b):.2f}") for utt_id, rec_id, a, b in segments] == [
+        ("sp0.9-s0-u0-0.0", "sp0.9-s0-rec0", "0.00 0.50"),
+        ("sp0.9-s0-u0-0.5", "sp0.9-s0-rec0", "0.56 1.06"),
+        ("sp0.9-s0-u1-0.0", "sp0.9-s0-rec1", "0.00 0.50"),
+        ("sp0.9-s0-u1-0.5", "sp0.9-s0-rec1", "0.56 1.06"),
+        ("sp0.9-s1-u2-0.0", "sp0.9-s1-rec2", "0.00 0.50"),
+        ("sp0.9-s1-u2-0.5", "sp0.9-s1-rec2", "0.56 1.06"),
+    ]
+    assert (tmp_path / "out" / "reco2file_and_channel").read_text().startswith("sp0.9-s0-rec0 s0-rec0 B\n")
+    assert (tmp_path / "out" / "utt2uniq").read_text().startswith("sp0.9-s0-u0-0.0 s0-u0-0.0\n")
     assert (tmp_path / "out" / "spk2gender").read_text() == "sp0.9-s0 f\nsp0.9-s1 m\n"
     assert (tmp_path / "out" / "utt2lang").read_text().startswith(f"sp0.9-{utt_ids[0]} en\n")
     assert not (tmp_path / "out" / "feats.scp").exists()  # those are the originals'

@@ -6,6 +6,7 @@ Beyond Kaldi: an utterance's id has to start with its speaker's, recordings have
 
 from collections.abc import Collection, Iterator
 
+from asr_kd.corpus.line_rules import split_blanks
 from asr_kd.corpus.tables import (
     BY_RECORDING,
     BY_SPEAKER,
@@ -15,7 +16,6 @@ from asr_kd.corpus.tables import (
     Table,
     find_source,
     is_pipe,
-    split_blanks,
 )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from asr_kd.corpus import tables
 from asr_kd.corpus.consistency import cross_problems, source_problems
-from asr_kd.corpus.tables import CHANNELS, DataDir, Problem, Table
+from asr_kd.corpus.line_rules import CHANNELS, parse_segment, split_blanks
+from asr_kd.corpus.tables import DataDir, Problem, Table
 from asr_kd.errors import AsrKdError
 
 
@@ -75,7 +76,7 @@ def read_data_dir(path: str | Path, need_text: bool = True, allow_pipes: bool = 
     `words=None`; a `text` that is there is validated all the same. Reading runs no command: `allow_pipes` False
     refuses those in wav.scp here already, with the line.
 
-    Raises AsrKdError, naming file and line, for whatever `tables` and `consistency` call a problem.
+    Raises AsrKdError, naming file and line, for whatever `line_rules` and `consistency` call a problem.
     """
     return to_utterances(load_data_dir(path, need_text, allow_pipes))
 
@@ -93,10 +94,10 @@ def to_utterances(data: DataDir) -> list[Utterance]:
     for utt_id, spk_id in data.rows("utt2spk").items():
         rec_id, start_s, end_s = utt_id, None, None
         if segments:
-            rec_id, start_s, end_s = tables.parse_segment(utt_id, segments[utt_id])
+            rec_id, start_s, end_s = parse_segment(utt_id, segments[utt_id])
             if start_s == 0 and end_s is None:
                 start_s = None
-        words = tuple(tables.split_blanks(text[utt_id])) if text else None
+        words = tuple(split_blanks(text[utt_id])) if text else None
         recording = recordings[rec_id]
         utterances.append(Utterance(utt_id, spk_id, recording, start_s, end_s, words, uniq.get(utt_id, utt_id)))
     return utterances

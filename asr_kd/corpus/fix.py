@@ -12,7 +12,7 @@ from pathlib import Path
 
 from asr_kd.corpus import tables
 from asr_kd.corpus.consistency import cross_problems
-from asr_kd.corpus.tables import BY_RECORDING, BY_SPEAKER, BY_UTTERANCE, DataDir, Problem, Table
+from asr_kd.corpus.tables import BY_RECORDING, BY_SPEAKER, BY_UTTERANCE, DataDir, Problem
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
 
@@ -41,7 +41,7 @@ def fix_data_dir(path: str | Path) -> list[str]:
     if not kept:
         first = problems[0] if problems else data.tables["utt2spk"].problem(*next(iter(reasons.items())))
         raise AsrKdError(f"{path}: no utterance would remain, nothing was changed; first, {first}")
-    mended = DataDir(path, select(data, kept))
+    mended = DataDir(path, tables.select(data, kept))
     for name in [name for name in DERIVED if name in mended.tables and _is_partial(mended, name)]:
         del mended.tables[name]
         problems.append(Problem(path / name, None, "does not have every id and was removed, make it anew"))
@@ -51,18 +51,6 @@ def fix_data_dir(path: str | Path) -> list[str]:
     problems += sorted(_left_over(data, mended, reasons), key=str)
     problems += _write_changed(path, data, mended)
     return [str(problem) for problem in problems]
-
-
-def select(data: DataDir, utt_ids: list[str]) -> dict[str, Table]:
-    """The tables of these utterances, their recordings and their speakers, in C-locale order."""
-    selected = {name: data.tables[name].keep(utt_ids) for name in BY_UTTERANCE if name in data.tables}
-    spk_ids = set(selected["utt2spk"].rows.values())
-    recording_of = data.recording_of()
-    rec_ids = {recording_of[utt_id] for utt_id in utt_ids}
-    selected |= {name: data.tables[name].keep(spk_ids) for name in BY_SPEAKER if name in data.tables}
-    selected |= {name: data.tables[name].keep(rec_ids) for name in BY_RECORDING if name in data.tables}
-    selected["spk2utt"] = tables.spk2utt(DataDir(data.path, selected))
-    return selected
 
 
 def _reason_to_drop(data: DataDir, utt_id: str, absent: Container[str]) -> str | None:

@@ -12,7 +12,6 @@ import numpy as np
 from asr_kd.corpus import tables
 from asr_kd.corpus.consistency import cross_problems
 from asr_kd.corpus.datadir import original_id, to_utterances
-from asr_kd.corpus.fix import select
 from asr_kd.corpus.tables import BY_UTTERANCE, FILES, DataDir, Table
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_dir
@@ -27,7 +26,7 @@ def write_selection(data: DataDir, utt_ids: Sequence[str], out: Path) -> None:
         raise AsrKdError(f"{data.path}: no utterance was chosen for {out}")
     if out.resolve() == data.path.resolve():
         raise AsrKdError(f"{out}: a data directory cannot be written over itself, name another")
-    tables.write_tables(out, _rebased(data, select(data, list(utt_ids)), out))
+    tables.write_tables(out, _rebased(data, tables.select(data, list(utt_ids)), out))
 
 
 def spread(utt_ids: Sequence[str], num: int) -> list[str]:
@@ -88,7 +87,7 @@ def split(data: DataDir, num: int, by_utterance: bool) -> Path:
     parts = list(_even_parts([groups[key] for key in sorted(groups)], num))
     with atomic_dir(out) as work:
         for i, utt_ids in enumerate(parts, start=1):
-            tables.write_tables(work / str(i), _rebased(data, select(data, utt_ids), out / str(i)))
+            tables.write_tables(work / str(i), _rebased(data, tables.select(data, utt_ids), out / str(i)))
     return out
 
 

@@ -1,16 +1,15 @@
 """The files of a Kaldi data directory as tables: which there are, what a line may hold, reading and writing them.
 
 Every line starts with an id and a blank; ids are unique and in C-locale order (`LC_ALL=C sort`), which for UTF-8 is
-the order of Python's strings. What Kaldi's utils/validate_data_dir.sh and validate_text.pl refuse in a line is
-refused here, and so are byte order marks, empty values and whatever is not UTF-8.
+the order of Python's strings.
 """
 
 import os
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from asr_kd.corpus.line_rules import VALUE_CHECKS, anything, split_line
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
 
@@ -21,11 +20,6 @@ BY_UTTERANCE = (
 BY_SPEAKER = ("spk2utt", "spk2gender", "spk2warp", "cmvn.scp")
 BY_RECORDING = ("wav.scp", "reco2file_and_channel", "reco2dur")
 FILES = (*BY_UTTERANCE, *BY_SPEAKER, *BY_RECORDING)
-
-# Kaldi numbers the channels of a file A and B; it takes 1 for A, though it says that one should not write it.
-CHANNELS = {"A": 0, "B": 1, "1": 0}
-_NOT_WORDS = {"<s>", "</s>", "#0"}  # language models and decoding graphs give these a meaning of their own
-_BLANKS = re.compile(r"[ \t]+")
 
 
 @dataclass(frozen=True)
@@ -83,11 +77,6 @@ class DataDir:
         return dict(sorted(speakers.items()))
 
 
-def split_blanks(value: str) -> list[str]:
-    """The fields of a value; blanks are space and tab and nothing else, as in Kaldi."""
-    return _BLANKS.split(value)
-
-
 def load(path: Path) -> tuple[DataDir, list[Problem]]:
     """Read the files that are there; lines with a problem that cannot be mended are left out.
 
@@ -123,127 +112,35 @@ def read_table(path: Path) -> tuple[Table, list[Problem]]:
         problems.append(Problem(path, len(lines), "the last line has no newline, the file may be cut off", True))
     else:
         lines.pop()
-    check, previous = _VALUE_CHECKS.get(path.name, _anything), ""
-    has_crlf: list[int] = []
-    unsorted: list[Problem] = []
+    return table, problems + _fill(table, lines)
+
+
+def _fill(table: Table, lines: list[bytes]) -> list[Problem]:
+    """Put the lines in the table; those that break a rule on their own are left out."""
+    problems: list[Problem] = []
+    # Once for a file: every line would be no news.
+    has_crlf = is_unsorted = False
+    check, previous = VALUE_CHECKS.get(table.path.name, anything), ""
     for number, raw in enumerate(lines, start=1):
         if raw.endswith(b"\r"):
-            has_crlf.append(number)
-            raw = raw.rstrip(b"\r")
+            if not has_crlf:
+                what = "the line ends in CR LF, convert the file to Unix line ends"
+                problems.append(Problem(table.path, number, what, True))
+            has_crlf, raw = True, raw.rstrip(b"\r")
         try:
-            key, value = _split_line(raw)
+            key, value = split_line(raw)
             if key in table.rows:
                 raise ValueError(f"{key} is there twice (first in line {table.lines[key]})")
             check(key, value)
         except ValueError as error:
-            problems.append(Problem(path, number, str(error)))
+            problems.append(Problem(table.path, number, str(error)))
             continue
-        if key < previous:
+        if key < previous and not is_unsorted:
+            is_unsorted = True
             what = f"{key} comes after {previous}, sort the file with LC_ALL=C sort"
-            unsorted.append(Problem(path, number, what, True))
+            problems.append(Problem(table.path, number, what, True))
         table.rows[key], table.lines[key], previous = value, number, key
-    # Once for a file: every line would be no news.
-    if has_crlf:
-        what = "the line ends in CR LF, convert the file to Unix line ends"
-        problems.insert(0, Problem(path, has_crlf[0], what, True))
-    problems += unsorted[:1]
-    return table, problems
-
-
-def _split_line(raw: bytes) -> tuple[str, str]:
-    try:
-        line = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("the line is not UTF-8") from error
-    if not line.replace("\t", " ").isprintable():
-        raise ValueError("the line has a control character or a blank other than space and tab")
-    key, *rest = _BLANKS.split(line, maxsplit=1)
-    if not key:
-        raise ValueError("the line is empty or starts with a blank, an id was expected")
-    value = rest[0].rstrip(" \t") if rest else ""
-    if not value:
-        raise ValueError(f"{key} has nothing after it")
-    return key, value
-
-
-def _anything(_: str, __: str) -> None:
-    """Any value will do."""
-
-
-def _one_field(what: str) -> Callable[[str, str], None]:
-    def check(key: str, value: str) -> None:
-        if _BLANKS.search(value):
-            raise ValueError(f"{key} has more than one {what} ({value})")
-
-    return check
-
-
-def _number(low: float, high: float, whole: bool = False) -> Callable[[str, str], None]:
-    def check(key: str, value: str) -> None:
-        try:
-            fits = low < (int(value) if whole else float(value)) < high
-        except ValueError:
-            fits = False
-        if not fits:
-            kind = "a whole number" if whole else "a number"
-            raise ValueError(f"{key} has {value}, but {kind} between {low:g} and {high:g} was expected")
-
-    return check
-
-
-def _check_words(key: str, value: str) -> None:
-    for word in _BLANKS.split(value):
-        if word in _NOT_WORDS:
-            raise ValueError(f"the transcript of {key} holds {word}, which cannot be a word")
-
-
-def _check_gender(key: str, value: str) -> None:
-    if value not in ("m", "f"):
-        raise ValueError(f"{key} has {value}, but m or f was expected")
-
-
-def _check_source(key: str, value: str) -> None:
-    if value.startswith("~"):
-        raise ValueError(f"{key}: a tilde in a path is not expanded, write the path out")
-    if value.startswith("|"):
-        raise ValueError(f"{key}: a command that writes audio ends in a pipe, this one starts with it")
-
-
-def _check_channel(key: str, value: str) -> None:
-    fields = _BLANKS.split(value)
-    if len(fields) != 2 or fields[1] not in CHANNELS:
-        raise ValueError(f"{key} has “{value}”, but a file's name and its channel, A or B, were expected")
-
-
-def parse_segment(key: str, value: str) -> tuple[str, float, float | None]:
-    """The recording, start and end in seconds of a line of segments; an end of -1 is that of the recording (None).
-
-    Kaldi's extract-segments takes -1, its validate_data_dir.sh does not. Raises ValueError that says what is wrong.
-    """
-    try:
-        rec_id, start, end = _BLANKS.split(value)
-        start_s, end_s = float(start), float(end)
-    except ValueError as error:
-        raise ValueError(f"{key} has “{value}”, not a recording, a start and an end in seconds") from error
-    if not (0 <= start_s < end_s < float("inf") or (0 <= start_s < float("inf") and end_s == -1)):
-        raise ValueError(f"{key} goes from {start} to {end} s, which is no part of a recording")
-    return rec_id, start_s, None if end_s == -1 else end_s
-
-
-_VALUE_CHECKS: Mapping[str, Callable[[str, str], object]] = {
-    "utt2spk": _one_field("speaker"),
-    "utt2uniq": _one_field("original"),
-    "text": _check_words,
-    "segments": parse_segment,
-    "wav.scp": _check_source,
-    "reco2file_and_channel": _check_channel,
-    "spk2gender": _check_gender,
-    "utt2dur": _number(0, float("inf")),
-    "reco2dur": _number(0, float("inf")),
-    "utt2num_frames": _number(0, float("inf"), whole=True),
-    "utt2warp": _number(0.5, 1.5),
-    "spk2warp": _number(0.5, 1.5),
-}
+    return problems
 
 
 def is_pipe(value: str) -> bool:
@@ -305,3 +202,15 @@ def spk2utt(data: DataDir) -> Table:
     """spk2utt as it follows from utt2spk."""
     rows = {spk_id: " ".join(utt_ids) for spk_id, utt_ids in data.utterances_of().items()}
     return Table(data.path / "spk2utt", rows)
+
+
+def select(data: DataDir, utt_ids: list[str]) -> dict[str, Table]:
+    """The tables of these utterances, their recordings and their speakers, in C-locale order."""
+    selected = {name: data.tables[name].keep(utt_ids) for name in BY_UTTERANCE if name in data.tables}
+    spk_ids = set(selected["utt2spk"].rows.values())
+    recording_of = data.recording_of()
+    rec_ids = {recording_of[utt_id] for utt_id in utt_ids}
+    selected |= {name: data.tables[name].keep(spk_ids) for name in BY_SPEAKER if name in data.tables}
+    selected |= {name: data.tables[name].keep(rec_ids) for name in BY_RECORDING if name in data.tables}
+    selected["spk2utt"] = spk2utt(DataDir(data.path, selected))
+    return selected

@@ -23,7 +23,7 @@ import soundfile
 from asr_kd.corpus import tables
 from asr_kd.corpus.consistency import cross_problems
 from asr_kd.corpus.datadir import Recording, to_utterances
-from asr_kd.corpus.fix import select
+from asr_kd.corpus.line_rules import parse_segment
 from asr_kd.corpus.processes import end_with_parent
 from asr_kd.corpus.tables import DataDir, Table
 from asr_kd.errors import AsrKdError
@@ -81,7 +81,7 @@ def perturb_speed(
             f"{max_bad_share:g} that is allowed; the first is {rec_id}: {reason}"
         )
     recording_of = data.recording_of()
-    usable = DataDir(data.path, select(data, [u for u in data.rows("utt2spk") if recording_of[u] not in bad]))
+    usable = DataDir(data.path, tables.select(data, [u for u in data.rows("utt2spk") if recording_of[u] not in bad]))
     _write_copies(usable, out, factors)
 
 
@@ -117,7 +117,7 @@ def _copied_rows(data: DataDir, out: Path, factor: float) -> dict[str, dict[str,
     if "segments" in data.tables:
         rows["segments"] = {}
         for utt_id, value in data.rows("segments").items():
-            rec_id, start_s, end_s = tables.parse_segment(utt_id, value)
+            rec_id, start_s, end_s = parse_segment(utt_id, value)
             end = -1 if end_s is None else end_s / factor
             rows["segments"][utt_id] = f"{prefix}{rec_id} {start_s / factor} {end}"
     rows["wav.scp"] = {}
