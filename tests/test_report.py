@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from made_up_systems import HEADLINE, PHONES, make_systems
+from made_up_systems import HEADLINE, PHONES, make_labels, make_systems, noisy_outputs
 
+from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.plots import curve_group, systems_plot
 from asr_kd.scoring.report import RESULTS_HEADER, ReportContext, headline_sentences, results_row, write_report
@@ -315,3 +317,66 @@ def test_spectrogram_shows_a_tone_where_it_is():
     loudest = picture.values.mean(axis=1).argmax() / (len(picture.values) - 1)
     assert loudest * picture.edges[1] == pytest.approx(2.0, abs=0.05)
     assert picture.values.shape[1] * picture.step_s == pytest.approx(1.0, abs=0.01)
+
+
+# --- the page of score-frames
+
+
+@pytest.fixture
+def frame_files(tmp_path):
+    """An alignment, posteriors of two systems, one of them with two seeds, and speakers; paths by name."""
+    rng, labels = np.random.default_rng(9), make_labels(30)
+    layout = Layout.from_lengths([f"u{u:02d}" for u in range(30)], np.diff(labels.utt_offset))
+    phones = {"phone": labels.phone, "phones": PHONES}
+    write_ali(tmp_path / "ali.h5", layout, labels.pdf, num_pdfs=12, model_digest="x", sil_pdfs=[0, 1, 2], **phones)
+    for name, margin in (("one1", 1.5), ("one2", 1.5), ("two", 2.5)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for utt_id in layout.utt_ids:
+                logits = noisy_outputs(labels, margin, rng)[layout.rows(utt_id)]
+                file[utt_id] = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    (tmp_path / "utt2spk").write_text("".join(f"{u} s{i % 25}\n" for i, u in enumerate(layout.utt_ids)))
+    return tmp_path
+
+
+def test_score_frames_compares_posteriors_and_writes_a_page(frame_files, capsys):
+    seeds = [f"--posteriors=one={frame_files}/one{seed}.h5" for seed in (1, 2)]
+    given = [*seeds, "--posteriors", f"{frame_files}/two.h5", "--ali", f"{frame_files}/ali.h5"]
+    out = frame_files / "out"
+    assert main(["score-frames", *given, "--utt2spk", f"{frame_files}/utt2spk", "--out", str(out)]) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert [system["name"] for system in scores["systems"]] == ["one", "two"]
+    assert [system["num_seeds"] for system in scores["systems"]] == [2, 1]
+    assert (scores["resampling_unit"], scores["bootstrap"]["num_units"]) == ("speaker", 25)
+    assert len(scores["comparisons"]) == 4
+    page = (out / "index.html").read_text()
+    assert not re.search(r"<script|<link|<img|@import|src=|https?://(?!www.w3.org/2000/svg)", page)
+    assert re.findall(r'<section id="(\w+)">', page) == [
+        "systems",
+        "tests",
+        "phones",
+        "confusions",
+        "calibration",
+        "made",
+    ]
+    assert "<b>" not in page
+    two = scores["systems"][1]["frame_accuracy"]["value"]
+    assert f"two classifies {two:.2f}\u00a0% of the frames correctly" in page
+    assert f"{two:.2f} [" in capsys.readouterr().out
+    assert {"systems.csv", "comparisons.tex", "phones.csv", "states.csv"} <= {
+        p.name for p in (out / "tables").iterdir()
+    }
+
+
+def test_score_frames_of_one_system_and_of_bad_input(frame_files, capsys):
+    one = ["--posteriors", f"{frame_files}/two.h5", "--out", str(frame_files / "out")]
+    assert main(["score-frames", *one, "--ali", f"{frame_files}/ali.h5", "--sil-pdfs", "0,1"]) == 0
+    assert not (frame_files / "out" / "tables" / "comparisons.csv").exists()
+    for bad, message in (
+        (["--ali", f"{frame_files}/ali.h5", "--sil-pdfs", "x"], "--sil-pdfs x: expected whole numbers"),
+        (["--ali", f"{frame_files}/two.h5"], "two.h5: is of format None"),
+        (["--ali", f"ark:{frame_files}/none.ark"], "none.ark"),
+    ):
+        capsys.readouterr()
+        assert main(["score-frames", *one, *bad]) == 1
+        (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert message in error
