@@ -93,21 +93,28 @@ def _scores(scores: Mapping[str, Any] | None) -> str:
 
 def _training(model: "Model") -> str:
     lines = ["## Training\n"]
+    if model.record["trained_on"]:
+        lines.append(f"- on {model.record['trained_on']}")
+    seconds_a_frame = model.nets[0].front_end["frame_shift_ms"] / 1000.0
     for number, trained in enumerate(model.nets, 1):
         t = trained.training
         facts = {
-            "frames": t.get("num_train_frames"),
+            "hours of speech": _hours(t.get("num_train_frames"), seconds_a_frame),
             "seed": t.get("seed"),
             "best epoch": t.get("best_epoch"),
             "loss": _loss(t.get("loss")),
             "weights": trained.digest[:16],
         }
-        lines.append(f"- net {number}: " + ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None))
+        lines.append(f"- net {number}: " + ", ".join(f"{k}: {v}" for k, v in facts.items() if v is not None))
     digests = model.record["digests"]
     lines.append(f"- HMM {digests['hmm'][:16]}, graph {digests['graph'][:16]}")
     lines.append(f"- exported {model.record['date']} by asr_kd {model.record['asr_kd']} ({model.record['git_commit']})")
     lines.append("- every setting is in model.json and in nets/*/net.json")
     return "\n".join(lines) + "\n"
+
+
+def _hours(num_frames: int | None, seconds_a_frame: float) -> str | None:
+    return None if num_frames is None else f"{num_frames * seconds_a_frame / 3600:.3g}"
 
 
 def _loss(loss: Mapping[str, Any] | None) -> str | None:
@@ -124,5 +131,6 @@ def _limits(model: "Model") -> str:
     return (
         f"## Limits\n\nIt knows {len(words)} words and hears everything as a sequence of them: {shown}. "
         "Words follow each other with the frequencies of the training transcripts, without a longer memory. Voices, "
-        "rooms and languages that the training data lack were not tested.\n"
+        "rooms and languages that the training data lack were not tested. An utterance is held in memory as a whole: "
+        "cut long recordings into segments (--data takes Kaldi's).\n"
     )

@@ -108,13 +108,14 @@ def export_model(
     combination: str = "arithmetic",
     name: str = "",
     license: str = "",
+    trained_on: str = "",
     config: Mapping[str, Any] | None = None,
     scores: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory, as a whole or not at all, from the folders and files of an experiment.
 
-    nets: one, or the members of an ensemble, combined as `combination` says. name, license: for the card. config: of
-    the experiment; scores: as asr_kd.model_card.scores_of takes them from results.json.
+    nets: one, or the members of an ensemble, combined as `combination` says. name, license, trained_on (which speech):
+    for the card. config: of the experiment; scores: as asr_kd.model_card.scores_of takes them from results.json.
 
     Raises AsrKdError where the parts do not belong together, or `out` is something else than a model directory.
     """
@@ -129,6 +130,7 @@ def export_model(
         "version": VERSION,
         "name": name or out.resolve().name,
         "license": license or None,
+        "trained_on": trained_on or None,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "asr_kd": __version__,
         "git_commit": git_commit(),

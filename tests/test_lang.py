@@ -2,12 +2,17 @@
 
 import itertools
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, known_transcripts, read_lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm import wheels
@@ -113,6 +118,21 @@ def test_a_few_utterances_with_unknown_words_are_listed_with_their_line_and_left
         known_transcripts(LEXICON, utterances, text, max_oov_share=0.04)
     with pytest.raises(AsrKdError, match="1 of 1 utterances"):
         known_transcripts(LEXICON, [("u", ("zebra",))], text, max_oov_share=1.0)
+
+
+def test_validate_asks_for_every_word(tmp_path):
+    write_lexicon(tmp_path / "lexicon.txt", LEXICON)
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16000)
+    words = [("two",), ("tool", "zebra")]
+    utterances = [
+        Utterance(f"s-{i}", "s", Recording(f"s-{i}", str(tmp_path / "a.wav")), words=w) for i, w in enumerate(words)
+    ]
+    write_data_dir(tmp_path / "data", utterances)
+    script = Path(__file__).parents[1] / "data_prep/data_dir.py"
+    command = [sys.executable, script, "validate", "--lexicon", tmp_path / "lexicon.txt", tmp_path / "data"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}/data/text:2: utterance 's-1' has the word 'zebra'" in done.stderr
 
 
 # --- phones

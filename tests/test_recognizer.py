@@ -113,7 +113,13 @@ def exported(exp: Path, out: Path, *nets: str, system: str, extra: tuple = ()) -
 def model(experiment, tmp_path_factory) -> Path:
     """A model directory of one net, far from the experiment."""
     folder = tmp_path_factory.mktemp("away")
-    exported(experiment, folder / "made", "utterance/seed1", system="utterance", extra=("--license", "CC0-1.0"))
+    exported(
+        experiment,
+        folder / "made",
+        "utterance/seed1",
+        system="utterance",
+        extra=("--license", "CC0-1.0", "--trained-on", "made-up tones"),
+    )
     (folder / "made").rename(folder / "moved")
     return folder / "moved"
 
@@ -327,7 +333,15 @@ def test_parts_of_other_experiments_are_refused(experiment, tmp_path):
 
 def test_the_card_says_what_the_model_is(experiment, model, tmp_path):
     card = (model / "README.md").read_text()
-    for fact in ("8000 Hz", "CC0-1.0", "It knows 4 words", "24 fbank", "None were given"):
+    for fact in (
+        "8000 Hz",
+        "CC0-1.0",
+        "It knows 4 words",
+        "24 fbank",
+        "None were given",
+        "on made-up tones",
+        "seed: 1",
+    ):
         assert fact in card
     interval = {"value": 4.25, "ci95": [3.5, 5.0]}
     results = {"recipe": "tones", "preset": "quick", "split": "test", "num_utts": 8, "num_words": 24}

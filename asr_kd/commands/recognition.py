@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     option("--system", "whose scores the card shows, with --results (default student)", default="student"),
     option("--name", "of the model, for the card (default: that of the folder)", default=""),
     option("--license", "under which the model may be used, for the card", default=""),
+    option("--trained-on", "what speech it was trained on, in words, for the card", default=""),
     path("--out", "the model directory"),
     config=["combination", "beam", "min_active", "prior_floor"],
 )
@@ -69,12 +70,13 @@ def export(args: argparse.Namespace) -> None:
             combination=args.values["combination"],
             name=args.name,
             license=args.license,
+            trained_on=args.trained_on,
             config=args.values,
             scores=scores,
         ),
         command=args.command_line,
         inputs=file_digest([*args.nets, args.hmm, args.graph, args.counts]),
-        made=[dataclasses.asdict(scales), args.name, args.license, scores, args.values],
+        made=[dataclasses.asdict(scales), args.name, args.license, args.trained_on, scores, args.values],
     )
 
 
