@@ -354,7 +354,7 @@ def test_frame_results_compare_all_pairs(foreign):
     p = {(c["a"], c["b"]): c["p_value"] for c in results["comparisons"] if c["metric"] == "frame_accuracy"}
     assert p["b", "a"] < 0.01 < p["c", "b"]
     assert len(values["a"]["frame_accuracy"]["per_seed"]) == 2
-    single = build_frame_results([dataclasses.replace(s, utt_ids=["u"] * 40) for s in systems])
+    single = build_frame_results([dataclasses.replace(s, utt_ids=["u"] * 40) for s in systems], "utterance")
     assert single["comparisons"] == []
     assert single["systems"][0]["frame_accuracy"]["ci95"] is None
 
@@ -476,7 +476,7 @@ def all_places(value, path=()):
 
 
 # Not of the contract; the second may be missing, but are not odd where they are there.
-UNCHECKED = {"num_speakers", "bootstrap", "refused_tests"}
+UNCHECKED = {"num_speakers", "bootstrap", "refused_tests", "resampling_note"}
 OPTIONAL = {"frame_accuracy_nonsil", "frame_accuracy_top5", "calibration", "per_phone", "confusions"}
 FREE_NAMES = {"label_phone", "predicted_phone", "reason"}
 

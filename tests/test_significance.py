@@ -122,6 +122,11 @@ def test_speakers_are_resampled_where_there_are_enough():
     unit, why = resampling_unit(speakers[: MIN_SPEAKERS - 1])
     assert (unit, why[:42]) == ("utterance", "19 speakers are fewer than the 20 that res")
     assert resampling_unit(None)[0] == "utterance"
+    assert resampling_unit(speakers, "utterance")[0] == "utterance"
+    with pytest.raises(AsrKdError, match="one of auto, utterance, speaker, not word"):
+        resampling_unit(speakers, "word")
+    with pytest.raises(AsrKdError, match="not known"):
+        resampling_unit(None, "speaker")
 
 
 def test_resampling_speakers_covers_other_speakers_and_utterances_do_not():

@@ -516,7 +516,7 @@ def test_command_counts_phones_and_characters(tmp_path, capsys):
         (["--hyp", "=x.txt"], "cannot name a folder"),
         (["--hyp", "x.txt", "--unit", "phone"], "go together"),
         (["--hyp", "x.txt", "--time-mediated"], "reference CTM"),
-        (["--hyp", "x.txt", "--resampling-unit", "speaker"], "give --utt2spk"),
+        (["--hyp", "x.txt", "--resampling-unit", "speaker"], "name them with utt2spk"),
         (["--hyp", "x.txt", "--num-resamples", "0"], "at least one"),
     ],
 )

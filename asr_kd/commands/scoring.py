@@ -15,6 +15,7 @@ from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.priors import read_log_priors
 from asr_kd.runinfo import file_digest, make, run_info
+from asr_kd.scoring.significance import RESAMPLING_UNITS
 from asr_kd.scoring.system_list import SystemSpec, read_systems
 from asr_kd.store.atomic import write_json
 
@@ -229,7 +230,7 @@ def _decode_record(decoded: Path) -> dict[str, Any]:
     option("--split", "name of the scored set (default test)", default="test"),
     option("--recipe", "name for the page", required=True),
     option("--preset", "name for the page", required=True),
-    option("--resampling-unit", "default utterance", choices=["utterance", "speaker"], default="utterance"),
+    option("--resampling-unit", "auto: speakers from 20 on", choices=RESAMPLING_UNITS, default="auto"),
     path("--sweep", "sweep.json made by asr-kd sweep", required=False),
     path("--commands", "file of the commands that made this, one a line", required=False),
     path(

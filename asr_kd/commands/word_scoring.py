@@ -11,7 +11,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
 from asr_kd.scoring.alignment import WEIGHTS
 from asr_kd.scoring.report_tables import comparisons_table
-from asr_kd.scoring.significance import NUM_RESAMPLES, resampling_unit
+from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS, resampling_unit
 from asr_kd.scoring.tables import write_tables
 from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text, systems_table
@@ -41,7 +41,7 @@ from asr_kd.store.atomic import write_json, write_text
     option("--unit", "what is counted", choices=["word", "char", "phone"], default="word"),
     path("--lexicon", "lexicon.txt, whose first pronunciations are the phones of --unit phone", required=False),
     option("--ignore-case", "compare in lower case", action="store_true"),
-    option("--resampling-unit", "what intervals are over", choices=["auto", "utterance", "speaker"], default="auto"),
+    option("--resampling-unit", "what intervals are over", choices=RESAMPLING_UNITS, default="auto"),
     option("--num-resamples", f"bootstrap resamples (default {NUM_RESAMPLES})", type=int, default=NUM_RESAMPLES),
 )
 def score_words_command(args: argparse.Namespace) -> None:
@@ -71,8 +71,9 @@ def score_words_command(args: argparse.Namespace) -> None:
         times = [_times(args, references, hyp) for hyp in hyps[name]]
         scored = [score_words(refs, hyp, utt_ids, weights, t) for hyp, t in zip(seeds, times, strict=True)]
         systems.append(WordSystem(name, scored))
-    unit, why = _unit(args.resampling_unit, references, utt_ids)
-    units = utt_ids if unit == "utterance" else [references.spk_of[utt_id] for utt_id in utt_ids]
+    spk_ids = references.spk_of and [references.spk_of[utt_id] for utt_id in utt_ids]
+    unit, why = resampling_unit(spk_ids, args.resampling_unit)
+    units = utt_ids if unit == "utterance" else spk_ids
     compared = compare_systems(
         systems, units, has_alternatives=references.has_alternatives, num_resamples=args.num_resamples
     )
@@ -87,7 +88,7 @@ def score_words_command(args: argparse.Namespace) -> None:
         "ignore_case": args.ignore_case,
         "files": {"ref": str(args.ref), "hyp": {name: [str(f) for f in seeds] for name, seeds in files.items()}},
         "num_utts": len(utt_ids),
-        "num_speakers": None if references.spk_of is None else len({references.spk_of[u] for u in utt_ids}),
+        "num_speakers": spk_ids and len(set(spk_ids)),
         "resampling_unit": unit,
         "resampling_note": why,
         "num_resamples": args.num_resamples,
@@ -105,7 +106,7 @@ def score_words_command(args: argparse.Namespace) -> None:
     log(f"{args.out / 'scores.json'}")
 
 
-def parse_systems(given: Sequence[str]) -> dict[str, list[Path]]:
+def parse_systems(given: Sequence[str], flag: str = "--hyp") -> dict[str, list[Path]]:
     """`[NAME=]FILE` as {name: files of its seeds}; a file without a name is named after itself.
 
     Raises AsrKdError for a name that cannot be a folder's and for two files that would share one unasked.
@@ -117,12 +118,12 @@ def parse_systems(given: Sequence[str]) -> dict[str, list[Path]]:
         if not mark or "/" in name:
             name, file = Path(text).stem, text
             if name in files:
-                raise AsrKdError(f"--hyp {text}: another file is named {name}, too; write --hyp NAME={text}")
+                raise AsrKdError(f"{flag} {text}: another file is named {name}, too; write {flag} NAME={text}")
             unnamed.add(name)
         elif name in unnamed:
-            raise AsrKdError(f"--hyp {text}: a file without a name is named {name}, too; name both")
+            raise AsrKdError(f"{flag} {text}: a file without a name is named {name}, too; name both")
         if not re.fullmatch(r"[^\s/]+", name) or name in (".", ".."):
-            raise AsrKdError(f"--hyp {text}: {name!r} cannot name a folder; write --hyp NAME=FILE")
+            raise AsrKdError(f"{flag} {text}: {name!r} cannot name a folder; write {flag} NAME=FILE")
         files.setdefault(name, []).append(Path(file))
     return files
 
@@ -161,13 +162,6 @@ def _times(args: argparse.Namespace, references: References, hyp: Hypotheses) ->
     if hyp.texts and not hyp.times:
         raise AsrKdError(f"{hyp.texts.path}: --time-mediated needs a CTM")
     return references.times, hyp.times
-
-
-def _unit(asked: str, references: References, utt_ids: Sequence[str]) -> tuple[str, str]:
-    spk_ids = None if references.spk_of is None else [references.spk_of[utt_id] for utt_id in utt_ids]
-    if asked == "speaker" and spk_ids is None:
-        raise AsrKdError("--resampling-unit speaker: the speakers are not known; give --utt2spk")
-    return resampling_unit(spk_ids) if asked == "auto" else (asked, "as asked for")
 
 
 def _write_tables(folder: Path, scores: WordScores, references: References, hyp: Hypotheses | None) -> None:

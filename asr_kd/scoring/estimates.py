@@ -6,11 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.errors import AsrKdError
-from asr_kd.scoring.significance import NUM_RESAMPLES, ClusterBootstrap, Difference
+from asr_kd.scoring.significance import NUM_RESAMPLES, ClusterBootstrap, Difference, resampling_unit
 from asr_kd.scoring.systems import mean_over_seeds
-
-RESAMPLING_UNITS = ("utterance", "speaker")
 
 
 @dataclass(frozen=True)
@@ -52,21 +49,21 @@ class Estimates:
     """Values, intervals and differences of systems by metric, all from the same resamples of the same utterances.
 
     systems: objects with `name`, `utt_ids`, `spk_ids` and what the metrics ask for, scored on the same material.
-    Of a single unit there are no intervals and no tests.
+    Of a single unit there are no intervals and no tests. What the unit is, `resampling_unit` decides by the number of
+    speakers unless one is asked for.
     """
 
     def __init__(
         self,
         systems: Sequence[Any],
         metrics: Mapping[str, Metric],
-        resampling_unit: str = "utterance",
+        unit: str = "auto",
         num_resamples: int = NUM_RESAMPLES,
         seed: int = 0,
     ) -> None:
-        if resampling_unit not in RESAMPLING_UNITS:
-            raise AsrKdError(f"resampling unit must be one of {', '.join(RESAMPLING_UNITS)}, not {resampling_unit}.")
         self.metrics = metrics
-        self.units = systems[0].utt_ids if resampling_unit == "utterance" else systems[0].spk_ids
+        self.resampling_unit, self.resampling_note = resampling_unit(systems[0].spk_ids, unit)
+        self.units = systems[0].utt_ids if self.resampling_unit == "utterance" else systems[0].spk_ids
         columns = {}
         for system in systems:
             for name, metric in metrics.items():

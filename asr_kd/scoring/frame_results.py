@@ -80,7 +80,7 @@ class FrameSystem:
 
 def build_frame_results(
     systems: Sequence[FrameSystem],
-    resampling_unit: str = "utterance",
+    resampling_unit: str = "auto",
     *,
     num_resamples: int = NUM_RESAMPLES,
     about: Mapping[str, Any] | None = None,
@@ -107,7 +107,8 @@ def build_frame_results(
         "num_utts": int(np.count_nonzero(first.num_frames)),
         "num_frames": int(first.num_frames.sum()),
         "num_states": num_states.pop(),
-        "resampling_unit": resampling_unit,
+        "resampling_unit": estimates.resampling_unit,
+        "resampling_note": estimates.resampling_note,
         "bootstrap": {"num_resamples": num_resamples, "seed": 0, "num_units": estimates.num_units},
         "systems": [
             {

@@ -20,7 +20,7 @@ def build_results(
     split: str,
     systems: Sequence[SystemScores],
     headline: Mapping[str, str],
-    resampling_unit: str = "utterance",
+    resampling_unit: str = "auto",
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -34,8 +34,9 @@ def build_results(
     the error rate, and `shortfall_points` is the ensemble's gain less the student's, for both.
     Beyond the schema there are: of each system `frame_accuracy_nonsil` (null where all is silence),
     `frame_accuracy_top5` and `calibration` (null where they were not scored); `refused_tests` (a comparison that could
-    not be tested, with its reason), `num_speakers`, `bootstrap`, `per_phone` (of the headline systems) and
-    `confusions` (by name of baseline and student), as asr_kd/scoring/breakdown.py describes them.
+    not be tested, with its reason), `num_speakers`, `bootstrap`, `resampling_note` (why that unit), `per_phone` (of
+    the headline systems) and `confusions` (by name of baseline and student), as asr_kd/scoring/breakdown.py describes
+    them.
 
     Raises AsrKdError where systems were not scored on the same utterances, labels and transcripts.
     """
@@ -54,7 +55,8 @@ def build_results(
         "num_speakers": len(set(first.spk_ids)),
         "num_frames": int(first.num_frames.sum()),
         "num_words": int(first.num_ref_words.sum()),
-        "resampling_unit": resampling_unit,
+        "resampling_unit": estimates.resampling_unit,
+        "resampling_note": estimates.resampling_note,
         "bootstrap": {"num_resamples": num_resamples, "seed": seed, "num_units": estimates.num_units},
         "headline": {role: headline[role] for role in HEADLINE},
         "systems": [_system_entry(estimates, system) for system in systems],
