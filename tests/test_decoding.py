@@ -35,7 +35,7 @@ def test_hyps_survive_a_round_trip_and_bad_lines_are_named(tmp_path):
     assert (tmp_path / "text").read_text() == "a-1 one two\nb-1\n"
     assert read_hyps(tmp_path / "text") == hyps
     (tmp_path / "text").write_text("a-1 one\na-1 two\n")
-    with pytest.raises(AsrKdError, match="text:2: a-1 occurs twice"):
+    with pytest.raises(AsrKdError, match="text:2: a-1 is there twice"):
         read_hyps(tmp_path / "text")
 
 

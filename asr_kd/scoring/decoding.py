@@ -16,6 +16,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet, load_net
+from asr_kd.scoring.transcripts import read_transcripts
 from asr_kd.scoring.wer import count_errors
 from asr_kd.store.atomic import write_text
 from asr_kd.store.feats import FeatsReader
@@ -165,18 +166,8 @@ def write_hyps(path: Path, hyps: dict[str, str]) -> None:
 
 
 def read_hyps(path: Path) -> dict[str, str]:
-    """Read Kaldi's text format; raises AsrKdError for a missing file, an empty line or a duplicate id."""
-    hyps: dict[str, str] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise AsrKdError(f"{path}: cannot be read ({error.strerror}); was this system decoded?") from error
-    for number, line in enumerate(lines, 1):
-        utt_id, _, words = line.partition(" ")
-        if not utt_id or utt_id in hyps:
-            raise AsrKdError(f"{path}:{number}: {'empty line' if not utt_id else f'{utt_id} occurs twice'}")
-        hyps[utt_id] = words.strip()
-    return hyps
+    """Words of each utterance, joined by blanks, from Kaldi's text format, by `read_transcripts`."""
+    return {utt_id: " ".join(words) for utt_id, words in read_transcripts(path).items()}
 
 
 class Timer:
