@@ -255,6 +255,7 @@ def test_saved_model_aligns_alike_in_other_processes(plain, tmp_path):
         ("final.mdl", "<WEIGHTS>  [ ", "<WEIGHTS>  [ -", "not positive"),
         ("final.mdl", "<NUMPDFS> 2", "<NUMPDFS> 9", "announces"),
         ("final.mdl", "<LogProbs>", "<Gone>", "LogProbs"),
+        ("final.mdl", "<PdfClass> 0", "<ForwardPdfClass> 0 <SelfLoopPdfClass> 1", "is of a chain model"),
         ("lexicon.txt", "five F", "five V", "digest"),
         ("hmm.json", "{", "", "not a readable HMM"),
     ],

@@ -402,6 +402,7 @@ def test_changed_alignment_is_refused(tmp_path):
         (Layout.from_lengths(["a", "b"], [3, 2]), "1 utterances are in one only, the first is 'c'"),
         (Layout.from_lengths(["a", "b", "c"], [3, 2, 4], frame_shift_ms=30), "frame shift"),
         (Layout.from_lengths(["a", "b", "c"], [3, 2, 4], snip_edges=False), "snip_edges"),
+        (Layout.from_lengths(["a", "b", "c"], [9, 5, 12]), "one state for 3 frames, as alignments of chain models"),
     ],
 )
 def test_require_fit_names_the_first_difference(other, message):

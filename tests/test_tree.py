@@ -98,7 +98,7 @@ def test_likelihood_is_kaldis():
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.sampled_from([0.0, 12.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_few_sets_are_divided_in_the_best_way(seed, num_sets, min_count):
     rng = np.random.default_rng(seed)
     sets = [rng.normal(rng.normal(0, 2, 2), 1, (rng.integers(1, 12), 2)) for _ in range(num_sets)]
@@ -152,7 +152,7 @@ def test_questions_are_clusters_of_phones_that_sound_alike():
 
 
 @given(st.integers(0, 10_000), st.sampled_from(QUESTIONS), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_grown_trees(seed, questions, merge):
     """Every context reaches a leaf, counts and gains are what the frames say, limits are kept."""
     _, roots, grown = grow(seed, questions=questions, merge=merge)

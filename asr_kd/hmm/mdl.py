@@ -50,12 +50,18 @@ def _numbers(block: str, tag: str, name: str) -> np.ndarray:
 def parse_mdl(text: str, name: str) -> tuple[str, np.ndarray, list[Gmm]]:
     """Topology text, transition log-probabilities and GMMs of a Kaldi model in text form.
 
-    Raises AsrKdError, naming the file `name`, where it is malformed or holds a number that no model has.
+    Raises AsrKdError, naming the file `name`, where it is malformed, holds a number that no model has, or is of a chain
+    model.
     """
     topology = re.search(r"<Topology>.*</Topology>[^\S\n]*\n", text, re.DOTALL)
     sizes = re.search(r"<DIMENSION>\s+(\d+)\s+<NUMPDFS>\s+(\d+)", text)
     if not topology or not sizes:
         raise AsrKdError(f"{name}: is not a Kaldi HMM-GMM in text form")
+    if "<ForwardPdfClass>" in topology.group(0):
+        raise AsrKdError(
+            f"{name}: is of a chain model (its states have a <ForwardPdfClass>), each of whose outputs stands for "
+            "several frames; frame classifiers need an HMM-GMM of the full frame rate, as asr-kd train-hmm makes"
+        )
     dim, num_pdfs = int(sizes.group(1)), int(sizes.group(2))
     log_probs = _numbers(text, "LogProbs", name)
     gmms = []

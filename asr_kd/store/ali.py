@@ -17,10 +17,12 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, write_layout
 
 FORMAT_NAME = "asr_kd.ali"
 FAILED = -1
+# Frames to an output of Kaldi's chain models.
+SUBSAMPLING = 3
 
 
 def _check(
@@ -99,17 +101,14 @@ class AliReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with open_h5(path, FORMAT_NAME) as file:
+        with open_h5(path, FORMAT_NAME) as file, readable(path):
             self.layout = read_layout(file)
-            try:
-                self.num_pdfs = int(file.attrs["num_pdfs"])
-                self.model_digest = str(file.attrs["model_digest"])
-                self.pdf = file["pdf"][:].astype(np.int64)
-                self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
-                self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
-                self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
-            except H5_ERRORS as error:
-                raise AsrKdError(f"{path}: is not complete ({error})") from error
+            self.num_pdfs = int(file.attrs["num_pdfs"])
+            self.model_digest = str(file.attrs["model_digest"])
+            self.pdf = file["pdf"][:].astype(np.int64)
+            self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
+            self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
+            self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
         _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
 
     @property
@@ -134,6 +133,11 @@ def require_fit(ali: Layout, feats: Layout, names: tuple[str, str]) -> None:
         what = f"{len(only)} utterances are in one only, the first is {only[0]!r}"
     elif ali.utt_ids != feats.utt_ids:
         what = "their utterances are in different orders"
+    elif (ali.lengths < feats.lengths).all() and (ali.lengths == -(-feats.lengths // SUBSAMPLING)).all():
+        what = (
+            f"it has one state for {SUBSAMPLING} frames, as alignments of chain models have; "
+            "align with an HMM-GMM of the full frame rate (asr-kd train-hmm, asr-kd align)"
+        )
     else:
         row = int((ali.lengths != feats.lengths).argmax())
         what = f"{ali.utt_ids[row]!r} has {ali.lengths[row]} frames in one and {feats.lengths[row]} in the other"
