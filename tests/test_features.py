@@ -1,5 +1,6 @@
 """The front end against values made by Kaldi itself, and what it refuses."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features import cmvn
 from asr_kd.features.deltas import add_deltas
-from asr_kd.features.fbank import compute_fbank
-from asr_kd.features.mfcc import compute_mfcc
+from asr_kd.features.fbank import compute_fbank, compute_fbanks
+from asr_kd.features.mel import vtln_warp
+from asr_kd.features.mfcc import compute_mfcc, compute_mfccs
 from asr_kd.features.options import OPTIONS_OF_KIND, FbankOptions, MfccOptions
 from asr_kd.features.splice import splice
 from asr_kd.features.window import num_frames
@@ -70,11 +71,34 @@ def test_tensor_in_tensor_out(kaldi):
 
 def test_blocks_do_not_show():
     """A long utterance is worked off in blocks: each frame is what it is on its own."""
-    samples = np.random.default_rng(1).normal(scale=1000, size=160 * 700).astype(np.float32)
+    samples = np.random.default_rng(1).normal(scale=1000, size=160 * 1200).astype(np.float32)
     feats = compute_fbank(samples)
-    for frame in (0, 255, 256, 300, len(feats) - 1):
+    for frame in (0, 511, 512, 600, len(feats) - 1):
         alone = compute_fbank(samples[frame * 160 : frame * 160 + 400])
-        np.testing.assert_allclose(alone[0], feats[frame], atol=TOLERANCE)
+        np.testing.assert_array_equal(alone[0], feats[frame])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(400, 40000), min_size=1, max_size=12),
+    kind=st.sampled_from(["fbank", "mfcc"]),
+    num_mel_bins=st.sampled_from([15, 23, 40, 80]),
+    snip_edges=st.booleans(),
+    use_energy=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_company_does_not_change_a_bit(lengths, kind, num_mel_bins, snip_edges, use_energy, seed):
+    """Utterances computed together have the bits of each computed alone, so that portions of a corpus can be joined."""
+    rng = np.random.default_rng(seed)
+    options = OPTIONS_OF_KIND[kind](num_mel_bins=num_mel_bins, snip_edges=snip_edges, use_energy=use_energy)
+    utterances = [rng.normal(scale=2000, size=n).astype(np.float32) for n in lengths]
+    many, one = {"fbank": (compute_fbanks, compute_fbank), "mfcc": (compute_mfccs, compute_mfcc)}[kind]
+    for feats, samples in zip(many(utterances, options), utterances, strict=True):
+        np.testing.assert_array_equal(feats, one(samples, options))
+
+
+def test_nothing_gives_nothing():
+    assert compute_fbanks([], FbankOptions()) == []
 
 
 def test_constant_signal_is_silence():
@@ -164,6 +188,67 @@ def test_too_short_for_a_frame(snip_edges, too_short):
     assert len(compute_fbank(np.zeros(too_short + 1, dtype=np.float32), options)) == 1
 
 
+@pytest.mark.parametrize("use_energy", [True, False])
+def test_htk_puts_energy_last(kaldi, use_energy):
+    """Kaldi's --htk-compat moves a column, and scales C0 by the square root of two."""
+    for compute, kind in ((compute_fbank, "fbank"), (compute_mfcc, "mfcc")):
+        options = OPTIONS_OF_KIND[kind](use_energy=use_energy)
+        plain = compute(kaldi["wave_16000"], options)
+        htk = compute(kaldi["wave_16000"], dataclasses.replace(options, htk_compat=True))
+        if kind == "fbank" and not use_energy:
+            np.testing.assert_array_equal(htk, plain)
+            continue
+        np.testing.assert_allclose(htk[:, :-1], plain[:, 1:], atol=TOLERANCE)
+        scale = 1 if use_energy else np.sqrt(2)
+        np.testing.assert_allclose(htk[:, -1], scale * plain[:, 0], rtol=1e-5, atol=TOLERANCE)
+
+
+def test_mean_and_deltas_follow_each_other(kaldi):
+    plain = compute_mfcc(kaldi["wave_8000"], MfccOptions(sample_frequency=8000))
+    options = MfccOptions(sample_frequency=8000, subtract_mean=True, delta_order=1, delta_window=3)
+    feats = compute_mfcc(kaldi["wave_8000"], options)
+    assert feats.shape[1] == options.feat_dim == 26
+    np.testing.assert_allclose(feats, add_deltas(plain - plain.mean(axis=0), 1, 3), atol=1e-4)
+
+
+def test_a_warp_bends_the_axis_and_keeps_its_ends():
+    """By its definition: in the middle a warp of w looks at f where f / w is looked at without; the ends stay."""
+    options = FbankOptions(vtln_warp=1.1)
+    freq = torch.tensor([20.0, 60.0, 1100.0, 3300.0, 8000.0], dtype=torch.float64)
+    warped = vtln_warp(freq, options)
+    np.testing.assert_allclose(warped[[0, 2, 3, 4]], [20, 1000, 3000, 8000])
+    assert 20 < warped[1] < 60
+    steps = vtln_warp(torch.linspace(20, 8000, 400, dtype=torch.float64), options).diff()
+    assert (steps > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["fbank", "mfcc"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vtln_warp": 0.85},
+        {"vtln_warp": 1.15, "vtln_low": 60.0, "vtln_high": 7200.0},
+        {"htk_compat": True, "use_energy": True},
+        {"subtract_mean": True, "window_type": "hamming", "preemphasis_coefficient": 0.9},
+        {"round_to_power_of_two": False, "window_type": "blackman", "raw_energy": False, "use_energy": True},
+        {"energy_floor": 1e9, "use_energy": True, "remove_dc_offset": False, "window_type": "rectangular"},
+    ],
+)
+def test_options_are_torchaudios_where_it_is_installed(kaldi, kind, options):
+    try:
+        from torchaudio.compliance import kaldi as peer
+    except (ImportError, OSError) as error:
+        pytest.skip(f"torchaudio cannot be imported: {error}")
+    ours = {"fbank": compute_fbank, "mfcc": compute_mfcc}[kind](
+        kaldi["wave_16000"], OPTIONS_OF_KIND[kind](**{"num_mel_bins": 23, "use_energy": False, **options})
+    )
+    defaults = {"num_mel_bins": 23, "dither": 0.0, "energy_floor": 0.0}
+    theirs = {"fbank": peer.fbank, "mfcc": peer.mfcc}[kind](
+        torch.from_numpy(kaldi["wave_16000"]).float()[None], **{**defaults, **options}
+    )
+    np.testing.assert_allclose(ours, theirs.numpy(), atol=2e-3)
+
+
 def test_stereo_array_is_refused():
     with pytest.raises(AsrKdError, match="one channel"):
         compute_fbank(np.zeros((2, 1000), dtype=np.float32))
@@ -179,6 +264,9 @@ def test_stereo_array_is_refused():
         ({"num_mel_bins": 2}, "at least 3"),
         ({"preemphasis_coefficient": 1.5}, "preemphasis"),
         ({"energy_floor": -1}, "energy_floor"),
+        ({"delta_order": -1}, "delta_order"),
+        ({"vtln_warp": 0}, "vtln_warp"),
+        ({"vtln_warp": 1.1, "vtln_high": 9000}, "knees"),
     ],
 )
 def test_options_that_do_not_fit(options, message):
@@ -232,31 +320,3 @@ def test_negative_context_and_orders_are_refused():
     for function in (lambda f: splice(f, 1, 1), add_deltas):
         with pytest.raises(AsrKdError, match="without frames"):
             function(feats[:0])
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), parts=st.lists(st.integers(2, 40), min_size=1, max_size=4))
-def test_cmvn_of_parts_normalises_the_whole(seed, parts):
-    rng = np.random.default_rng(seed)
-    feats = [rng.normal(loc=15, scale=[1, 4, 0.1], size=(n, 3)).astype(np.float32) for n in parts]
-    stats = sum(cmvn.accumulate(f) for f in feats)
-    mean, istd = cmvn.mean_and_istd(stats, norm_vars=True)
-    assert mean.dtype == istd.dtype == np.float32
-    whole = (np.concatenate(feats) - mean) * istd
-    np.testing.assert_allclose(whole.mean(axis=0), 0, atol=1e-3)
-    np.testing.assert_allclose(whole.std(axis=0), 1, atol=1e-3)
-
-
-def test_cmvn_leaves_constant_dimensions_unscaled():
-    feats = np.full((50, 2), 0.1, dtype=np.float32)
-    feats[:, 1] = np.linspace(0, 1, 50)
-    mean, istd = cmvn.mean_and_istd(cmvn.accumulate(feats), norm_vars=True)
-    assert istd[0] == 1
-    assert istd[1] > 1
-    assert cmvn.mean_and_istd(cmvn.accumulate(feats), norm_vars=False)[1].tolist() == [1, 1]
-    np.testing.assert_allclose(mean, feats.mean(axis=0), rtol=1e-6)
-
-
-def test_cmvn_of_nothing():
-    with pytest.raises(AsrKdError, match="empty"):
-        cmvn.mean_and_istd(np.zeros((2, 4)), norm_vars=True)

@@ -97,16 +97,22 @@ def read_samples(
     resample: bool = False,
     allow_pipes: bool = False,
     accept_truncated: bool = False,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Read an utterance as `read_audio` does; with `allow_pipes`, run the command where the recording is one.
 
     A command is given to the shell from the current directory, as Kaldi does. The output of the last one is kept,
-    so that a recording's segments, if they follow each other, need it once.
+    so that a recording's segments, if they follow each other, need it once. content: what the recording's file holds,
+    where it was read already; libsndfile, for what is not plain wav, reads it more slowly from there.
 
     Raises AsrKdError that names the utterance and the file or command.
     """
     try:
-        with open_recording(utterance.recording, allow_pipes, accept_truncated) as audio:
+        if content:
+            opened = _open_content(content, utterance.recording.source, accept_truncated)
+        else:
+            opened = open_recording(utterance.recording, allow_pipes, accept_truncated)
+        with opened as audio:
             channel, start_s, end_s = utterance.recording.channel, utterance.start_s, utterance.end_s
             return _read_part(audio, sample_rate, channel, resample, start_s, end_s)
     except AsrKdError as error:
@@ -135,10 +141,14 @@ def open_recording(
         return
     if not allow_pipes:
         raise AsrKdError(f"{recording.source}: commands (pipes) are not run unless that is allowed (--allow-pipes)")
-    with _reporting(recording.source):
-        content = io.BytesIO(_run_pipe(recording.source))
-        with contextlib.closing(AudioFile(content, recording.source, accept_truncated)) as audio:
-            yield audio
+    with _open_content(_run_pipe(recording.source), recording.source, accept_truncated) as audio:
+        yield audio
+
+
+@contextlib.contextmanager
+def _open_content(content: bytes, name: str, accept_truncated: bool) -> Iterator[AudioFile]:
+    with _reporting(name), contextlib.closing(AudioFile(io.BytesIO(content), name, accept_truncated)) as audio:
+        yield audio
 
 
 def pick_channel(audio: AudioFile, channel: int | None) -> int:

@@ -21,7 +21,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features import inputs
 from asr_kd.features.audio import read_samples
 from asr_kd.features.fbank import compute_fbanks
-from asr_kd.features.inputs import ContentDigest, Recipe
+from asr_kd.features.inputs import ContentDigest, Recipe, whole_file
 from asr_kd.features.mfcc import compute_mfccs
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.quality import remark_on
@@ -41,6 +41,7 @@ MIN_BYTES_PER_PROCESS = 64 << 20
 FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
 # Frames that are computed together.
 BATCH_FRAMES = 2048
+KEPT_BYTES = 31 << 20  # glibc's limit is 32 MiB; the block is never touched
 PROGRESS_SECONDS = 10.0
 LISTED = 50
 
@@ -56,13 +57,16 @@ def _one_thread() -> Iterator[None]:
     """One torch thread: processes share the cores, and sums do not depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    # The C library gives back to the system what is freed, and pays for each page that it takes again, a quarter of
+    # all time; glibc stops that for blocks up to the largest one that was freed so far.
+    torch.empty(KEPT_BYTES, dtype=torch.uint8)
     try:
         yield
     finally:
         torch.set_num_threads(before)
 
 
-def _read(utt: Utterance, recipe: Recipe) -> np.ndarray:
+def _read(utt: Utterance, recipe: Recipe, content: bytes | None) -> np.ndarray:
     """Samples of an utterance that fill a frame."""
     samples = read_samples(
         utt,
@@ -70,6 +74,7 @@ def _read(utt: Utterance, recipe: Recipe) -> np.ndarray:
         resample=recipe.resample,
         allow_pipes=recipe.allow_pipes,
         accept_truncated=recipe.accept_truncated,
+        content=content if content is not None and content.startswith(b"RIFF") else None,
     )
     try:
         require_a_frame(len(samples), recipe.options)
@@ -82,6 +87,7 @@ class _ShardWriter:
     """Makes one shard: recordings in, batches computed, what cannot be used or is odd noted in the file."""
 
     def __init__(self, writer: FeatsWriter, recipe: Recipe) -> None:
+        self.contents = ContentDigest(recipe)
         self._writer = writer
         self._recipe = recipe
         self._compute = compute_mfccs if recipe.kind == "mfcc" else compute_fbanks
@@ -90,8 +96,10 @@ class _ShardWriter:
 
     def add(self, utt: Utterance) -> None:
         """Read an utterance, and compute the batch before it if that is full."""
+        content = whole_file(utt)
+        self.contents.add(utt, content)
         try:
-            samples = _read(utt, self._recipe)
+            samples = _read(utt, self._recipe, content)
         except AsrKdError as error:
             self._writer.skip(utt.utt_id, str(error))
             return
@@ -124,17 +132,15 @@ def _write_shard(path: Path, utterances: Sequence[Utterance], recipe: Recipe, st
         dtype=recipe.dtype,
         inputs_stamp=stamp,
     )
-    contents = ContentDigest(recipe)
     with _one_thread(), writer:
         shard = _ShardWriter(writer, recipe)
         for done, utt in enumerate(utterances):
             if time.monotonic() - reported > PROGRESS_SECONDS:
                 reported = time.monotonic()
                 log(f"{done} of {len(utterances)} utterances, {done / (reported - started):.0f} per second")
-            contents.add(utt)
             shard.add(utt)
         shard.flush()
-        writer.inputs_digest = contents.hexdigest()
+        writer.inputs_digest = shard.contents.hexdigest()
 
 
 def _opened(path: Path) -> FeatsReader | None:
@@ -327,9 +333,12 @@ def extract(
             log(f"{out}: up to date")
             return False
         older = _shards_to_extend(out, recipe, utterances) if append and out.exists() else []
-        _accept(out, shards.make(log), max_bad_share, log)
+        made = shards.make(log)
+        _accept(out, made, max_bad_share, log)
         _publish(out, older, shards.paths, max_bad_share)
-    log(f"{out}: {FeatsReader(out).layout.num_frames} frames of {len(utterances)} utterances")
+    num_frames_made = sum(reader.layout.num_frames for reader in made)
+    num_utts = sum(reader.layout.num_utts for reader in made)
+    log(f"{out}: {num_frames_made} frames of {num_utts} utterances" + (" were added" if older else ""))
     return True
 
 

@@ -15,7 +15,7 @@ def _inverse_mel_scale(mel: torch.Tensor) -> torch.Tensor:
     return 700.0 * ((mel / 1127.0).exp() - 1.0)
 
 
-def _vtln_warp(freq: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
+def vtln_warp(freq: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
     """Frequencies divided by the warp factor, bent below and above so that the outer edges stay (VtlnWarpFreq)."""
     low, high, factor = options.low_freq, options.upper_freq, options.vtln_warp
     knee_low, knee_high = options.vtln_low * max(1.0, factor), options.vtln_upper * min(1.0, factor)
@@ -40,7 +40,7 @@ def mel_matrix(options: FrontEndOptions) -> torch.Tensor:
     low, high = mel_scale(torch.tensor([options.low_freq, options.upper_freq], dtype=torch.float64))
     edges = low + (high - low) / (options.num_mel_bins + 1) * torch.arange(options.num_mel_bins + 2)
     if options.vtln_warp != 1.0:
-        edges = mel_scale(_vtln_warp(_inverse_mel_scale(edges), options))
+        edges = mel_scale(vtln_warp(_inverse_mel_scale(edges), options))
     left, centre, right = edges[:-2], edges[1:-1], edges[2:]
     weights = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
     if not weights.any(dim=0).all():
