@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtr, ndtri, stdtr, stdtrit  # scipy.stats takes seconds to import
 
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.alignment import CORRECT, INSERTION, KALDI, Alignment, Weights, align_words
@@ -223,8 +223,8 @@ def matched_pairs(
     if std_dev == 0 and wer_difference != 0:
         reason = f"all {n} segments differ by the same number of errors, so their variance cannot be estimated"
         return result(None, None, reason)
-    margin = stats.norm.ppf(0.975) * std_dev * np.sqrt(n) / num_words
-    p_value = 1.0 if wer_difference == 0 else float(2 * stats.norm.sf(abs(z)))
+    margin = ndtri(0.975) * std_dev * np.sqrt(n) / num_words
+    p_value = 1.0 if wer_difference == 0 else float(2 * ndtr(-abs(z)))
     return result((float(wer_difference - margin), float(wer_difference + margin)), p_value)
 
 
@@ -326,7 +326,7 @@ def share_of_gain(
     contrast = _contrast(claimed)
     spread = np.sqrt(variance.of(contrast))
     excess = float(contrast @ means)
-    p_at_least = float(stats.t.cdf(excess / spread, variance.freedom(contrast))) if spread > 0 else float(excess >= 0)
+    p_at_least = float(stdtr(variance.freedom(contrast), excess / spread)) if spread > 0 else float(excess >= 0)
     return GainShare(float(share), interval, p_at_least, float(e - s), None)
 
 
@@ -357,7 +357,7 @@ class _ContrastVariance:
         return float(parts.sum() ** 2 / spread) if spread > 0 else np.inf
 
     def quantile(self, contrast: np.ndarray) -> float:
-        return float(stats.t.ppf(0.975, self.freedom(contrast)))
+        return float(stdtrit(self.freedom(contrast), 0.975))
 
 
 def _fieller(x: float, y: float, variance: _ContrastVariance, t: float) -> tuple[float, float] | None:
