@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -21,10 +22,11 @@ from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
+from asr_kd.store import tensors
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import TargetsReader
-from asr_kd.training import checkpoint, loop
+from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.optimizer import clip_gradients
 from asr_kd.training.run import WITHOUT_EFFECT, Run, hard_loss
@@ -132,7 +134,7 @@ def kill_in_child(argv: list[object], patch: Callable[[], None]) -> None:
     """Run `asr-kd` in a forked child which `patch` makes end itself by SIGKILL, and see that it did."""
     child = os.fork()
     if child == 0:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        sys.stderr = open(os.devnull, "w")
         patch()
         os._exit(main([str(arg) for arg in argv]))
     _, status = os.waitpid(child, 0)
@@ -142,10 +144,10 @@ def kill_in_child(argv: list[object], patch: Callable[[], None]) -> None:
 
 def kill_at_save(number: int, moment: str) -> None:
     """SIGKILL before, in the middle of, or after the writing of checkpoint `number`, counted over all seeds."""
-    save, write, calls = loop.save_checkpoint, checkpoint.save_file, []
+    save, write, calls = loop.save_checkpoint, tensors.save_file, []
 
-    def half_a_file(tensors, path, metadata):
-        write(tensors, path, metadata)
+    def half_a_file(contents, path, metadata):
+        write(contents, path, metadata)
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -154,7 +156,7 @@ def kill_at_save(number: int, moment: str) -> None:
         if len(calls) == number and moment == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         if len(calls) == number and moment == "within":
-            checkpoint.save_file = half_a_file
+            tensors.save_file = half_a_file
         save(folder, contents)
         if len(calls) == number:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -481,6 +483,34 @@ def test_logits_of_large_ensembles_come_in_smaller_blocks(toy):
     torch.testing.assert_close(torch.cat([log_post for _, log_post in blocks]), whole)
 
 
+def test_a_full_disk_is_one_sentence_and_the_next_run_continues(whole_run, tmp_path):
+    """The checkpoint of epoch 3 does not fit; that of epoch 2 stays."""
+    argv, stderr = [str(arg) for arg in (*whole_run["argv"], "--out", tmp_path)], tmp_path / "stderr"
+    child = os.fork()
+    if child == 0:
+        sys.stderr = open(stderr, "w", buffering=1)
+        save, calls = loop.save_checkpoint, []
+
+        def save_on_a_full_disk(folder, contents):
+            calls.append(1)
+            if len(calls) == 3:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+            save(folder, contents)
+
+        loop.save_checkpoint = save_on_a_full_disk
+        os._exit(main(argv))
+    _, status = os.waitpid(child, 0)
+    assert os.WEXITSTATUS(status) == 1
+    last = stderr.read_text().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert "checkpoint.safetensors: could not be written" in last
+    assert [path.name for path in (tmp_path / "seed1").iterdir()] == ["checkpoint.safetensors"]
+    run(*argv)
+    for seed in ("seed1", "seed2"):
+        assert load_card(tmp_path / seed)["digest"] == load_card(whole_run["out"] / seed)["digest"]
+
+
 def test_a_damaged_checkpoint_is_named_and_one_of_another_version_is_passed_over(toy, tmp_path, capsys):
     argv = ["train", *sets(toy), *SMALL, "--num-epochs", 1, "--out", tmp_path]
     path = tmp_path / "seed1/checkpoint.safetensors"
@@ -488,7 +518,7 @@ def test_a_damaged_checkpoint_is_named_and_one_of_another_version_is_passed_over
     path.write_bytes(b"no checkpoint")
     assert main([str(a) for a in argv]) == 1
     assert f"{path}: damaged checkpoint" in capsys.readouterr().err
-    checkpoint.save_file({"model/x": torch.zeros(1)}, path, metadata={"progress": json.dumps({"fingerprint": "x"})})
+    tensors.save_file({"model/x": torch.zeros(1)}, path, metadata={"progress": json.dumps({"fingerprint": "x"})})
     run(*argv)
     assert load_card(tmp_path / "seed1")["training"]["stopped_by"] == "num_epochs"
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn
 from asr_kd.nnet.model import Architecture, FrameClassifier
-from asr_kd.store.atomic import atomic_path, write_json
+from asr_kd.store.atomic import write_json
+from asr_kd.store.tensors import save_tensors
 
 WEIGHTS, CARD = "final.safetensors", "net.json"
 
@@ -50,9 +51,7 @@ def weights_digest(net: torch.nn.Module) -> str:
 def save_net(path: str | Path, trained: TrainedNet) -> None:
     """Write final.safetensors, then net.json: the folder holds a complete net if and only if net.json is there."""
     path = Path(path)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.net.state_dict().items()}
-    with atomic_path(path / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    save_tensors(path / WEIGHTS, trained.net.state_dict())
     card = {
         "format": "asr_kd.net",
         "version": 1,

@@ -7,6 +7,9 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
 
+# Log prior of a state that no frame has: beyond every beam at any acoustic scale, small enough for float32 sums.
+NEVER = 1e4
+
 
 def count_pdfs(pdf: np.ndarray, num_pdfs: int) -> np.ndarray:
     """Frames of each state, (num_pdfs,) int64; unlabelled frames (-1) do not count."""
@@ -23,13 +26,31 @@ def read_log_priors(path: str | Path, floor: float) -> np.ndarray:
 
     Raises AsrKdError if the file is not a vector of counts, or the floor is not above 0.
     """
-    if not floor > 0:
-        raise AsrKdError(f"prior_floor {floor:g}: must be above 0, or a state never seen would have no log prior")
+    return _log_priors(_read_counts(path), floor)
+
+
+def read_decoding_priors(path: str | Path, floor: float) -> np.ndarray:
+    """The same to subtract from log posteriors before decoding: states that were never seen are never found.
+
+    A net knows nothing of them, so that what it gives them, however little, would weigh much over a tiny prior: words
+    of noise that no training transcript has would be heard. Kaldi's PdfPrior disables them likewise.
+    """
+    counts = _read_counts(path)
+    return np.where(counts > 0, _log_priors(counts, floor), NEVER).astype(np.float32)
+
+
+def _read_counts(path: str | Path) -> np.ndarray:
     try:
         counts = np.array(Path(path).read_text().strip().strip("[]").split(), dtype=np.float64)
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: not a vector of counts ({error})") from error
     if not len(counts) or (counts < 0).any() or not np.isfinite(counts).all() or counts.sum() == 0:
         raise AsrKdError(f"{path}: not a vector of counts")
+    return counts
+
+
+def _log_priors(counts: np.ndarray, floor: float) -> np.ndarray:
+    if not floor > 0:
+        raise AsrKdError(f"prior_floor {floor:g}: must be above 0, or a state never seen would have no log prior")
     priors = np.maximum(counts / counts.sum(), floor)
     return np.log(priors / priors.sum()).astype(np.float32)

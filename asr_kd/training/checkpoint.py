@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import atomic_path
+from asr_kd.store.tensors import save_tensors
 
 NAME = "checkpoint.safetensors"
 FORMAT = 2
@@ -53,15 +52,9 @@ def restore(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write `folder`/checkpoint.safetensors atomically."""
-    tensors = {
-        # A copy of each: safetensors refuses tensors that share memory.
-        f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
-        for part, named in checkpoint.parts.items()
-        for name, tensor in named.items()
-    }
+    tensors = {f"{part}/{name}": tensor for part, named in checkpoint.parts.items() for name, tensor in named.items()}
     progress = {"format": FORMAT, **checkpoint.progress}
-    with atomic_path(folder / NAME) as temporary:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
+    save_tensors(folder / NAME, tensors, {"progress": json.dumps(progress)})
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:

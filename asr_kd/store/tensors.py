@@ -1,0 +1,22 @@
+"""Weights on disk: safetensors, no pickle anywhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from asr_kd.errors import AsrKdError
+from asr_kd.store.atomic import atomic_path
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write copies of `tensors` to `path` atomically; raises AsrKdError where the disk is full or not to be written."""
+    # A copy of each: safetensors refuses tensors that share memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(copies, temporary, metadata=metadata)
+        except SafetensorError as error:  # its own kind of error for a full disk too
+            raise AsrKdError(f"{path}: could not be written ({error})") from error
