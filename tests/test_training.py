@@ -134,7 +134,7 @@ def kill_in_child(argv: list[object], patch: Callable[[], None]) -> None:
     """Run `asr-kd` in a forked child which `patch` makes end itself by SIGKILL, and see that it did."""
     child = os.fork()
     if child == 0:
-        sys.stderr = open(os.devnull, "w")
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the child ends
         patch()
         os._exit(main([str(arg) for arg in argv]))
     _, status = os.waitpid(child, 0)
@@ -488,7 +488,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_continues(whole_run, tmp_p
     argv, stderr = [str(arg) for arg in (*whole_run["argv"], "--out", tmp_path)], tmp_path / "stderr"
     child = os.fork()
     if child == 0:
-        sys.stderr = open(stderr, "w", buffering=1)
+        sys.stderr = open(stderr, "w", buffering=1)  # noqa: SIM115 - until the child ends
         save, calls = loop.save_checkpoint, []
 
         def save_on_a_full_disk(folder, contents):
