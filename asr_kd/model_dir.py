@@ -35,7 +35,7 @@ from asr_kd.hmm.word_times import PhoneTable
 from asr_kd.model_card import card_text
 from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import TrainedNet, load_net, save_net
-from asr_kd.nnet.priors import read_log_priors
+from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
 from asr_kd.store.atomic import atomic_dir, write_json, write_text
 
@@ -147,7 +147,7 @@ def export_model(
         "config": config,
     }
     table = PhoneTable.of_model(hmm_model)
-    log_priors = read_log_priors(counts, scales.prior_floor)
+    log_priors = read_decoding_priors(counts, scales.prior_floor)
     model = Model(trained, combination, decoding_graph, log_priors, hmm_model.lang, table, scales, record)
     with atomic_dir(out) as folder:
         for number, each in enumerate(trained, 1):
@@ -191,7 +191,7 @@ def load_model(path: str | Path) -> Model:
         table = PhoneTable(
             np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)
         )
-        log_priors = read_log_priors(path / COUNTS, scales.prior_floor)
+        log_priors = read_decoding_priors(path / COUNTS, scales.prior_floor)
         graph = Graph.load(path / "graph")
         epsilon_levels(graph.arcs)  # a cycle without frames would keep the search for ever
         return Model(nets, record["combination"], graph, log_priors, lang, table, scales, record)

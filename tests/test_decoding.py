@@ -8,7 +8,7 @@ import pytest
 from asr_kd.cli import main
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.priors import count_pdfs, read_log_priors, write_counts
+from asr_kd.nnet.priors import NEVER, count_pdfs, read_decoding_priors, read_log_priors, write_counts
 from asr_kd.scoring.decoding import SetDecoder, read_hyps, write_hyps
 from asr_kd.scoring.system_list import read_systems
 
@@ -20,6 +20,9 @@ def test_priors_are_relative_counts_with_a_floor(tmp_path):
     assert (tmp_path / "counts").read_text() == " [ 3 0 1 0 ]\n"
     priors = np.exp(read_log_priors(tmp_path / "counts", 0.01))
     np.testing.assert_allclose(priors, np.array([0.75, 0.01, 0.25, 0.01]) / 1.02, rtol=1e-5)
+    to_subtract = read_decoding_priors(tmp_path / "counts", 0.01)
+    np.testing.assert_allclose(np.exp(to_subtract[[0, 2]]), np.array([0.75, 0.25]) / 1.02, rtol=1e-5)
+    assert (to_subtract[[1, 3]] == NEVER).all()
 
 
 @pytest.mark.parametrize("text", ["", "[ ]", "[ 1 -2 ]", "[ a b ]", "[ 0 0 ]", "[ nan 1 ]"])

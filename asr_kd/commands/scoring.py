@@ -13,7 +13,7 @@ from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.priors import read_log_priors
+from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import file_digest, make, run_info
 from asr_kd.scoring.significance import RESAMPLING_UNITS
 from asr_kd.scoring.system_list import SystemSpec, read_systems
@@ -48,7 +48,7 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
-    decoder = SetDecoder(graph, read_log_priors(args.counts, config.prior_floor), config)
+    decoder = SetDecoder(graph, read_decoding_priors(args.counts, config.prior_floor), config)
     cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
         out = args.out / system.name
