@@ -1,14 +1,17 @@
+#!/usr/bin/env python3
 """How long a tree of tied triphone states takes to grow, from generated statistics of the size of 10 h of speech.
 
-Run: `OMP_NUM_THREADS=1 python benchmarks/tree.py`. Contexts have frequencies as in speech (Zipf), and means that depend
-on both neighbours through a few features that phones share.
+Contexts have frequencies as in speech (Zipf), and means that depend on both neighbours through a few features that
+phones share. Set OMP_NUM_THREADS=1 to measure one core.
 """
 
 import argparse
+import sys
 import time
 
 import numpy as np
 
+from asr_kd.cli_common import run_main
 from asr_kd.hmm.build_tree import QUESTIONS, Root, TreeOptions, build_tree
 from asr_kd.hmm.questions import clustered_questions
 from asr_kd.hmm.tree_stats import Moments, TreeStats
@@ -39,14 +42,8 @@ def generate(num_phones: int, num_triphones: int, feat_dim: int, hours: float, s
     return TreeStats(np.concatenate(events), Moments(*(np.concatenate(c) for c in zip(*moments, strict=True))))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hours", type=float, default=10.0)
-    parser.add_argument("--num-phones", type=int, default=40)
-    parser.add_argument("--num-triphones", type=int, default=30_000)
-    parser.add_argument("--feat-dim", type=int, default=39)
-    parser.add_argument("--num-leaves", type=int, default=2000)
-    args = parser.parse_args()
+def main(args: argparse.Namespace) -> None:
+    """Print one line for each kind of questions."""
     stats = generate(args.num_phones, args.num_triphones, args.feat_dim, args.hours, seed=0)
     phones = range(1, args.num_phones + 1)
     roots = [Root((phone,), NUM_STATES, split=phone > 1) for phone in phones]
@@ -54,15 +51,21 @@ def main() -> None:
     print(f"{len(stats.events)} contexts of {frames:.0f} frames ({frames / FRAMES_PER_HOUR:.1f} h)")
     for questions in QUESTIONS:
         options = TreeOptions(num_leaves=args.num_leaves, questions=questions, merge=False)
-        start = time.process_time()
+        start, cpu = time.perf_counter(), time.process_time()
         asked = clustered_questions(stats, [root.phones for root in roots])
         grown = build_tree(stats, roots, asked, options)
         data = grown.tree.to_bytes()
         print(
-            f"{questions}: {grown.tree.num_pdfs} leaves in {time.process_time() - start:.1f} s of CPU, "
-            f"gain {grown.gain / frames:.3f} a frame, {len(data)} bytes"
+            f"{questions}: {grown.tree.num_pdfs} leaves in {time.process_time() - cpu:.1f} s of CPU "
+            f"({time.perf_counter() - start:.1f} s), gain {grown.gain / frames:.3f} a frame, {len(data)} bytes"
         )
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=10.0, help="of speech (default 10)")
+    parser.add_argument("--num-phones", type=int, default=40)
+    parser.add_argument("--num-triphones", type=int, default=30_000)
+    parser.add_argument("--feat-dim", type=int, default=39)
+    parser.add_argument("--num-leaves", type=int, default=2000)
+    sys.exit(run_main(main, parser))

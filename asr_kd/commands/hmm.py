@@ -59,7 +59,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     path("--out", "ali.h5"),
     path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     option("--nj", "processes (default 1)", type=int, default=1),
-    config=["max_oov_share"],
+    config=["max_oov_share", "gmm_max_failed_share"],
 )
 def align(args: argparse.Namespace) -> None:
     """Forced alignment.
@@ -73,10 +73,11 @@ def align(args: argparse.Namespace) -> None:
     from asr_kd.store.feats import FeatsReader
 
     def work() -> None:
-        share = args.values["max_oov_share"]
-        for utt_id in steps.align(
-            args.feats, args.data, args.hmm, args.out, args.nj, max_oov_share=share, progress=log
-        ):
+        shares = {
+            "max_oov_share": args.values["max_oov_share"],
+            "max_failed_share": args.values["gmm_max_failed_share"],
+        }
+        for utt_id in steps.align(args.feats, args.data, args.hmm, args.out, args.nj, **shares, progress=log):
             log(f"warning: {utt_id} could not be aligned; its frames have no label")
 
     make(
@@ -204,7 +205,7 @@ def check_search(args: argparse.Namespace) -> None:
     from asr_kd.hmm.graph import Graph
     from asr_kd.hmm.viterbi import check_search as compare_scores
     from asr_kd.nnet.device import resolve_device
-    from asr_kd.nnet.priors import read_log_priors
+    from asr_kd.nnet.priors import read_decoding_priors
     from asr_kd.scoring.decoding import FrameCache, load_nets, log_posteriors
     from asr_kd.store.feats import FeatsReader
 
@@ -213,7 +214,7 @@ def check_search(args: argparse.Namespace) -> None:
     log_post = log_posteriors(
         load_nets([args.net], device), None, reader, FrameCache(device, torch.float32), torch.float32
     )
-    logliks = log_post - read_log_priors(args.counts, config.prior_floor)
+    logliks = log_post - read_decoding_priors(args.counts, config.prior_floor)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
     worst = compare_scores(
         graph,

@@ -29,6 +29,10 @@ class AlignOptions:
     beam: float = 10.0
     retry_beam: float = 200.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.beam < self.retry_beam:
+            raise AsrKdError(f"the retry_beam has to be wider than the beam, in {self}")
+
 
 class GraphCompiler:
     """Makes the graph of an utterance from its words, without transition probabilities, which change in training."""
