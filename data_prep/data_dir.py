@@ -72,6 +72,8 @@ def validate(args: argparse.Namespace) -> None:
     Shows every problem up to fifty, not just the first. Perturbed copies count as their originals.
     """
     lexicon = read_lexicon(args.lexicon) if args.lexicon else None
+    if len({path.resolve() for path in args.dirs}) < len(args.dirs):
+        raise AsrKdError(f"{', '.join(map(str, args.dirs))}: a directory is given twice, it shares all with itself")
     problems = [
         str(problem)
         for path in args.dirs

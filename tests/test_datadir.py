@@ -493,6 +493,7 @@ def test_the_script_fails_with_one_sentence(run, data_dir: Path, tmp_path: Path)
         (["split", data_dir, "--num", 3], "3 parts cannot be made, there are 2 speakers"),
         (["combine", out, data_dir, data_dir], "a-1 is there too"),
         (["validate", tmp_path / "none"], "there is no such data directory"),
+        (["validate", data_dir, data_dir], "is given twice"),
         (["validate", data_dir, tmp_path / "twin"], "which must be disjoint"),
         (["fix", tmp_path], "utt2spk: this file of the data directory is missing"),
         (["perturb-speed", data_dir, out, "--factors", "0.9,0.9"], "different ones between 0.1 and 10"),
