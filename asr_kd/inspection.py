@@ -15,7 +15,7 @@ from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.store.ali import FORMAT_NAME as ALI_FORMAT
 from asr_kd.store.feats import FORMAT_NAME as FEATS_FORMAT
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout, h5_format
+from asr_kd.store.hdf5 import Layout, h5_format, readable
 from asr_kd.store.kaldi_ark import object_kind, read_int_vectors, read_matrices, read_vectors
 from asr_kd.store.targets import FORMAT as TARGETS_FORMAT
 from asr_kd.store.targets import TargetsReader
@@ -225,6 +225,16 @@ def describe_table(rspecifier: str) -> Description:
 _OF_FORMAT: dict[str, Callable[[Path], Description]] = {ALI_FORMAT: describe_ali, TARGETS_FORMAT: describe_targets}
 
 
+def _describe_h5(path: Path, quick: bool) -> Description:
+    found_format = h5_format(path)
+    with readable(path):
+        if found_format == FEATS_FORMAT:
+            return describe_feats(path, quick)
+        if found_format in _OF_FORMAT:
+            return _OF_FORMAT[found_format](path)
+    raise AsrKdError(f"{path}: is an HDF5 file, but not one of this project (its format is {found_format!r})")
+
+
 def describe(path: str | Path, quick: bool = False) -> Description:
     """What `path` holds: a feats.h5, ali.h5, targets.h5, a folder with a net or nets, an ark, an scp, or an rspecifier.
 
@@ -241,13 +251,7 @@ def describe(path: str | Path, quick: bool = False) -> Description:
     elif path.suffix in (".ark", ".scp") or text.endswith(".ark.gz"):
         found = describe_table(text)
     else:
-        found_format = h5_format(path)
-        if found_format == FEATS_FORMAT:
-            found = describe_feats(path, quick)
-        elif found_format in _OF_FORMAT:
-            found = _OF_FORMAT[found_format](path)
-        else:
-            raise AsrKdError(f"{path}: is an HDF5 file, but not one of this project (its format is {found_format!r})")
+        found = _describe_h5(path, quick)
     return {"file": text, **found}
 
 

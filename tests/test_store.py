@@ -387,7 +387,7 @@ def test_changed_alignment_is_refused(tmp_path):
         del file["pdf"]
         file["pdf"] = h5py.ExternalLink("other.h5", "pdf")
 
-    for change, message in ((out_of_range, "states"), (no_model, "not complete"), (link, "link to elsewhere")):
+    for change, message in ((out_of_range, "states"), (no_model, "damaged or incomplete"), (link, "link to elsewhere")):
         write_good_ali(path)
         edit(path, change)
         with pytest.raises(AsrKdError, match=message):

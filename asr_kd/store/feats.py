@@ -101,7 +101,7 @@ class FeatsReader:
         self._file: h5py.File | None = None
         self._feats: h5py.Dataset | None = None
         self._pid = -1
-        with open_feats(path) as file:
+        with open_feats(path) as file, readable(path):
             self.attrs = dict(file.attrs)
             self.layout = read_layout(file)
             try:
@@ -156,7 +156,8 @@ class FeatsReader:
         out = np.empty((rows.stop - rows.start, self.feat_dim), dtype=np.float32)
         if len(out):
             self._opened()
-            self._feats.read_direct(out, source_sel=rows)
+            with readable(self.path):
+                self._feats.read_direct(out, source_sel=rows)
             if self._feats.is_virtual and not np.isfinite(out[:, 0]).all():
                 raise AsrKdError(f"{self.path}: a shard of it was removed while it was in use")
         return out
@@ -179,9 +180,11 @@ class FeatsReader:
     @property
     def utt_digests(self) -> np.ndarray:
         """SHA-256 of each utterance's stored values, (num_utts, 32) uint8."""
-        return self._opened()["utt/digest"][:]
+        with readable(self.path):
+            return self._opened()["utt/digest"][:]
 
     @property
     def cmvn_stats(self) -> np.ndarray:
         """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64."""
-        return self._opened()["cmvn/stats"][:]
+        with readable(self.path):
+            return self._opened()["cmvn/stats"][:]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import H5_ERRORS, Layout, create_h5, open_h5, read_layout, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, write_layout
 
 FORMAT = "asr_kd.targets"
 
@@ -62,20 +62,17 @@ class TargetsReader:
     def __init__(self, path: str | Path):
         """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
         self.path = Path(path)
-        with open_h5(path, FORMAT) as file:
+        with open_h5(path, FORMAT) as file, readable(path):
             self.layout = read_layout(file)
-            try:
-                self.num_pdfs = int(file.attrs["num_pdfs"])
-                self.temperature = float(file.attrs["temperature"])
-                self.combination = str(file.attrs["mean"])
-                self.content_digest = str(file.attrs["content_digest"])
-                self.model_digest = str(file.attrs["model_digest"])
-                self.members = list(file.attrs["members"])
-                self.prob = file["prob"][:]
-                self.pdf = file["pdf"][:] if "pdf" in file else None
-                self.tail = file["tail"][:] if "tail" in file else None
-            except H5_ERRORS as error:
-                raise AsrKdError(f"{path}: lacks part of its soft targets ({error})") from error
+            self.num_pdfs = int(file.attrs["num_pdfs"])
+            self.temperature = float(file.attrs["temperature"])
+            self.combination = str(file.attrs["mean"])
+            self.content_digest = str(file.attrs["content_digest"])
+            self.model_digest = str(file.attrs["model_digest"])
+            self.members = list(file.attrs["members"])
+            self.prob = file["prob"][:]
+            self.pdf = file["pdf"][:] if "pdf" in file else None
+            self.tail = file["tail"][:] if "tail" in file else None
         self._check()
 
     def _check(self) -> None:
