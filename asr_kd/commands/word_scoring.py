@@ -35,13 +35,20 @@ from asr_kd.store.atomic import write_json, write_text
     option("--ref-format", "format of the references, where the name does not tell", choices=FORMATS),
     option("--hyp-format", "format of the hypotheses, where the name does not tell", choices=FORMATS[:3]),
     path("--utt2spk", "speakers, where the references do not name them", required=False),
-    option("--mode", "absent hypotheses: an error, deletions, or left out", choices=MODES, default="strict"),
-    option("--weights", "whose alignment", choices=list(WEIGHTS), default="kaldi"),
+    option(
+        "--mode", "absent hypotheses: an error (the default), deletions, or left out", choices=MODES, default="strict"
+    ),
+    option("--weights", "whose alignment (default kaldi)", choices=list(WEIGHTS), default="kaldi"),
     option("--time-mediated", "align a CTM with a reference CTM by times, as sclite -T", action="store_true"),
-    option("--unit", "what is counted", choices=["word", "char", "phone"], default="word"),
+    option("--unit", "what is counted (default word)", choices=["word", "char", "phone"], default="word"),
     path("--lexicon", "lexicon.txt, whose first pronunciations are the phones of --unit phone", required=False),
     option("--ignore-case", "compare in lower case", action="store_true"),
-    option("--resampling-unit", "what intervals are over", choices=RESAMPLING_UNITS, default="auto"),
+    option(
+        "--resampling-unit",
+        "what intervals are over; auto: speakers from 20 on",
+        choices=RESAMPLING_UNITS,
+        default="auto",
+    ),
     option("--num-resamples", f"bootstrap resamples (default {NUM_RESAMPLES})", type=int, default=NUM_RESAMPLES),
 )
 def score_words_command(args: argparse.Namespace) -> None:
