@@ -54,7 +54,8 @@ class AudioFile:
             self._file.seek(self._wav.data_offset + start * self._wav.block_bytes)
             content = self._file.read((stop - start) * self._wav.block_bytes)
             return np.frombuffer(content, "<i2")[channel :: self.num_channels].astype(np.float32)
-        self._decoder.seek(start)
+        if start:  # a seek costs FLAC a search, even to where it is
+            self._decoder.seek(start)
         samples = self._decoder.read(stop - start, dtype="float32", always_2d=True)[:, channel]
         if len(samples) < stop - start:
             raise AsrKdError(
