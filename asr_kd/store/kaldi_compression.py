@@ -64,7 +64,7 @@ def _quartiles(columns: np.ndarray, low: np.float32, spread: np.float32) -> np.n
     num_cols, num_rows = columns.shape
     if num_rows >= 5:
         places = [0, num_rows // 4, 3 * (num_rows // 4), num_rows - 1]
-        picked = np.partition(columns, places, axis=1)[:, places]
+        picked = np.sort(columns, axis=1)[:, places]  # faster than to partition at four places
     else:
         picked = np.sort(columns, axis=1)
     found = _to_integers(picked, low, spread, 65535)
@@ -76,26 +76,21 @@ def _quartiles(columns: np.ndarray, low: np.float32, spread: np.float32) -> np.n
     return quartiles
 
 
-def _bytes_between(values: np.ndarray, start: np.ndarray, end: np.ndarray, first: int, last: int) -> np.ndarray:
-    """Values between two quartiles (num_cols, 1) as bytes from `first` to `last`."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = ((values - start) / (end - start) * np.float32(last - first)).astype(np.float64) + 0.5
-    # Where two quartiles are one float32, Kaldi's conversion of infinity to a whole number gives the lowest.
-    scaled[~np.isfinite(scaled)] = 0.0
-    return (first + np.clip(np.trunc(scaled), 0, last - first)).astype(np.uint8)
-
-
 def _compress_columns(matrix: np.ndarray, low: np.float32, spread: np.float32) -> bytes:
     columns = np.ascontiguousarray(matrix.T)
     quartiles = _quartiles(columns, low, spread)
-    p0, p25, p75, p100 = (column[:, None] for column in _quartile_values(quartiles, low, spread).T)
-    packed = np.where(
-        columns < p25,
-        _bytes_between(columns, p0, p25, 0, 64),
-        np.where(
-            columns < p75, _bytes_between(columns, p25, p75, 64, 192), _bytes_between(columns, p75, p100, 192, 255)
-        ),
-    )
+    values = _quartile_values(quartiles, low, spread)
+    packed = np.empty(columns.shape, dtype=np.uint8)
+    # Which two quartiles each value lies between, and the bytes that stand for what is between them.
+    first_bytes, num_bytes = np.array([0, 64, 192]), np.array([64, 128, 63], dtype=np.float32)
+    for column, ends, out in zip(columns, values, packed, strict=True):
+        between = (column >= ends[1]).astype(np.intp) + (column >= ends[2])
+        span = num_bytes.take(between)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            steps = ((column - ends.take(between)) / np.diff(ends).take(between) * span).astype(np.float64)
+        # Where two quartiles are one float32, Kaldi's conversion of infinity to a whole number gives the lowest.
+        steps[~np.isfinite(steps)] = 0.0
+        out[:] = first_bytes.take(between) + np.clip(steps + 0.5, 0, span).astype(np.intp)
     return quartiles.astype("<u2").tobytes() + packed.tobytes()
 
 
