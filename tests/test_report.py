@@ -113,7 +113,7 @@ def test_page_has_every_section_and_copies_of_every_table(page):
     sections = re.findall(r'<section id="(\w+)">', page)
     assert " ".join(sections) == "systems gain tests curves sweep phones confusions calibration utterance made"
     assert set(re.findall(r'<a href="#(\w+)">', page)) == set(sections)
-    assert page.count("\\toprule") == page.count("as CSV (tables/") == 8
+    assert page.count("\\toprule") == page.count("as CSV (tables/") == 9
     assert "utt007, as student recognised it" in page
     assert "Recognised: oops (times not known)." in page
     assert 'href="data:image/png;base64,' in page
@@ -122,7 +122,14 @@ def test_page_has_every_section_and_copies_of_every_table(page):
 def test_tables_beside_the_page_hold_the_results(results, systems, tmp_path):
     write_report(tmp_path, results, dataclasses.replace(REPORT, details={s.name: s.detail for s in systems[:3]}))
     names = {path.name for path in (tmp_path / "tables").iterdir()}
-    assert {"systems.csv", "systems.tex", "phones.csv", "states.csv", "confusions-states-student.tex"} <= names
+    assert {
+        "summary.tex",
+        "systems.csv",
+        "systems.tex",
+        "phones.csv",
+        "states.csv",
+        "confusions-states-student.tex",
+    } <= names
     rows = list(csv.DictReader((tmp_path / "tables" / "systems.csv").open()))
     for row, system in zip(rows, results["systems"], strict=True):
         assert row["name"] == system["name"]

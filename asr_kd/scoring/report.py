@@ -65,6 +65,7 @@ def write_report(out_dir: str | Path, results: Mapping[str, Any], context: Repor
 
 def _tables(results: Mapping[str, Any], context: ReportContext) -> dict[str, Table]:
     return {
+        "summary": report_tables.summary_table(results),
         "systems": report_tables.systems_table(results),
         "seeds": report_tables.seeds_table(results),
         "gain": report_tables.gain_table(results, SHARE_CLAIMED),

@@ -77,6 +77,31 @@ def systems_table(results: Mapping[str, Any]) -> Table:
     return with_values(Table("systems", caption, columns, rows))
 
 
+def summary_table(results: Mapping[str, Any]) -> Table:
+    """Baseline, ensemble and student, in as few columns as a paper has room for."""
+    columns = (
+        Column("role", "System", text=True),
+        Column("num_members", "Nets", format_count),
+        Column("parameters_m", "Parameters, M", format_number(2)),
+        Column("frame_accuracy", "Frame accuracy %", _PERCENT, interval=True),
+        Column("cross_entropy", "Cross-entropy", _NATS),
+        Column("wer", "WER %", _PERCENT, interval=True),
+        Column("share", "Share of gain kept", format_share, interval=True),
+    )
+    by_name = {system["name"]: system for system in results["systems"]}
+    gain = results["gain_recovered"]["frame_accuracy"]
+    rows = []
+    for role, name in results["headline"].items():
+        cells = {**by_name[name], "role": role, "parameters_m": by_name[name]["num_parameters"] / 1e6}
+        kept = role == "student" and gain["value"] is not None
+        rows.append(Row({**cells, "share": gain if kept else None}, name if name != role else ""))
+    caption = (
+        f"{results['recipe']} ({results['preset']}), {results['split']} set: baseline, ensemble and student with 95 % "
+        "intervals; the share is of the gain in frame accuracy."
+    )
+    return Table("summary", caption, columns, rows)
+
+
 def _system_note(system: Mapping[str, Any]) -> str:
     notes = [] if system["role"] == system["name"] else [system["role"]]
     if system["num_members"] > 1:
