@@ -1,9 +1,10 @@
 """`asr-kd COMMAND`: one subcommand for every step of an experiment."""
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 # Before torch loads OpenMP. Threads that spin as long as they wait (the default) slow training to a fiftieth as soon as
 # another process wants a core; threads that sleep at once halve it on an idle machine. A short spin is right for both.
@@ -11,42 +12,36 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from asr_kd import __version__
 from asr_kd.cli_common import run_main
-from asr_kd.commands import (
-    configuration,
-    distillation,
-    environment,
-    frame_scoring,
-    hmm,
-    inspection,
-    recognition,
-    scoring,
-    training,
-    word_scoring,
-)
+from asr_kd.commands.command import Command
 
-COMMANDS = (  # in the order in which an experiment takes them
-    configuration.config,
-    inspection.inspect,
-    hmm.train_hmm,
-    hmm.align,
-    hmm.make_graph,
-    training.train,
-    training.train_ensemble,
-    distillation.soft_targets,
-    distillation.sweep,
-    distillation.distill,
-    scoring.decode,
-    scoring.score,
-    frame_scoring.score_frames,
-    word_scoring.score_words_command,
-    scoring.report,
-    recognition.export,
-    recognition.recognize,
-    hmm.check_hmm,
-    hmm.check_boundaries,
-    hmm.check_search,
-    environment.env,
-)
+# Where each command lives, in the order in which an experiment takes them; `a-b` is the attribute a_b of its module.
+COMMANDS = {
+    "config": "configuration",
+    "inspect": "inspection",
+    "train-hmm": "hmm",
+    "align": "hmm",
+    "make-graph": "hmm",
+    "train": "training",
+    "train-ensemble": "training",
+    "soft-targets": "distillation",
+    "sweep": "distillation",
+    "distill": "distillation",
+    "decode": "scoring",
+    "score": "scoring",
+    "score-frames": "frame_scoring",
+    "score-words": "word_scoring",
+    "report": "scoring",
+    "export": "recognition",
+    "recognize": "recognition",
+    "check-hmm": "hmm",
+    "check-boundaries": "hmm",
+    "check-search": "hmm",
+    "env": "environment",
+}
+
+
+def _load(name: str) -> Command:
+    return getattr(importlib.import_module(f"asr_kd.commands.{COMMANDS[name]}"), name.replace("-", "_"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,19 +51,21 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(**{"allow_abbrev": False, **kwargs})
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser of the commands `names`; only their modules are imported, since some of them take seconds."""
     parser = _Parser(prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size.")
     parser.add_argument("--version", action="version", version=f"asr-kd {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for each in COMMANDS:
-        each.add_to(subparsers)
+    for name in names:
+        _load(name).add_to(subparsers)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `asr-kd`."""
-    return run_main(lambda args: args.main(args), build_parser(), argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    names = argv[:1] if argv and argv[0] in COMMANDS else COMMANDS
+    return run_main(lambda args: args.main(args), build_parser(names), argv)
 
 
 if __name__ == "__main__":

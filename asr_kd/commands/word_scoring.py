@@ -9,11 +9,12 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
+from asr_kd.scoring import wer
 from asr_kd.scoring.alignment import WEIGHTS
 from asr_kd.scoring.report_tables import comparisons_table
 from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS, resampling_unit
 from asr_kd.scoring.tables import write_tables
-from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, score_words, select_utterances
+from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, select_utterances
 from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text, systems_table
 from asr_kd.scoring.word_sets import FORMATS, Hypotheses, References, convert, read_hypotheses, read_references
 from asr_kd.scoring.word_tables import alignment_text, confusion_table, group_table, group_text, utterance_table
@@ -51,7 +52,7 @@ from asr_kd.store.atomic import write_json, write_text
     ),
     option("--num-resamples", f"bootstrap resamples (default {NUM_RESAMPLES})", type=int, default=NUM_RESAMPLES),
 )
-def score_words_command(args: argparse.Namespace) -> None:
+def score_words(args: argparse.Namespace) -> None:
     """Score hypotheses of one or more systems against references, with intervals, and compare the systems in pairs.
 
     Alignment and counts are compute-wer's (--weights kaldi) or sclite's (--weights sclite; sclite -s -D). A CTM is cut
@@ -76,7 +77,7 @@ def score_words_command(args: argparse.Namespace) -> None:
     systems = []
     for name, seeds in texts.items():
         times = [_times(args, references, hyp) for hyp in hyps[name]]
-        scored = [score_words(refs, hyp, utt_ids, weights, t) for hyp, t in zip(seeds, times, strict=True)]
+        scored = [wer.score_words(refs, hyp, utt_ids, weights, t) for hyp, t in zip(seeds, times, strict=True)]
         systems.append(WordSystem(name, scored))
     spk_ids = references.spk_of and [references.spk_of[utt_id] for utt_id in utt_ids]
     unit, why = resampling_unit(spk_ids, args.resampling_unit)
