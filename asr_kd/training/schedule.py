@@ -28,8 +28,6 @@ class Verdict:
 class Schedule:
     """Linear warm-up from 0 to the peak, then one of DECAYS until the last of `num_steps`."""
 
-    rejects = False
-
     def __init__(self, config: DnnConfig, num_steps: int):
         self._config = config
         self._num_steps = num_steps
@@ -71,8 +69,6 @@ class Newbob(Schedule):
     falls below end_halving_impr after that. The first keep_lr_iters epochs change no rate, and they and the first
     min_iters are always accepted. Warm-up, which Kaldi has not, multiplies the rate; warmup_steps 0 is Kaldi.
     """
-
-    rejects = True
 
     def __init__(self, config: DnnConfig, num_steps: int):
         super().__init__(config, num_steps)
