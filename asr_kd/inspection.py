@@ -193,8 +193,21 @@ def describe_net(path: Path) -> Description:
         return {"kind": "net", **{name: value for name, value in card.items() if name not in ("format", "version")}}
     members = sorted(path.glob(ENSEMBLE_PATTERN))
     if not members:
-        raise AsrKdError(f"{path}: is a folder without a net ({NET_CARD}), and holds no folders of nets")
+        raise AsrKdError(f"{path}: is a folder that holds no net ({NET_CARD}), no nets, and no record of this project")
     return {"kind": "nets", "members": {card.parent.name: describe_net(card.parent) for card in members}}
+
+
+def _describe_folder(path: Path) -> Description:
+    """A net, several nets, or another of the project's folders by its record."""
+    for record in sorted(path.glob("*.json")):
+        try:
+            found = json.loads(record.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        kind = str(found.get("format")) if isinstance(found, dict) else ""
+        if kind.startswith("asr_kd") and record.name != NET_CARD:
+            return {"kind": f"folder ({kind})"} | {name: found[name] for name in found if name != "format"}
+    return describe_net(path)
 
 
 def describe_table(rspecifier: str) -> Description:
@@ -236,7 +249,7 @@ def _describe_h5(path: Path, quick: bool) -> Description:
 
 
 def describe(path: str | Path, quick: bool = False) -> Description:
-    """What `path` holds: a feats.h5, ali.h5, targets.h5, a folder with a net or nets, an ark, an scp, or an rspecifier.
+    """What `path` holds: a feats.h5, ali.h5, targets.h5, a folder of nets, an HMM or a graph, an ark, an scp, or an rspecifier.
 
     All values are read, checked to be finite and, in feats.h5, to be those of their digests; with quick, the values
     of feats.h5 are not read. The result can be written as JSON.
@@ -247,7 +260,7 @@ def describe(path: str | Path, quick: bool = False) -> Description:
     if text.startswith(("ark", "scp")) and ":" in text:
         found = describe_table(text)
     elif path.is_dir():
-        found = describe_net(path)
+        found = _describe_folder(path)
     elif path.suffix in (".ark", ".scp") or text.endswith(".ark.gz"):
         found = describe_table(text)
     else:

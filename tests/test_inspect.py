@@ -127,6 +127,15 @@ def test_kaldis_tables(tmp_path):
         describe(f"{tmp_path}/empty.ark")
 
 
+def test_folders_by_their_records(tmp_path):
+    (tmp_path / "other.json").write_text("[]")
+    (tmp_path / "hmm.json").write_text(json.dumps({"format": "asr_kd-hmm", "version": 1, "num_pdfs": 60}))
+    assert describe(tmp_path).items() >= {"kind": "folder (asr_kd-hmm)", "num_pdfs": 60}.items()
+    (tmp_path / "hmm.json").write_text("{")
+    with pytest.raises(AsrKdError, match="no record of this project"):
+        describe(tmp_path)
+
+
 def test_lines_for_people_and_json_for_programs(toy, capsys):
     assert main(["inspect", str(toy["feats"]), str(toy["ali"]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

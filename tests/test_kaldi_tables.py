@@ -342,3 +342,17 @@ def test_copy_feats_asks_for_what_an_archive_does_not_say_and_lists_what_it_leav
     assert not h5.exists()
     assert copy_feats(ark, h5, "--kind", "fbank", "--sample-frequency", 16000, "--max-bad-share", 0.1).returncode == 0
     assert FeatsReader(h5).skipped[0][0] == "u3"
+
+
+@pytest.mark.parametrize("out", ["ark:x.ark", "ark,scp:x.ark,x.scp", "ark:x.ark.gz", "x.h5"])
+def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, out):
+    source, folder = tmp_path / "x.ark", tmp_path / "out"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    write_matrices(f"ark:{source}", ((f"u{i}", rng.normal(size=(100, 40)).astype(np.float32)) for i in range(20)))
+    script = f"ulimit -f 64; cd {folder}; {sys.executable} {ROOT}/data_prep/copy_feats.py {source} {out}"
+    options = " --kind fbank --sample-frequency 16000"
+    done = subprocess.run(["bash", "-c", script + options], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: x.")
+    assert list(folder.iterdir()) == []

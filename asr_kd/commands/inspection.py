@@ -13,7 +13,11 @@ from asr_kd.errors import AsrKdError
     "what files hold: lengths, statistics, digests, a picture",
     Option(
         "files",
-        {"nargs": "+", "metavar": "FILE", "help": "feats.h5, ali.h5, targets.h5, a net's folder, .ark, .scp, ark:FILE"},
+        {
+            "nargs": "+",
+            "metavar": "FILE",
+            "help": "feats.h5, ali.h5, targets.h5, the folder of a net, nets, HMM or graph, .ark, .scp, ark:FILE",
+        },
     ),
     option(
         "--quick", "leave the values of feats.h5 unread; statistics are those stored beside them", action="store_true"
