@@ -16,7 +16,7 @@ from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, known_transcripts, read_lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm import wheels
-from asr_kd.hmm.align import align_utterances
+from asr_kd.hmm.align import GraphCompiler, align_graph, align_utterances
 from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.gmm import MonoOptions, train_mono
 from asr_kd.hmm.graph import GraphArcs, make_graph
@@ -289,7 +289,10 @@ def _synthesize(lang: Lang, num_utts: int, seed: int) -> list[tuple[str, np.ndar
         for phone in phones:
             for third in range(3):
                 length = generator.integers(2, 6)
-                feats.append(means[bases.index(phone), third] + generator.normal(0, 1, (length, DIM)))
+                frames = means[bases.index(phone), third] + generator.normal(0, 1, (length, DIM))
+                if phone == "SIL" and third == 1:
+                    frames[:, 0] += generator.choice([-4, 0, 4])  # pauses differ
+                feats.append(frames)
                 truth += [phone] * length
         utterances.append((f"utt{index:03d}", np.concatenate(feats).astype(np.float32), words, np.array(truth)))
     return utterances
@@ -311,6 +314,14 @@ def test_positions_and_noise_are_trained_aligned_and_decoded(tmp_path, silence_t
     num_silence = 2 * (3 if silence_topology == "3state" else 5)
     assert model.num_pdfs == num_silence + 3 * 4, "the positions of a phone share their states"
     assert model.sil_pdfs == list(range(num_silence))
+    if silence_topology == "5state":
+        tids = np.concatenate(
+            [
+                align_graph(model, GraphCompiler(model, lang).compile(u[0], u[2]), *u[:2], options.align)
+                for u in utterances
+            ]
+        )
+        assert (np.bincount(model.t2pdf[tids])[:5] > 20).all(), "every state of silence has frames"
     model.save(tmp_path / "hmm")
     model = HmmModel.load(tmp_path / "hmm")
     assert (model.lang.phones, model.lang.lexicon) == (lang.phones, WORDS)

@@ -22,6 +22,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import MIN_OCCUPANCY, Gmm
 from asr_kd.hmm.graph import GraphArcs
 from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.topology import NUM_ERGODIC_STATES
 from asr_kd.hmm.wheels import kaldi
 
 # (power of the likelihood, states of a phone tied) of each pass.
@@ -150,6 +151,26 @@ def _update(model: HmmModel, data: np.ndarray, occupancies: np.ndarray, tied: bo
     return model.with_parameters(model.log_probs, gmms)
 
 
+def _part_ergodic_states(model: HmmModel) -> HmmModel:
+    """Give the inner states of 5-state silence and noise means apart: alike, they would stay alike for ever.
+
+    Their transitions are the same, so that expectations are too, and in the first alignment one would win every frame.
+    They part by a deviation in column 0 (energy).
+    """
+    gmms = list(model.gmms)
+    for phones in model.lang.phone_roots:
+        indexes = [model.phones.index(phone) for phone in phones]
+        pdfs = sorted(set(model.t2pdf[np.isin(model.t2phone, indexes)].tolist()))
+        if len(pdfs) == NUM_ERGODIC_STATES:
+            for shift, pdf in zip((-1.0, 0.0, 1.0), pdfs[1:-1], strict=True):
+                gmm = model.gmms[pdf]
+                variances = 1.0 / gmm.inv_vars.astype(np.float64)
+                means = gmm.means_invvars * variances
+                means[:, 0] += shift * np.sqrt(variances[:, 0])
+                gmms[pdf] = Gmm.from_moments(gmm.weights, means, variances)
+    return model.with_parameters(model.log_probs, gmms)
+
+
 def spectral_change(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """How much the sound changes between the two frames before each and the two from it on, (num_frames,).
 
@@ -199,4 +220,4 @@ def flat_start(model: HmmModel, data: np.ndarray, lengths: np.ndarray, graphs: S
         for batch in batches:
             _add_occupancies(batch, likelihoods, change, occupancies)
         model = _update(model, data, occupancies, tied)
-    return model
+    return _part_ergodic_states(model)
