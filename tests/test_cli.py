@@ -38,7 +38,7 @@ def test_every_command_has_help(capsys):
 def test_every_data_prep_script_has_help_and_refuses_unknown_options(script):
     helped = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
     assert helped.returncode == 0
-    assert "--out" in helped.stdout or "data" in helped.stdout
+    assert helped.stdout.startswith(f"usage: {script.name}")
     refused = subprocess.run([sys.executable, script, "--no-such-option"], capture_output=True, text=True)
     assert refused.returncode == 2
 
