@@ -249,7 +249,7 @@ def _describe_h5(path: Path, quick: bool) -> Description:
 
 
 def describe(path: str | Path, quick: bool = False) -> Description:
-    """What `path` holds: a feats.h5, ali.h5, targets.h5, a folder of nets, an HMM or a graph, an ark, an scp, or an rspecifier.
+    """What `path` holds: feats.h5, ali.h5, targets.h5, a folder of nets, an HMM or graph, an ark, scp or rspecifier.
 
     All values are read, checked to be finite and, in feats.h5, to be those of their digests; with quick, the values
     of feats.h5 are not read. The result can be written as JSON.
