@@ -40,7 +40,7 @@ MAX_SHARDS = 512
 MIN_BYTES_PER_PROCESS = 64 << 20
 FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
 # Frames that are computed together.
-BATCH_FRAMES = 2048
+BATCH_FRAMES = 4096
 KEPT_BYTES = 31 << 20  # glibc's limit is 32 MiB; the block is never touched
 PROGRESS_SECONDS = 10.0
 LISTED = 50

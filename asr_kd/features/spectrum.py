@@ -66,29 +66,38 @@ def _log_energy(frames: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
     return energy.clamp_(min=float(np.log(options.energy_floor))) if options.energy_floor > 0 else energy
 
 
-def _analyse_block(
-    frames: torch.Tensor, padded: torch.Tensor, energies: torch.Tensor, options: FrontEndOptions, use_power: bool
-) -> torch.Tensor | None:
-    """Fill energies (num_mel_bins, n) from windows (n, window_size) and return their log energy (n,) if it is used.
+class _Scratch(NamedTuple):
+    """What a block passes through."""
 
-    padded: (n, fft_size), scratch that is zero behind the window. The order of steps is Kaldi's ProcessWindow: mean,
-    raw energy, pre-emphasis, window.
+    frames: torch.Tensor  # (n, window_size)
+    padded: torch.Tensor  # (n, fft_size), zero behind the window
+    energies: torch.Tensor  # (num_mel_bins, n)
+
+
+def _analyse_block(
+    windows: torch.Tensor, scratch: _Scratch, options: FrontEndOptions, use_power: bool
+) -> torch.Tensor | None:
+    """Fill scratch.energies from windows (n, window_size); log energy (n,) if it is used.
+
+    The order of steps is Kaldi's ProcessWindow: mean, raw energy, pre-emphasis, window.
     """
-    window, delayed, mel = _tables(options, frames.device)
+    window, delayed, mel = _tables(options, windows.device)
+    frames = windows
     if options.remove_dc_offset:
-        frames = frames - frames.mean(dim=1, keepdim=True)
-    windowed = padded[:, : options.window_size]
+        frames = torch.sub(windows, windows.mean(dim=1, keepdim=True), out=scratch.frames)
+    windowed = scratch.padded[:, : options.window_size]
     torch.mul(frames, window, out=windowed)
     windowed[:, 1:].addcmul_(frames[:, :-1], delayed, value=-1)
-    spectrum = torch.fft.rfft(padded)
+    spectrum = torch.fft.rfft(scratch.padded)
     parts = torch.view_as_real(spectrum).flatten(1)
     if use_power:
         parts.square_()
     else:
         parts[:, ::2] = spectrum.abs()
         parts[:, 1::2] = 0
+    parts = parts.T
     for filters, columns, weights in mel:
-        torch.mm(weights, parts[:, columns].T, out=energies[filters])
+        torch.mm(weights, parts[columns], out=scratch.energies[filters])
     if not options.use_energy:
         return None
     return _log_energy(frames if options.raw_energy else windowed, options)
@@ -117,13 +126,16 @@ def analyse(
     device = utterances[0].device
     block = BLOCK_FRAMES if device.type == "cpu" else BLOCK_FRAMES_GPU
     windows, rows = pack_windows(utterances, options, block)
-    padded = windows.new_zeros(block, options.fft_size)
-    energies = windows.new_empty(options.num_mel_bins, block)
+    scratch = _Scratch(
+        windows.new_empty(block, options.window_size),
+        windows.new_zeros(block, options.fft_size),
+        windows.new_empty(options.num_mel_bins, block),
+    )
     feats = windows.new_empty(len(windows), options.static_dim)
     for start in range(0, len(windows), block):
         part = slice(start, start + block)
-        log_energy = _analyse_block(windows[part], padded, energies, options, use_power)
-        finish(energies, log_energy, options, feats[part])
+        log_energy = _analyse_block(windows[part], scratch, options, use_power)
+        finish(scratch.energies, log_energy, options, feats[part])
     return [_derived(feats[own], options) for own in rows]
 
 

@@ -35,15 +35,16 @@ def _mirrored(samples: torch.Tensor, first: int, stop: int) -> torch.Tensor:
 def _put(signal: torch.Tensor, samples: torch.Tensor, count: int, options: FrontEndOptions) -> None:
     """Write the samples that `count` windows need to the start of `signal`."""
     size, shift = options.window_size, options.window_shift
+    num_samples = samples.shape[0]
     first = 0 if options.snip_edges else shift // 2 - size // 2  # without snip_edges windows are centred on frames
     stop = first + (count - 1) * shift + size
-    inner = slice(max(first, 0), min(stop, len(samples)))
+    inner = slice(max(first, 0), min(stop, num_samples))
     at = inner.start - first
     signal[at : at + inner.stop - inner.start] = samples[inner]
     if first < 0:
         signal[:at] = _mirrored(samples, first, 0)
-    if stop > len(samples):
-        signal[at + inner.stop - inner.start : stop - first] = _mirrored(samples, len(samples), stop)
+    if stop > num_samples:
+        signal[at + inner.stop - inner.start : stop - first] = _mirrored(samples, num_samples, stop)
 
 
 def pack_windows(
@@ -58,12 +59,14 @@ def pack_windows(
     """
     size, shift = options.window_size, options.window_shift
     between = -(-size // shift) - 1
-    rows, end = [], 0
+    rows: list[slice] = []
+    end = 0
     for samples in utterances:
         if samples.ndim != 1:
             raise AsrKdError(f"samples of one channel were expected, but their shape is {tuple(samples.shape)}")
-        require_a_frame(len(samples), options)
-        count = num_frames(len(samples), options)
+        num_samples = samples.shape[0]
+        require_a_frame(num_samples, options)
+        count = num_frames(num_samples, options)
         rows.append(slice(end, end + count))
         end += count + between
     num_rows = -(-end // block) * block
