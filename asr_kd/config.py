@@ -67,6 +67,7 @@ class HmmConfig:
     tree_min_gain: float
     tree_merge: bool
     tri_num_iters: int
+    tri_realign_iters: list[int]
     tri_total_gauss: int
     tri_max_train_utts: int
 

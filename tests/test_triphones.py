@@ -295,11 +295,12 @@ def test_train_triphones_from_files_and_go_on_after_a_kill(inputs, tmp_path, mon
 
 def test_files_of_triphones(inputs, tmp_path):
     mfcc, data, _ = inputs
-    model = steps.train_hmm(*inputs, tmp_path / "hmm", hmm_config())
+    model = steps.train_hmm(*inputs, tmp_path / "hmm", hmm_config(tri_realign_iters=[2]))
     assert steps.align(mfcc, data, tmp_path / "hmm", tmp_path / "ali.h5") == ["s-utt007"]
     ali = AliReader(tmp_path / "ali.h5")
     assert (ali.num_pdfs, ali.model_digest) == (model.num_pdfs, model.digest)
     assert ali.failed_utt_ids == ["s-utt007"]
+    assert model.options["realign_iters"] == (2,)
     report, mono = (check_likelihood(tmp_path / name, mfcc, data) for name in ("hmm", "hmm_mono"))
     assert report.failed == ["s-utt007"]
     assert report.num_frames == mono.num_frames == (ali.pdf >= 0).sum()

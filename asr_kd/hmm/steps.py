@@ -89,6 +89,7 @@ def train_hmm(
     progress(f"triphones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     options = TriOptions(
         num_iters=config.tri_num_iters,
+        realign_iters=tuple(config.tri_realign_iters),
         total_gauss=config.tri_total_gauss,
         max_train_utts=config.tri_max_train_utts,
         max_failed_share=config.gmm_max_failed_share,
