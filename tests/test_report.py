@@ -21,7 +21,7 @@ from asr_kd.scoring.plots import curve_group, systems_plot
 from asr_kd.scoring.report import RESULTS_HEADER, ReportContext, headline_sentences, results_row, write_report
 from asr_kd.scoring.results import build_results
 from asr_kd.scoring.tables import Column, Row, Table, escape_latex, format_number, format_p_value
-from asr_kd.scoring.utterance_plot import Tier, UtteranceView, audio_picture, differing, mel_picture
+from asr_kd.scoring.utterance_plot import Tier, UtteranceView, audio_picture, differing, mel_picture, utterance_plot
 from asr_kd.scoring.utterance_view import choose_utterance, view_utterance
 from asr_kd.scoring.word_times import Span, runs, word_spans
 from asr_kd.store.ali import AliReader, write_ali
@@ -83,11 +83,16 @@ def results(systems):
 
 
 @pytest.fixture(scope="module")
-def page(results, tmp_path_factory):
+def report_dir(systems, results, tmp_path_factory):
     out = tmp_path_factory.mktemp("report")
-    write_report(out, results, REPORT)
+    write_report(out, results, dataclasses.replace(REPORT, details={s.name: s.detail for s in systems[:3]}))
     assert json.loads((out / "results.json").read_text()) == results
-    return (out / "index.html").read_text()
+    return out
+
+
+@pytest.fixture(scope="module")
+def page(report_dir):
+    return (report_dir / "index.html").read_text()
 
 
 def test_page_loads_nothing_and_its_ids_are_unique(page):
@@ -119,9 +124,9 @@ def test_page_has_every_section_and_copies_of_every_table(page):
     assert 'href="data:image/png;base64,' in page
 
 
-def test_tables_beside_the_page_hold_the_results(results, systems, tmp_path):
-    write_report(tmp_path, results, dataclasses.replace(REPORT, details={s.name: s.detail for s in systems[:3]}))
-    names = {path.name for path in (tmp_path / "tables").iterdir()}
+def test_tables_beside_the_page_hold_the_results(results, report_dir):
+    tables = report_dir / "tables"
+    names = {path.name for path in tables.iterdir()}
     assert {
         "summary.tex",
         "systems.csv",
@@ -130,22 +135,22 @@ def test_tables_beside_the_page_hold_the_results(results, systems, tmp_path):
         "states.csv",
         "confusions-states-student.tex",
     } <= names
-    rows = list(csv.DictReader((tmp_path / "tables" / "systems.csv").open()))
+    rows = list(csv.DictReader((tables / "systems.csv").open()))
     for row, system in zip(rows, results["systems"], strict=True):
         assert row["name"] == system["name"]
         assert float(row["wer_high"]) == system["wer"]["ci95"][1]
         assert float(row["ece"]) == system["calibration"]["ece"]
-    gains = {row["phone"]: row for row in csv.DictReader((tmp_path / "tables" / "phones.csv").open())}
+    gains = {row["phone"]: row for row in csv.DictReader((tables / "phones.csv").open())}
     assert set(gains) == set(PHONES)
     for phone in results["per_phone"]:
         assert float(gains[phone["phone"]]["gain student_low"]) == phone["gain"]["student"]["ci95"][0]
-    states = list(csv.DictReader((tmp_path / "tables" / "states.csv").open()))
+    states = list(csv.DictReader((tables / "states.csv").open()))
     assert sum(int(row["num_frames"]) for row in states) == results["num_frames"]
 
 
-def test_same_results_give_the_same_page(page, results, tmp_path):
-    write_report(tmp_path, results, REPORT)
-    assert (tmp_path / "index.html").read_text() == page
+def test_same_results_give_the_same_figures(results):
+    for draw in (lambda: systems_plot(results["systems"]), lambda: utterance_plot(make_view())):
+        assert draw() == draw()
 
 
 def test_names_are_escaped_everywhere(results, tmp_path):
