@@ -8,7 +8,7 @@ run asr_kd train-hmm --config "$config" --feats "$exp/feats/train.mfcc.h5" --dat
 for set in train dev test; do
   counts=()
   [ $set != train ] || counts=(--counts "$exp/ali/ali_train_pdf.counts")
-  run asr_kd align --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
+  run asr_kd align --config "$config" --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
     --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
 done
 run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" --out "$exp/graph"
