@@ -313,6 +313,16 @@ def test_posteriors_that_do_not_fit_are_refused_in_one_sentence(foreign, tmp_pat
     assert "\n" not in str(error.value)
 
 
+def test_files_of_the_project_that_hold_no_posteriors_are_told_apart(foreign, tmp_path):
+    with pytest.raises(AsrKdError, match="ali.h5: has a table of utterances but no posteriors"):
+        list(open_posteriors(tmp_path / "ali.h5"))
+    write_flat(tmp_path / "x.h5", "prob", {u: np.exp(p) for u, p in foreign.items()})
+    with h5py.File(tmp_path / "x.h5", "r+") as file:
+        file["tail"] = np.zeros(len(file["prob"]))
+    with pytest.raises(AsrKdError, match="only the largest posteriors"):
+        list(open_posteriors(tmp_path / "x.h5"))
+
+
 def test_links_out_of_a_posteriors_file_are_not_followed(foreign, tmp_path):
     write_each(tmp_path / "secret.h5", foreign)
     with h5py.File(tmp_path / "x.h5", "w") as file:

@@ -130,8 +130,10 @@ def _read(path: str) -> Iterator[tuple[str, np.ndarray]]:
 def _read_h5(path: str) -> Iterator[tuple[str, np.ndarray]]:
     with open_any_h5(path, "posteriors as HDF5, ark:FILE or scp:FILE") as file, readable(path):
         flat = [name for name in FLAT_NAMES if name in file]
-        if "utt" not in file or not flat:
+        if "utt/offset" not in file:
             yield from _read_by_utterance(path, file, "")
+        elif not flat:
+            raise AsrKdError(f"{path}: has a table of utterances but no posteriors: none of /{', /'.join(FLAT_NAMES)}")
         elif "pdf" in file or "tail" in file:
             raise AsrKdError(f"{path}: holds only the largest posteriors of each frame; all are needed")
         else:
