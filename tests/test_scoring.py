@@ -314,7 +314,7 @@ def test_posteriors_that_do_not_fit_are_refused_in_one_sentence(foreign, tmp_pat
 
 
 def test_files_of_the_project_that_hold_no_posteriors_are_told_apart(foreign, tmp_path):
-    with pytest.raises(AsrKdError, match="ali.h5: has a table of utterances but no posteriors"):
+    with pytest.raises(AsrKdError, match=r"ali\.h5: has a table of utterances but no posteriors"):
         list(open_posteriors(tmp_path / "ali.h5"))
     write_flat(tmp_path / "x.h5", "prob", {u: np.exp(p) for u, p in foreign.items()})
     with h5py.File(tmp_path / "x.h5", "r+") as file:
