@@ -26,6 +26,7 @@ COMMANDS = {
     "soft-targets": "distillation",
     "sweep": "distillation",
     "distill": "distillation",
+    "correct-bias": "transfer",
     "decode": "scoring",
     "score": "scoring",
     "score-frames": "frame_scoring",

@@ -26,7 +26,7 @@ def read_log_priors(path: str | Path, floor: float) -> np.ndarray:
 
     Raises AsrKdError if the file is not a vector of counts, or the floor is not above 0.
     """
-    return _log_priors(_read_counts(path), floor)
+    return _log_priors(read_counts(path), floor)
 
 
 def read_decoding_priors(path: str | Path, floor: float) -> np.ndarray:
@@ -35,11 +35,12 @@ def read_decoding_priors(path: str | Path, floor: float) -> np.ndarray:
     A net knows nothing of them, so that what it gives them, however little, would weigh much over a tiny prior: words
     of noise that no training transcript has would be heard. Kaldi's PdfPrior disables them likewise.
     """
-    counts = _read_counts(path)
+    counts = read_counts(path)
     return np.where(counts > 0, _log_priors(counts, floor), NEVER).astype(np.float32)
 
 
-def _read_counts(path: str | Path) -> np.ndarray:
+def read_counts(path: str | Path) -> np.ndarray:
+    """The counts (num_pdfs,) float64 of a file; raises AsrKdError if it is not a vector of counts."""
     try:
         counts = np.array(Path(path).read_text().strip().strip("[]").split(), dtype=np.float64)
     except (OSError, ValueError) as error:

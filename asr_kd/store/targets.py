@@ -106,6 +106,20 @@ class TargetsReader:
         if self.model_digest != model_digest:
             raise AsrKdError(f"{self.path}: targets over states of another HMM than the alignment's")
 
+    def mean(self, rows: np.ndarray) -> np.ndarray:
+        """Mean soft target of every state over frames `rows` (n,) int64, (num_pdfs,) float64.
+
+        What top-k targets left in their tails is no state's, so that means are too small by it.
+        """
+        total = np.zeros(self.num_pdfs)
+        for block in np.array_split(rows, -(-len(rows) // 65536)):
+            prob = self.prob[block].astype(np.float64)
+            if self.pdf is None:
+                total += prob.sum(axis=0)
+            else:
+                total += np.bincount(self.pdf[block].ravel(), weights=prob.ravel(), minlength=self.num_pdfs)
+        return total / len(rows)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the values."""
