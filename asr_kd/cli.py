@@ -32,6 +32,7 @@ COMMANDS = {
     "score-frames": "frame_scoring",
     "score-words": "word_scoring",
     "report": "scoring",
+    "count-errors": "error_counts",
     "export": "recognition",
     "recognize": "recognition",
     "check-hmm": "hmm",

@@ -83,12 +83,15 @@ class DnnConfig:
     cmvn: str
     dropout: float
     dropout_schedule: list[float] | None
+    input_dropout: float
+    max_norm: float
     label_smoothing: float
     feature_noise: float
     time_masks: int
     time_mask_width: int
     freq_masks: int
     freq_mask_width: int
+    image_jitter: int
     optimizer: str
     learning_rate: float
     schedule: str
@@ -117,9 +120,10 @@ class DnnConfig:
         _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "max_steps", "steps_per_epoch")
         _require(self, "above 0", lambda x: 0 < x < math.inf, "learning_rate", "checkpoint_minutes")
         counts = ("left_context", "right_context", "num_hidden_layers", "time_masks", "time_mask_width", "freq_masks")
-        counts += ("freq_mask_width", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
+        counts += ("freq_mask_width", "image_jitter", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
         _require(self, "at least 0", lambda x: x >= 0, *counts, "feature_noise", "weight_decay", "max_grad_norm")
-        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "label_smoothing")
+        _require(self, "at least 0", lambda x: 0 <= x < math.inf, "max_norm")
+        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "start_halving_impr", "end_halving_impr")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
@@ -127,7 +131,7 @@ class DnnConfig:
         _require(self, shares, lambda x: x is None or (x and all(0 <= y < 1 for y in x)), "dropout_schedule")
         schedules = ("linear", "cosine", "exponential", "constant", "newbob")
         _require(self, f"one of {', '.join(schedules)}", lambda x: x in schedules, "schedule")
-        _require(self, "frame_acc or xent", lambda x: x in ("frame_acc", "xent"), "keep_best")
+        _require(self, "frame_acc, xent or last", lambda x: x in ("frame_acc", "xent", "last"), "keep_best")
         if self.schedule == "exponential":
             _require(self, "above 0 for exponential decay", lambda x: x > 0, "final_learning_rate_ratio")
 

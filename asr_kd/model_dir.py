@@ -80,7 +80,7 @@ class Model:
             if trained.labels.get("model_digest") != self.graph.model_digest:
                 raise AsrKdError("a net was trained on the states of another HMM than the graph was made from")
             same_cmvn = trained.cmvn.mode == first.cmvn.mode and (
-                first.cmvn.mode != "global" or np.array_equal(trained.cmvn.mean, first.cmvn.mean)
+                not first.cmvn.fixed or np.array_equal(trained.cmvn.mean, first.cmvn.mean)
             )
             if trained.front_end != first.front_end or not same_cmvn:
                 raise AsrKdError("the nets differ in front end or CMVN, so that they cannot hear the same features")

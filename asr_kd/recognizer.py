@@ -167,7 +167,7 @@ class Recognizer:
     def _normalised(self, feats: np.ndarray, of_speaker: Sequence[np.ndarray]) -> np.ndarray:
         """`feats` as the nets want to see them; of_speaker: all that is known of the speaker, `feats` included."""
         cmvn = self.model.nets[0].cmvn
-        if cmvn.mode == "global":
+        if cmvn.fixed:
             mean, istd = cmvn.mean, cmvn.istd
         else:
             group = of_speaker if cmvn.mode == "speaker" else [feats]

@@ -159,7 +159,7 @@ def test_the_other_schedules_accept_every_epoch():
         ("left_context", -1, "at least 0"),
         ("max_steps", 0, "at least 1, or null"),
         ("halving_factor", 1, "between 0 and 1"),
-        ("keep_best", "wer", "frame_acc or xent"),
+        ("keep_best", "wer", "frame_acc, xent or last"),
         ("checkpoint_minutes", 0, "above 0"),
     ],
 )

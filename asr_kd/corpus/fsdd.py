@@ -5,13 +5,9 @@ documentation puts the indexes 0–4 of each digit and speaker in test; dev take
 """
 
 import hashlib
-import http.client
 import json
-import os
 import re
 import tarfile
-import urllib.error
-import urllib.request
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +17,7 @@ import numpy as np
 
 from asr_kd.corpus import datadir
 from asr_kd.corpus.datadir import Utterance, check_disjoint, read_data_dir, write_data_dir
+from asr_kd.corpus.fetch import fetch
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.corpus.numbers import DIGITS
 from asr_kd.errors import AsrKdError
@@ -37,7 +34,6 @@ FORMAT_VERSION = 1
 _NAME = re.compile(r"([0-9])_([A-Za-z0-9]+)_([0-9]+)\.wav")
 _SHORTEST, _LONGEST = 3, 7  # digits in an utterance
 _LARGEST_RECORDING = 10_000_000  # bytes; what an archive may make us write, for each of its files
-_CHUNK = 1 << 16
 
 LEXICON = Lexicon(
     {
@@ -206,7 +202,7 @@ def download(downloads: str | Path, url: str, any_version: bool, log: Callable[[
         return target
     archive = Path(downloads) / f"fsdd-{key}.tar.gz"
     if not archive.exists():
-        _fetch(url, archive, log)
+        fetch(url, archive, log)
     try:
         with atomic_dir(target) as work:
             _unpack(archive, work / "recordings")
@@ -219,34 +215,6 @@ def download(downloads: str | Path, url: str, any_version: bool, log: Callable[[
         raise AsrKdError(f"{url}: {error}") from error
     archive.unlink()
     return target
-
-
-def _fetch(url: str, archive: Path, log: Callable[[str], None]) -> None:
-    partial = archive.with_name(archive.name + ".part")
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        have = partial.stat().st_size if partial.exists() else 0
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        log(f"fetching {url}" + (f" from byte {have}" if have else ""))
-        with urllib.request.urlopen(request, timeout=60) as response:
-            continued = have > 0 and getattr(response, "status", None) == 206
-            announced = response.headers.get("Content-Length")
-            received = 0
-            with open(partial, "ab" if continued else "wb") as file:
-                while chunk := response.read(_CHUNK):
-                    file.write(chunk)
-                    received += len(chunk)
-        if announced is not None and received < int(announced):
-            raise AsrKdError(f"{url}: the connection ended after {received} of {announced} bytes, run again to go on")
-        os.replace(partial, archive)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to fetch, or another file lies there now
-            partial.unlink(missing_ok=True)
-        raise AsrKdError(
-            f"{url}: the server answered {error.code} {error.reason}, run again or use --corpus"
-        ) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise AsrKdError(f"{url}: could not be fetched ({error}), run again or give the corpus by --corpus") from error
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from asr_kd.store.hdf5 import Layout
 
 # Frames that are read and normalised at a time: some tens of megabytes.
 BLOCK_FRAMES = 1 << 16
-CMVN_MODES = ("global", "speaker", "utterance")
+CMVN_MODES = ("global", "speaker", "utterance", "none")
 FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
 
 
@@ -28,8 +28,8 @@ def front_end(reader: FeatsReader) -> dict[str, Any]:
 class Cmvn:
     """How features are brought to zero mean and unit variance.
 
-    mode: over the whole training set, the speaker, or the utterance. mean, istd: (feat_dim,) float32, the training
-    set's, which `global` applies and the other modes ignore.
+    mode: over the whole training set, the speaker, or the utterance, or `none`. mean, istd: (feat_dim,) float32, the
+    training set's, which `global` applies and `speaker` and `utterance` ignore; 0 and 1 with `none`.
     """
 
     mode: str
@@ -41,7 +41,14 @@ class Cmvn:
         """Statistics of `reader`'s frames; raises AsrKdError for an unknown mode."""
         if mode not in CMVN_MODES:
             raise AsrKdError(f"cmvn {mode!r}: choose {', '.join(CMVN_MODES)}")
+        if mode == "none":
+            return cls(mode, np.zeros(reader.feat_dim, np.float32), np.ones(reader.feat_dim, np.float32))
         return cls(mode, *mean_and_istd(reader.cmvn_stats.sum(axis=0), norm_vars=True))
+
+    @property
+    def fixed(self) -> bool:
+        """Whether every utterance is treated alike, by mean and istd."""
+        return self.mode in ("global", "none")
 
     def normalised_blocks(
         self, reader: FeatsReader, block_frames: int = BLOCK_FRAMES
@@ -68,7 +75,7 @@ class Cmvn:
 
     def _norms(self, reader: FeatsReader) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Sequence[str]]:
         """Mean and inverse deviation of every group of utterances, and each utterance's group."""
-        if self.mode == "global":
+        if self.fixed:
             return {"": (self.mean, self.istd)}, [""] * reader.layout.num_utts
         groups = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
         totals: dict[str, np.ndarray] = {}

@@ -19,6 +19,7 @@ class Architecture:
     hidden_dim: int
     num_pdfs: int
     dropout: float = 0.0
+    input_dropout: float = 0.0
 
     @property
     def window(self) -> int:
@@ -40,7 +41,7 @@ class FrameClassifier(nn.Module):
         self.architecture = architecture
         dims = [architecture.window * architecture.feat_dim]
         dims += [architecture.hidden_dim] * architecture.num_hidden_layers
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [nn.Dropout(architecture.input_dropout)] if architecture.input_dropout else []
         for dim_in, dim_out in pairwise(dims):
             layers += [nn.Linear(dim_in, dim_out), nn.ReLU(inplace=True)]
             if architecture.dropout:
@@ -52,6 +53,11 @@ class FrameClassifier(nn.Module):
         return self.layers(windows.flatten(1))
 
     @property
+    def linear(self) -> list[nn.Linear]:
+        """The layers that have weights, the output layer last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -60,10 +66,9 @@ def new_net(architecture: Architecture, seed: int) -> FrameClassifier:
     """A net with He-initialised weights (He et al. 2015) and zero biases, a function of `seed` alone."""
     net = FrameClassifier(architecture)
     generator = torch.Generator().manual_seed(seed)
-    linear = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
     with torch.no_grad():
-        for layer in linear:
-            gain = 1.0 if layer is linear[-1] else 2.0
+        for layer in net.linear:
+            gain = 1.0 if layer is net.linear[-1] else 2.0
             layer.weight.normal_(0, math.sqrt(gain / layer.in_features), generator=generator)
             layer.bias.zero_()
     return net

@@ -5,13 +5,13 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
-from asr_kd.features.options import FrontEndOptions
 from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader
 from asr_kd.store.hdf5 import Layout, create_h5, reserve_space, write_layout
 
@@ -30,6 +30,21 @@ COMMON_ATTRIBUTES = (
     "num_mel_bins",
     "dtype",
 )
+
+
+class FrameOptions(Protocol):
+    """What a file tells of how its frames were made; asr_kd.features.options has those of speech."""
+
+    sample_frequency: float
+    frame_length: float
+    frame_shift: float
+    snip_edges: bool
+    num_mel_bins: int
+
+    @property
+    def feat_dim(self) -> int: ...
+
+    def to_json(self) -> str: ...
 
 
 def _write_strings(file: h5py.File, name: str, values: Sequence[str]) -> None:
@@ -113,7 +128,7 @@ class FeatsWriter:
         path: str | Path,
         *,
         kind: str,
-        options: FrontEndOptions,
+        options: FrameOptions,
         sample_rate: int,
         dtype: str = "float32",
         inputs_stamp: str = "",

@@ -1,16 +1,24 @@
-"""Other views of the same windows: spans of time and frequency masked (SpecAugment), noise added to the features."""
+"""Other views of the same windows: images shifted, noise added, spans of time and frequency masked (SpecAugment)."""
+
+import math
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from asr_kd.config import DnnConfig
+from asr_kd.errors import AsrKdError
 
 
 class Augmentation:
-    """Masks and noise for a batch of windows, a function of (seed, step) alone, so that a resumed run sees the same.
+    """Shifts, noise and masks for a batch of windows, a function of (seed, step) alone: a resumed run sees the same.
 
     Masks (Park et al. 2019, arXiv:1904.08779) are drawn anew for every window: the width uniformly from 0 to the key's,
     then the place; what is masked gets the mean, which is 0 after normalisation. Noise comes before masks.
+
+    image_jitter takes a frame for the rows of a square image, one after the other, and draws how far it is shifted
+    right and down, from every whole number of pixels within the key's, alike for all frames of a window. What enters
+    is 0: the background of images that are taken as they are (cmvn none). Raises AsrKdError for frames of other dims.
     """
 
     def __init__(self, config: DnnConfig, window: int, feat_dim: int, seed: int, device: torch.device):
@@ -18,6 +26,9 @@ class Augmentation:
         self._shape = (window, feat_dim)
         self._seed = seed
         self._generator = torch.Generator(device)
+        self._side = math.isqrt(feat_dim)
+        if config.image_jitter and self._side**2 != feat_dim:
+            raise AsrKdError(f"image_jitter {config.image_jitter}: frames of {feat_dim} values are no square images")
 
     @property
     def active(self) -> bool:
@@ -27,16 +38,18 @@ class Augmentation:
             config.time_masks * config.time_mask_width,
             config.freq_masks * config.freq_mask_width,
         )
-        return bool(time_masked or freq_masked or config.feature_noise)
+        return bool(time_masked or freq_masked or config.feature_noise or config.image_jitter)
 
     def __call__(self, windows: torch.Tensor, step: int) -> torch.Tensor:
-        """Augment `windows` (batch, window * feat_dim) in place, and return them."""
+        """Other views of `windows` (batch, window * feat_dim), which may be overwritten."""
         if not self.active:
             return windows
         # Seeds of neighbouring steps must not give related numbers, which SeedSequence sees to.
         mixed = np.random.SeedSequence([self._seed % (1 << 63), step]).generate_state(1, np.uint64)[0]
         self._generator.manual_seed(int(mixed >> 1))
         config, (window, feat_dim) = self._config, self._shape
+        if config.image_jitter:
+            windows = self._shifted(windows, config.image_jitter)
         if config.feature_noise:
             noise = torch.empty_like(windows).normal_(0.0, config.feature_noise, generator=self._generator)
             windows += noise
@@ -46,6 +59,15 @@ class Augmentation:
         for _ in range(config.freq_masks):
             view.masked_fill_(self._spans(len(view), feat_dim, config.freq_mask_width, windows.device)[:, None, :], 0.0)
         return windows
+
+    def _shifted(self, windows: torch.Tensor, most: int) -> torch.Tensor:
+        """Each window's images shifted by -most to most pixels along both axes."""
+        side, window, device = self._side, self._shape[0], windows.device
+        images = functional.pad(windows.view(-1, window, side, side), (most,) * 4).flatten(2)
+        row, column = torch.randint(2 * most + 1, (2, len(images), 1), generator=self._generator, device=device)
+        place = torch.arange(side, device=device)
+        pixels = ((row + place)[:, :, None] * (side + 2 * most) + (column + place)[:, None, :]).view(-1, 1, side**2)
+        return images.gather(2, pixels.expand(-1, window, -1)).flatten(1)
 
     def _spans(self, batch: int, length: int, max_width: int, device: torch.device) -> torch.Tensor:
         """One span a window, (batch, length) bool."""

@@ -21,7 +21,7 @@ from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.optimizer import clip_gradients, make_optimizer
+from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
 from asr_kd.training.progress import Progress, tensorboard
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
@@ -122,6 +122,8 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         state.num_frames += len(index)
         state.step += 1
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
+        if config.max_norm:
+            bound_norms(net, config.max_norm)
             _mean_loss(run, state)  # waits for the device
             state.seconds += time.perf_counter() - begin
             save()
@@ -143,7 +145,7 @@ def _order(run: Run, number_of_pass: int) -> torch.Tensor:
 
 
 def _set_dropout(net: FrameClassifier, rate: float) -> None:
-    for module in net.modules():
+    for module in net.layers[1:]:  # the first may be the inputs' dropout, which has a rate of its own
         if isinstance(module, nn.Dropout):
             module.p = rate
 
@@ -187,8 +189,8 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
 
 
 def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
-    """The last of the best by dev's frame accuracy or cross-entropy; 0 if none was accepted."""
-    sign, key = {"frame_acc": (1, "dev_frame_acc"), "xent": (-1, "dev_xent")}[keep_best]
+    """The last of the best by dev's frame accuracy or cross-entropy, or just the last; 0 if none was accepted."""
+    sign, key = {"frame_acc": (1, "dev_frame_acc"), "xent": (-1, "dev_xent"), "last": (1, "epoch")}[keep_best]
     accepted = [row for row in history if row.get("accepted", True)]
     return max(accepted, key=lambda row: (sign * row[key], row["epoch"]), default={"epoch": 0})["epoch"]
 

@@ -5,6 +5,7 @@ from torch import nn
 
 from asr_kd.config import DnnConfig
 from asr_kd.errors import AsrKdError
+from asr_kd.nnet.model import FrameClassifier
 
 
 def make_optimizer(net: nn.Module, config: DnnConfig) -> torch.optim.Optimizer:
@@ -27,3 +28,13 @@ def clip_gradients(net: nn.Module, max_norm: float) -> None:
     norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
     if norm.is_cuda or not max_norm / (norm + 1e-6) >= 1.0:
         nn.utils.clip_grads_with_norm_(net.parameters(), max_norm, norm)
+
+
+@torch.no_grad()
+def bound_norms(net: FrameClassifier, max_norm: float) -> None:
+    """Scale the incoming weights of each hidden unit down to a norm of at most max_norm; biases and outputs are free.
+
+    Hinton et al. 2012, arXiv:1207.0580: with dropout it allows high learning rates, where weight decay is no bound.
+    """
+    for layer in net.linear[:-1]:
+        layer.weight.renorm_(2, 0, max_norm)

@@ -14,7 +14,7 @@ from asr_kd.runinfo import fingerprint
 from asr_kd.training.data import LabelledSet
 
 # (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
-# The windows are those that the net saw, masks and noise included.
+# The windows are those that the net saw, shifts, masks and noise included.
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
@@ -22,12 +22,15 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard"}
 WITHOUT_EFFECT = {
     "dropout_schedule": None,
+    "input_dropout": 0.0,
+    "max_norm": 0.0,
     "label_smoothing": 0.0,
     "feature_noise": 0.0,
     "time_masks": 0,
     "time_mask_width": 5,
     "freq_masks": 0,
     "freq_mask_width": 8,
+    "image_jitter": 0,
     "schedule": "linear",
     "start_halving_impr": 0.01,
     "end_halving_impr": 0.001,
@@ -106,3 +109,4 @@ class Run:
     def num_steps(self) -> int:
         """Of the whole run: the budget, or num_epochs passes."""
         return self.config.max_steps or self.config.num_epochs * self.steps_per_pass
+            input_dropout=config.input_dropout,
