@@ -117,13 +117,13 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         if config.max_grad_norm:
             clip_gradients(net, config.max_grad_norm)
         optimizer.step()
+        if config.max_norm:
+            bound_norms(net, config.max_norm)
         optimizer.zero_grad(set_to_none=True)
         state.loss_sum += loss.detach() * len(index)
         state.num_frames += len(index)
         state.step += 1
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
-        if config.max_norm:
-            bound_norms(net, config.max_norm)
             _mean_loss(run, state)  # waits for the device
             state.seconds += time.perf_counter() - begin
             save()

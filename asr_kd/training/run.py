@@ -98,6 +98,7 @@ class Run:
             hidden_dim=config.hidden_dim,
             num_pdfs=self.train.num_pdfs,
             dropout=max(config.dropout_schedule or [config.dropout]),
+            input_dropout=config.input_dropout,
         )
 
     @property
@@ -109,4 +110,3 @@ class Run:
     def num_steps(self) -> int:
         """Of the whole run: the budget, or num_epochs passes."""
         return self.config.max_steps or self.config.num_epochs * self.steps_per_pass
-            input_dropout=config.input_dropout,
