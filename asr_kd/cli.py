@@ -23,6 +23,8 @@ COMMANDS = {
     "make-graph": "hmm",
     "train": "training",
     "train-ensemble": "training",
+    "train-specialists": "specialists",
+    "specialist-coverage": "specialists",
     "soft-targets": "distillation",
     "sweep": "distillation",
     "distill": "distillation",

@@ -170,14 +170,38 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that nothing can be distilled with."""
-        means = ("arithmetic", "geometric")
+        means = ("arithmetic", "geometric", "specialists")
         _require(self, "above 0", lambda x: 0 < x < math.inf, "temperature", "student_learning_rate")
-        _require(self, "arithmetic or geometric", lambda x: x in means, "combination")
-        _require(self, "arithmetic or geometric", lambda xs: xs and set(xs) <= set(means), "sweep_combinations")
+        _require(self, f"one of {', '.join(means)}", lambda x: x in means, "combination")
+        _require(self, f"one of {', '.join(means)}", lambda xs: xs and set(xs) <= set(means), "sweep_combinations")
         _require(self, "above 0", lambda xs: xs and min(xs) > 0, "sweep_temperatures")
         _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
+
+
+@dataclass(frozen=True)
+class SpecialistsConfig:
+    """conf/specialists.yaml: nets for states that a generalist confuses, and how they answer together."""
+
+    num_specialists: int
+    specialist_size: int | None
+    clustering: str
+    specialist_outputs: str
+    specialist_soft_targets: bool
+    specialist_epochs: int
+    specialist_learning_rate: float
+    top_n: int
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that no specialist can be trained with."""
+        clusterings = ("kmeans", "confusions", "random")
+        _require(self, "at least 2", lambda x: x >= 2, "num_specialists")
+        _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "specialist_size")
+        _require(self, "at least 1", lambda x: x >= 1, "specialist_epochs", "top_n")
+        _require(self, "above 0", lambda x: 0 < x < math.inf, "specialist_learning_rate")
+        _require(self, f"one of {', '.join(clusterings)}", lambda x: x in clusterings, "clustering")
+        _require(self, "dustbin or full", lambda x: x in ("dustbin", "full"), "specialist_outputs")
 
 
 @dataclass(frozen=True)
@@ -198,6 +222,7 @@ CONCERNS: dict[str, type] = {
     "dnn": DnnConfig,
     "ensemble": EnsembleConfig,
     "distill": DistillConfig,
+    "specialists": SpecialistsConfig,
     "decode": DecodeConfig,
 }
 

@@ -16,6 +16,7 @@ from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, pars
 from asr_kd.commands.training import OUT, Session, begin
 from asr_kd.config import DistillConfig, DnnConfig, resolve
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
+from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.distill.student import train_student
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
@@ -41,14 +42,15 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     path("--feats", "the frames to label"),
     path("--out", "targets.h5"),
     DEVICE,
-    config=["temperature", "combination", "top_k", "precision"],
+    config=["temperature", "combination", "top_k", "top_n", "precision"],
 )
 def soft_targets(args: argparse.Namespace) -> None:
     """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over."""
     distill, compute = resolve(DistillConfig, args.values), resolve_compute(args)
     members, reader = load_members(args.teachers, compute.device), FeatsReader(args.feats)
-    check_members(members, reader)
+    check_members(members, reader, combination=distill.combination)
     how = {key: getattr(distill, key) for key in ("temperature", "combination", "top_k")}
+    how |= _how_called(distill.combination, args.values)
 
     def work() -> None:
         a = members[0].net.architecture
@@ -83,6 +85,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "soft_weight",
         "hard_weight",
         "combination",
+        "top_n",
         "matching",
         "label_use",
         "student_epochs",
@@ -101,9 +104,10 @@ def distill(args: argparse.Namespace) -> None:
     if args.targets:
         targets, key = _stored(args, session)
     else:
-        members = _load_teachers(args, session)
-        targets = OnlineTargets(members, config.temperature, config.combination, session.dtype)
-        key = _key(members, config.combination, "online")
+        members = _load_teachers(args, session, [config.combination])
+        called = _how_called(config.combination, args.values)
+        targets = OnlineTargets(members, config.temperature, config.combination, session.dtype, **called)
+        key = _key(members, config.combination, "online", args.values)
     for seed in seeds:
         _train_student(args.out / f"seed{seed}", seed, session, config, targets, key)
 
@@ -124,14 +128,23 @@ def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, 
     return StoredTargets.from_reader(reader, session.device), key
 
 
-def _load_teachers(args: argparse.Namespace, session: Session) -> list[TrainedNet]:
-    members = load_members(args.teachers, session.device)
-    check_members(members, FeatsReader(args.feats), session.train.labels["model_digest"])
+def _load_teachers(args: argparse.Namespace, session: Session, combinations: Sequence[str]) -> list[TrainedNet]:
+    members, reader = load_members(args.teachers, session.device), FeatsReader(args.feats)
+    for combination in combinations:
+        check_members(members, reader, session.train.labels["model_digest"], combination=combination)
     return members
 
 
-def _key(members: Sequence[TrainedNet], combination: str, values: str) -> dict[str, Any]:
-    return {"members": [member.digest for member in members], "combination": combination, "values": values}
+def _how_called(combination: str, values: dict[str, Any]) -> dict[str, int]:
+    """What the answers of specialists depend on beside their nets."""
+    return {"top_n": values["top_n"]} if combination == SPECIALISTS else {}
+
+
+def _key(
+    members: Sequence[TrainedNet], combination: str, values: str, config_values: dict[str, Any]
+) -> dict[str, Any]:
+    called = _how_called(combination, config_values)
+    return {"members": [member.digest for member in members], "combination": combination, "values": values, **called}
 
 
 def _train_student(
@@ -148,7 +161,7 @@ def _train_student(
     OUT,
     option("--seed", "of every student (default 1)", type=int, default=1),
     DEVICE,
-    config=[DistillConfig, DnnConfig],
+    config=[DistillConfig, DnnConfig, "top_n"],
 )
 def sweep(args: argparse.Namespace) -> None:
     """Train a student of sweep_epochs for every setting.
@@ -158,7 +171,7 @@ def sweep(args: argparse.Namespace) -> None:
     """
     config = resolve(DistillConfig, args.values)
     session = begin(args)
-    members = _load_teachers(args, session)
+    members = _load_teachers(args, session, config.sweep_combinations)
     rows = []
     for combination in config.sweep_combinations:
         for temperature in config.sweep_temperatures:
@@ -166,7 +179,7 @@ def sweep(args: argparse.Namespace) -> None:
             for soft_weight in config.sweep_soft_weights:
                 setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
                 name = f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                key = _key(members, combination, "dense")
+                key = _key(members, combination, "dense", args.values)
                 student = _train_student(args.out / name, args.seed, session, setting, targets, key)
                 rows.append(_sweep_row(combination, temperature, soft_weight, student))
     best = max(rows, key=lambda row: row["dev_frame_acc"])
@@ -181,8 +194,11 @@ class _LazyTargets:
 
     def __init__(self, members: Sequence[TrainedNet], session: Session, temperature: float, combination: str):
         self.temperature = temperature
+        called = _how_called(combination, session.values)
         self._compute = cache(
-            lambda: StoredTargets.from_members(members, session.train.frames, temperature, combination, session.dtype)
+            lambda: StoredTargets.from_members(
+                members, session.train.frames, temperature, combination, session.dtype, **called
+            )
         )
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor):

@@ -12,6 +12,7 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
+from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import file_digest, make, run_info
@@ -32,7 +33,7 @@ from asr_kd.store.atomic import write_json
     path("--test-data", "their data directory"),
     path("--out", "folder of the words"),
     DEVICE,
-    config=[DecodeConfig, "precision"],
+    config=[DecodeConfig, "precision", "top_n"],
 )
 def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.
@@ -54,7 +55,9 @@ def decode(args: argparse.Namespace) -> None:
         out = args.out / system.name
         make(
             out,
-            lambda out=out, system=system: _decode_system(out, system, decoder, sets, refs["dev"], cache, compute),
+            lambda out=out, system=system: _decode_system(
+                out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"]
+            ),
             command=args.command_line,
             nets=[[card["digest"] for card in cards] for cards in system.cards()],
             combination=system.combination,
@@ -64,10 +67,16 @@ def decode(args: argparse.Namespace) -> None:
             refs=refs,
             config=config,
             outputs=["txt", "path.h5"],
+            **_how_called(system, args.values),
         )
 
 
-def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, compute) -> None:
+def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
+    """What else the answers of specialists depend on."""
+    return {"top_n": values["top_n"]} if system.combination == SPECIALISTS else {}
+
+
+def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int) -> None:
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.scoring.decoding import PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
     from asr_kd.store.ali import FAILED, write_ali
@@ -75,11 +84,11 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
     scales, rtfs = None, []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, compute.device)
-        check_members(nets, sets["dev"], decoder.model_digest)
+        check_members(nets, sets["dev"], decoder.model_digest, combination=system.combination)
         for name, reader in sets.items():
             cache.frames(reader, nets[0])  # loading is not part of the real-time factor
             timer = Timer()
-            log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype)
+            log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, top_n)
             forward_seconds = timer.seconds()
             if scales is None:
                 scales = decoder.tune(log_post, reader, dev_refs)
@@ -119,7 +128,7 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
     path("--data", "Kaldi data directory with the references"),
     path("--out", "folder of the scores"),
     DEVICE,
-    config=["precision"],
+    config=["precision", "top_n"],
 )
 def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
@@ -159,6 +168,7 @@ def score(args: argparse.Namespace) -> None:
             refs=refs,
             dtype=compute.dtype,
             version=systems.VERSION,
+            **_how_called(system, args.values),
         )
 
 
@@ -179,10 +189,9 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
     by_seed, hyps, errors = [], [], []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, compute.device)
-        for trained in nets:
-            if trained.labels["model_digest"] != ali.model_digest:
-                raise AsrKdError(f"{ali.path}: its states are of another HMM than those of system {system.name}")
-        log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype)
+        if nets[0].labels["model_digest"] != ali.model_digest:
+            raise AsrKdError(f"{ali.path}: its states are of another HMM than those of system {system.name}")
+        log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, args.values["top_n"])
         by_seed.append(per_utterance_frame_scores(log_post, labels))
         hyps.append(read_hyps(decoded / f"seed{number}" / f"{args.split}.txt"))
         seed_errors, num_ref = count_errors(refs, hyps[-1], utt_ids)

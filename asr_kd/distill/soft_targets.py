@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from asr_kd.distill.losses import SoftBatch
+from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
+from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames, front_end
-from asr_kd.nnet.inference import combine, mean_log_posteriors
+from asr_kd.nnet.inference import answers, combine, mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, write_targets
@@ -25,6 +27,27 @@ class SoftTargets(Protocol):
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """Targets of frames `index` (batch,), whose windows the student is about to see."""
         ...
+
+
+def joint_log_posteriors(
+    members: Sequence[TrainedNet],
+    frames: Frames,
+    *,
+    combination: str,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    top_n: int = 1,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Log posteriors of nets that answer together, block by block in frame order: (rows, (n, num_pdfs) float32).
+
+    combination: arithmetic or geometric, of equals; or specialists, of a generalist and those that it calls on when
+    one of its top_n states is theirs.
+    """
+    if combination == SPECIALISTS:
+        ensemble = SpecialistEnsemble(members, top_n, dtype)
+        return answers(lambda windows: ensemble.log_posteriors(windows, temperature), frames)
+    nets = [member.net for member in members]
+    return mean_log_posteriors(nets, frames, temperature=temperature, combination=combination, dtype=dtype)
 
 
 class StoredTargets:
@@ -44,11 +67,17 @@ class StoredTargets:
 
     @classmethod
     def from_members(
-        cls, members: Sequence[TrainedNet], frames: Frames, temperature: float, combination: str, dtype: torch.dtype
+        cls,
+        members: Sequence[TrainedNet],
+        frames: Frames,
+        temperature: float,
+        combination: str,
+        dtype: torch.dtype,
+        top_n: int = 1,
     ) -> "StoredTargets":
         """Dense targets that `members` give to all of `frames`, (num_frames, num_pdfs) float16."""
-        blocks = mean_log_posteriors(
-            [member.net for member in members], frames, temperature=temperature, combination=combination, dtype=dtype
+        blocks = joint_log_posteriors(
+            members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
         num_pdfs = members[0].net.architecture.num_pdfs
         prob = torch.empty((frames.layout.num_frames, num_pdfs), dtype=torch.float16, device=frames.device)
@@ -67,28 +96,45 @@ class StoredTargets:
 class OnlineTargets:
     """Soft targets computed by the members from the very windows that the student sees: nothing stored, any view."""
 
-    def __init__(self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype):
+    def __init__(
+        self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype, top_n: int = 1
+    ):
         self.temperature = temperature
         self._nets = [member.net for member in members]
         self._combination = combination
         self._dtype = dtype
+        self._specialists = SpecialistEnsemble(members, top_n, dtype) if combination == SPECIALISTS else None
 
     @torch.no_grad()
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """See SoftTargets; the frames' numbers are not looked at."""
+        if self._specialists:
+            return SoftBatch(self._specialists.log_posteriors(windows, self.temperature).exp())
         with autocast(windows.device, self._dtype):
             logits = torch.stack([net(windows) for net in self._nets])
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
 
 
-def check_members(members: Sequence[TrainedNet], reader: FeatsReader, model_digest: str | None = None) -> None:
+def check_members(
+    members: Sequence[TrainedNet],
+    reader: FeatsReader,
+    model_digest: str | None = None,
+    *,
+    combination: str | None = None,
+) -> None:
     """Raise AsrKdError unless all members see the same windows and name the same states, and fit these features.
 
     model_digest: of the HMM whose states they must name, where something else (alignment, graph) was made by one.
+    combination: how they answer; specialists answer beside their generalist only.
     """
     if not members:
         raise AsrKdError("an ensemble needs at least one net")
     first = members[0]
+    if combination == SPECIALISTS:
+        check_specialists(members)
+        members = [first]
+    elif any(Specialist.of(member) is not None for member in members):
+        raise AsrKdError(f"a specialist answers beside its generalist alone; give both, with combination {SPECIALISTS}")
     if model_digest is not None and first.labels["model_digest"] != model_digest:
         raise AsrKdError("the nets were trained on states of another HMM than the alignment or graph at hand")
     for member in members:
@@ -113,6 +159,7 @@ def write_soft_targets(
     combination: str,
     top_k: int | None,
     dtype: torch.dtype = torch.float32,
+    top_n: int = 1,
 ) -> None:
     """Let `members` label every frame and store the result as targets.h5."""
     num_pdfs = members[0].net.architecture.num_pdfs
@@ -120,8 +167,8 @@ def write_soft_targets(
         raise AsrKdError(f"temperature {temperature:g}: must be above 0")
     if top_k is not None and not 0 < top_k <= num_pdfs:
         raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
-    posteriors = mean_log_posteriors(
-        [member.net for member in members], frames, temperature=temperature, combination=combination, dtype=dtype
+    posteriors = joint_log_posteriors(
+        members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
     )
     write_targets(
         path,

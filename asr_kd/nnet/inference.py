@@ -1,6 +1,6 @@
 """Logits and posteriors of a net or an ensemble for all frames of a set."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -41,9 +41,20 @@ def mean_log_posteriors(
 
     A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers.
     """
-    logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
-    batch_size = max(1, min(batch_size, max_logits // max(logits_of_frame, 1)))
-    for rows, windows in frames.blocks(batch_size):
+
+    def answer(windows: torch.Tensor) -> torch.Tensor:
         with autocast(frames.device, dtype):
             logits = torch.stack([net(windows) for net in nets])
-        yield rows, combine(logits, temperature, combination)
+        return combine(logits, temperature, combination)
+
+    logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
+    yield from answers(answer, frames, max(1, min(batch_size, max_logits // max(logits_of_frame, 1))))
+
+
+@torch.inference_mode()
+def answers(
+    answer: Callable[[torch.Tensor], torch.Tensor], frames: Frames, batch_size: int = 8192
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """What `answer` makes of all windows, block by block in frame order: (rows, answers)."""
+    for rows, windows in frames.blocks(batch_size):
+        yield rows, answer(windows)

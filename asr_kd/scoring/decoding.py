@@ -11,10 +11,9 @@ import torch
 from asr_kd.cli_common import log
 from asr_kd.config import DecodeConfig
 from asr_kd.corpus.datadir import read_data_dir
-from asr_kd.distill.soft_targets import check_members
+from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.scoring.transcripts import read_transcripts
 from asr_kd.scoring.wer import count_errors
@@ -54,15 +53,15 @@ def log_posteriors(
     reader: FeatsReader,
     cache: FrameCache,
     dtype: torch.dtype,
+    top_n: int = 1,
 ) -> np.ndarray:
-    """Log posteriors of a system for all frames of a set, (num_frames, num_pdfs) float32."""
-    check_members(nets, reader)
-    blocks = mean_log_posteriors(
-        [trained.net for trained in nets],
-        cache.frames(reader, nets[0]),
-        combination=combination or "arithmetic",
-        dtype=dtype,
-    )
+    """Log posteriors of a system for all frames of a set, (num_frames, num_pdfs) float32.
+
+    combination, top_n: as joint_log_posteriors takes them; None is for a single net.
+    """
+    check_members(nets, reader, combination=combination)
+    frames = cache.frames(reader, nets[0])
+    blocks = joint_log_posteriors(nets, frames, combination=combination or "arithmetic", dtype=dtype, top_n=top_n)
     return np.concatenate([log_post.cpu().numpy() for _, log_post in blocks])
 
 

@@ -3,7 +3,7 @@
     - name: baseline            # a word for tables and file names
       role: baseline            # member, baseline, ensemble, student, control or specialists
       nets: [[a/seed1], [a/seed2]]  # one list for each seed; the nets in a list answer together
-      combination: arithmetic   # how they do, where a list holds several
+      combination: arithmetic   # how they do, where a list holds several; specialists: the generalist comes first
 
 Paths are relative to the file's own folder.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import load_card
@@ -70,6 +71,7 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
     )
     combination = entry.get("combination")
     if max(map(len, seeds)) > 1:
-        require(combination in COMBINATIONS, f"combination must be one of {', '.join(COMBINATIONS)}")
+        known = (*COMBINATIONS, SPECIALISTS)
+        require(combination in known, f"combination must be one of {', '.join(known)}")
     nets = tuple(tuple(path.parent / str(net) for net in nets) for nets in seeds)
     return SystemSpec(str(entry["name"]), entry["role"], combination, nets)

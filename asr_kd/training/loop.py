@@ -64,7 +64,10 @@ def train_net(run: Run) -> TrainedNet:
 def _begin(run: Run, made_from: str) -> TrainingState:
     """The state of a fresh run, or of the one that was interrupted here."""
     device = run.train.frames.device
-    net = new_net(run.architecture, run.seed).to(device)
+    net = new_net(run.architecture, run.seed)
+    if run.initialise:
+        run.initialise(net)
+    net.to(device)
     schedule = make_schedule(run.config, run.num_steps)
     state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
     log(
@@ -105,8 +108,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             order = _order(run, number_of_pass)
         if position == 0:
             torch.manual_seed(_seed_of_pass(run, number_of_pass))  # dropout
-        batch = order[position * config.batch_size : (position + 1) * config.batch_size]
-        index = run.transfer_index[batch].long()
+        index = order[position * config.batch_size : (position + 1) * config.batch_size].long()
         for group in optimizer.param_groups:
             group["lr"] = state.schedule.learning_rate(state.step)
         windows = augment(frames.windows(index), state.step)
@@ -138,10 +140,11 @@ def _seed_of_pass(run: Run, number_of_pass: int) -> int:
 
 
 def _order(run: Run, number_of_pass: int) -> torch.Tensor:
-    """In what order one pass goes through transfer_index, (n,) int32: half the memory of int64."""
+    """The frames of one pass in their order, (n,) int32: half the memory of int64."""
     generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
     order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
-    return order.to(run.transfer_index.device)
+    frames = run.draw(generator) if run.draw else run.transfer_index
+    return frames[order.to(frames.device)]
 
 
 def _set_dropout(net: FrameClassifier, rate: float) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from asr_kd.config import DnnConfig
-from asr_kd.nnet.model import Architecture
+from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.runinfo import fingerprint
 from asr_kd.training.data import LabelledSet
 
@@ -55,7 +55,9 @@ def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
 class Run:
     """One net to train.
 
-    transfer_index: frames to train on, (n,) int32. loss_key: whatever the loss depends on, for the fingerprint.
+    transfer_index: frames to train on, (n,) int32. loss_key: whatever loss, draw and initialise depend on, for the
+    fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
+    pass. initialise: what gives the net, on the CPU, other weights than random ones.
     """
 
     out: Path
@@ -67,6 +69,8 @@ class Run:
     loss: Loss
     loss_key: dict[str, Any]
     dtype: torch.dtype
+    draw: Callable[[torch.Generator], torch.Tensor] | None = None
+    initialise: Callable[[FrameClassifier], None] | None = None
 
     @property
     def fingerprint(self) -> str:
