@@ -29,7 +29,10 @@ def boolean(text: str) -> bool:
 def run_main(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:
-    """Parse, print the command line to stderr, call `main`; 0 on success, 1 with one line on an AsrKdError."""
+    """Parse, print the command line to stderr, call `main`; 0 on success, 1 with one line on an AsrKdError.
+
+    What the system refuses (a file that is missing or may not be read) is the user's to mend too.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     args.command_line = command_line(parser.prog, argv)
@@ -43,6 +46,9 @@ def run_main(
     except BrokenPipeError:
         # The reader of our output went away (`| head`); point stdout elsewhere so that exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        log(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
         log("error: interrupted; the same command continues where this one stopped")

@@ -147,7 +147,7 @@ def export_model(
         "config": config,
     }
     table = PhoneTable.of_model(hmm_model)
-    log_priors = read_decoding_priors(counts, scales.prior_floor)
+    log_priors = read_decoding_priors(counts, scales.prior_floor, decoding_graph.num_pdfs)
     model = Model(trained, combination, decoding_graph, log_priors, hmm_model.lang, table, scales, record)
     with atomic_dir(out) as folder:
         for number, each in enumerate(trained, 1):
@@ -191,8 +191,8 @@ def load_model(path: str | Path) -> Model:
         table = PhoneTable(
             np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)
         )
-        log_priors = read_decoding_priors(path / COUNTS, scales.prior_floor)
         graph = Graph.load(path / "graph")
+        log_priors = read_decoding_priors(path / COUNTS, scales.prior_floor, graph.num_pdfs)
         epsilon_levels(graph.arcs)  # a cycle without frames would keep the search for ever
         return Model(nets, record["combination"], graph, log_priors, lang, table, scales, record)
     except (KeyError, TypeError, ValueError) as error:

@@ -20,7 +20,7 @@ def test_priors_are_relative_counts_with_a_floor(tmp_path):
     assert (tmp_path / "counts").read_text() == " [ 3 0 1 0 ]\n"
     priors = np.exp(read_log_priors(tmp_path / "counts", 0.01))
     np.testing.assert_allclose(priors, np.array([0.75, 0.01, 0.25, 0.01]) / 1.02, rtol=1e-5)
-    to_subtract = read_decoding_priors(tmp_path / "counts", 0.01)
+    to_subtract = read_decoding_priors(tmp_path / "counts", 0.01, 4)
     np.testing.assert_allclose(np.exp(to_subtract[[0, 2]]), np.array([0.75, 0.25]) / 1.02, rtol=1e-5)
     assert (to_subtract[[1, 3]] == NEVER).all()
 

@@ -214,7 +214,7 @@ def check_search(args: argparse.Namespace) -> None:
     log_post = log_posteriors(
         load_nets([args.net], device), None, reader, FrameCache(device, torch.float32), torch.float32
     )
-    logliks = log_post - read_decoding_priors(args.counts, config.prior_floor)
+    logliks = log_post - read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
     worst = compare_scores(
         graph,

@@ -49,7 +49,7 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
-    decoder = SetDecoder(graph, read_decoding_priors(args.counts, config.prior_floor), config)
+    decoder = SetDecoder(graph, read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs), config)
     cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
         out = args.out / system.name
@@ -194,6 +194,8 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
         log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, args.values["top_n"])
         by_seed.append(per_utterance_frame_scores(log_post, labels))
         hyps.append(read_hyps(decoded / f"seed{number}" / f"{args.split}.txt"))
+        if missing := [utt_id for utt_id in utt_ids if utt_id not in hyps[-1]]:
+            raise AsrKdError(f"{decoded}/seed{number}/{args.split}.txt: has no line for {missing[0]}; decode again")
         seed_errors, num_ref = count_errors(refs, hyps[-1], utt_ids)
         errors.append(seed_errors)
     trainings = [[card["training"] for card in seed] for seed in cards]
@@ -224,9 +226,11 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
 
 
 def _decode_record(decoded: Path) -> dict[str, Any]:
+    """What asr-kd decode noted of a system; raises AsrKdError where it did not, or not all."""
     try:
-        return json.loads((decoded / "decode.json").read_text())
-    except (OSError, ValueError) as error:
+        record = json.loads((decoded / "decode.json").read_text())
+        return {"nets": record["nets"], "decode_rtf": float(record["decode_rtf"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{decoded}: was not decoded (decode.json: {error}); run asr-kd decode first") from error
 
 
@@ -311,6 +315,7 @@ def _utterance_view(args, student):
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     found = AliReader(args.decoded / student.name / "seed1" / PATH_FILE.format(split=args.split))
+    require_fit(found.layout, ali.layout, (str(found.path), str(args.ali)))
     hyps = student.hyps[0]
     utt_id = args.utterance or choose_utterance(ali, found, student.refs, hyps)
     if utt_id is None or utt_id not in hyps:

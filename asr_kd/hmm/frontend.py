@@ -43,6 +43,7 @@ class GmmFeats:
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
         feats = self.reader[utt_id]
+        self.reader.require_intact(self.reader.layout.index[utt_id], feats)
         if len(feats) == 0:
             return np.zeros((0, 3 * self.reader.feat_dim), dtype=np.float32)
         mean, istd = mean_and_istd(self._stats[self.reader.layout.index[utt_id]], self.norm_vars)

@@ -233,7 +233,10 @@ class HmmModel:
         except (OSError, ValueError) as error:
             raise AsrKdError(f"{path}: not a readable HMM folder ({error})") from error
         lexicon = read_lexicon_in(path)
-        lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
+        try:
+            lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
+        except (TypeError, ValueError) as error:
+            raise AsrKdError(f"{path / RECORD}: is damaged ({error}); train the HMM again") from error
         topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
         require_seal(path, RECORD, record, model.digest)

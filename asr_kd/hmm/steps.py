@@ -18,7 +18,7 @@ from asr_kd.hmm.em import Progress
 from asr_kd.hmm.frontend import GmmFeats
 from asr_kd.hmm.gmm import MonoOptions, select_subset, train_mono
 from asr_kd.hmm.lang import Lang
-from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
 from asr_kd.store.ali import FAILED, write_ali
 
@@ -43,8 +43,12 @@ def transcripts_of(
 def load_with_feats(hmm_dir: str | Path, mfcc_h5: str | Path) -> tuple[HmmModel, GmmFeats]:
     """A model and features normalised as in its training; raises AsrKdError where their MFCC options differ."""
     model = HmmModel.load(hmm_dir)
-    feats = GmmFeats(mfcc_h5, model.options["cmvn"], model.options["norm_vars"])
-    if feats.options_json != model.options["mfcc"]:
+    try:
+        cmvn, norm_vars, mfcc = (model.options[name] for name in ("cmvn", "norm_vars", "mfcc"))
+    except (KeyError, TypeError) as error:
+        raise AsrKdError(f"{hmm_dir}/{RECORD}: lacks the features that it was trained on; train it again") from error
+    feats = GmmFeats(mfcc_h5, cmvn, norm_vars)
+    if feats.options_json != mfcc:
         raise AsrKdError(f"{mfcc_h5}: its MFCC options are not those that {hmm_dir} was trained with")
     return model, feats
 

@@ -29,13 +29,17 @@ def read_log_priors(path: str | Path, floor: float) -> np.ndarray:
     return _log_priors(read_counts(path), floor)
 
 
-def read_decoding_priors(path: str | Path, floor: float) -> np.ndarray:
+def read_decoding_priors(path: str | Path, floor: float, num_pdfs: int) -> np.ndarray:
     """The same to subtract from log posteriors before decoding: states that were never seen are never found.
 
     A net knows nothing of them, so that what it gives them, however little, would weigh much over a tiny prior: words
     of noise that no training transcript has would be heard. Kaldi's PdfPrior disables them likewise.
+
+    Raises AsrKdError also where they are not of the graph's `num_pdfs` states.
     """
     counts = read_counts(path)
+    if len(counts) != num_pdfs:
+        raise AsrKdError(f"{path}: counts of {len(counts)} states, but the decoding graph has {num_pdfs}")
     return np.where(counts > 0, _log_priors(counts, floor), NEVER).astype(np.float32)
 
 

@@ -66,6 +66,7 @@ class SystemScores:
     def validate(self) -> None:
         """Raise AsrKdError, naming the system and field, where shapes or counts do not agree."""
         num_seeds, num_utts = len(self.seeds), len(self.utt_ids)
+        self._require(isinstance(self.name, str), "name", "must be a word")
         self._require(self.role in ROLES, "role", f"must be one of {', '.join(ROLES)}, not {self.role}")
         self._require(num_seeds > 0, "seeds", "must not be empty")
         self._require(num_utts > 0 and len(set(self.utt_ids)) == num_utts, "utt_ids", "must be distinct, at least one")

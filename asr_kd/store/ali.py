@@ -7,9 +7,10 @@
     /utt/id, /utt/offset
 
 Attributes: format, version, num_pdfs, model_digest (of the HMM), layout_digest (of the features that it fits, whatever
-their kind), frame_shift_ms, snip_edges.
+their kind), frame_shift_ms, snip_edges, values_digest (of /pdf and /phone).
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def _check(
     partly = (failed_frames > 0) & (failed_frames < layout.lengths)
     if partly.any():
         raise AsrKdError(f"{where}: utterance {layout.utt_ids[int(partly.argmax())]!r} is aligned only in part")
+
+
+def digest_of(pdf: np.ndarray, phone: np.ndarray | None) -> str:
+    """SHA-256 over the states and phones of an alignment, whatever type of numbers holds them."""
+    digest = hashlib.sha256()
+    for values in (pdf, phone):
+        digest.update(b"" if values is None else np.ascontiguousarray(values, dtype="<i4").tobytes())
+    return digest.hexdigest()
 
 
 def write_ali(
@@ -88,6 +97,7 @@ def write_ali(
             file.create_dataset("phones", shape=(len(phones),), data=list(phones), dtype=h5py.string_dtype())
         file.attrs["num_pdfs"] = int(num_pdfs)
         file.attrs["model_digest"] = model_digest
+        file.attrs["values_digest"] = digest_of(pdf, phone)
 
 
 class AliReader:
@@ -109,7 +119,10 @@ class AliReader:
             self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
             self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
             self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
+            values_digest = file.attrs.get("values_digest")  # files of before 0.3 have none
         _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
+        if values_digest is not None and values_digest != digest_of(self.pdf, self.phone):
+            raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")
 
     @property
     def failed_utt_ids(self) -> list[str]:

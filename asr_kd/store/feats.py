@@ -8,23 +8,26 @@
     /noted/id          ids of utterances that were used, but are clipped or silent, and what was seen in /noted/remark
 
 Attributes: format, version, kind, options (JSON), sample_rate, frame_length_ms, frame_shift_ms, snip_edges,
-num_mel_bins, dtype, layout_digest, content_digest, max_bad_share (how large a share of the utterances could have been
-skipped), and of what the features were made from inputs_digest (options and contents) and inputs_stamp (options, names,
+num_mel_bins, dtype, layout_digest, content_digest, cmvn_digest, max_bad_share (how large a share of the utterances
+could have been skipped), and of what the features were made from inputs_digest (options and contents) and inputs_stamp (options, names,
 sizes and times of files); both are empty if unknown.
 
 A file joined from shards has the same contents and digests; its /feats is a virtual data set over the shards, which
 it names relative to its own folder, together with their content digests in /shards.
 """
 
+import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features.splice import splice
-from asr_kd.store.hdf5 import H5_ERRORS, open_h5, read_layout, readable
+from asr_kd.store.hdf5 import H5_ERRORS, Layout, open_h5, read_layout, readable
 
 FORMAT_NAME = "asr_kd.feats"
 DTYPES = ("float32", "float16")
@@ -83,6 +86,21 @@ def _check_shards(file: h5py.File, path: Path) -> None:
         raise AsrKdError(f"{path}: has {len(file['feats'])} frames, but its shards have {num_rows}; extract again")
 
 
+def content_digest(attrs: Mapping[str, Any], layout: Layout, spk_ids: Sequence[str], utt_digests: np.ndarray) -> str:
+    """SHA-256 over kind, options, dtype and each utterance's id, speaker, length and digest of its values.
+
+    attrs: the file's; utt_digests: (num_utts, 32) uint8. It is built from the digests of the utterances, so that a file
+    joined from shards has the digest of one that was written in one go, without reading a frame again.
+    """
+    digest = hashlib.sha256()
+    for name in ("kind", "options", "sample_rate", "dtype"):
+        digest.update(f"{name} {attrs[name]}\n".encode())
+    lengths = layout.lengths.tolist()
+    for utt_id, spk_id, length, values in zip(layout.utt_ids, spk_ids, lengths, utt_digests, strict=True):
+        digest.update(f"{utt_id} {spk_id} {length} {values.tobytes().hex()}\n".encode())
+    return digest.hexdigest()
+
+
 class FeatsReader:
     """Read feats.h5: `reader[utt_id]` is (num_frames, feat_dim) float32.
 
@@ -90,7 +108,8 @@ class FeatsReader:
     process: there, it is opened again.
 
     layout: Layout; feat_dim: columns; spk_ids: speaker of each utterance; attrs: the file's attributes;
-    content_digest: of values and options; skipped: [(utt_id, reason)] of what is missing; noted: [(utt_id, remark)];
+    content_digest: of values and options; utt_digests: SHA-256 of each utterance's stored values, (num_utts, 32)
+    uint8; skipped: [(utt_id, reason)] of what is missing; noted: [(utt_id, remark)];
     shards: the files that it was joined from, none if its frames are its own.
 
     Raises AsrKdError for what is not a whole feats.h5.
@@ -112,6 +131,7 @@ class FeatsReader:
                 if "noted" in file:  # files of before 0.2 have no such table
                     self.noted += zip(file["noted/id"].asstr()[:], file["noted/remark"].asstr()[:], strict=True)
                 stats_shape = file["cmvn/stats"].shape
+                self.utt_digests: np.ndarray = file["utt/digest"][:]
             except H5_ERRORS as error:
                 raise AsrKdError(f"{path}: is not complete ({error})") from error
             num_rows, self.feat_dim = file["feats"].shape
@@ -124,6 +144,10 @@ class FeatsReader:
             or stats_shape != (num_utts, 2, self.feat_dim + 1)
         ):
             raise AsrKdError(f"{path}: its frames do not match its table of utterances")
+        with readable(path):
+            expected = content_digest(self.attrs, self.layout, self.spk_ids, self.utt_digests)
+        if self.content_digest != expected:
+            raise AsrKdError(f"{path}: its tables do not match its content_digest; remove it and make it again")
 
     def _opened(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():
@@ -170,6 +194,17 @@ class FeatsReader:
         """All frames in the order of the layout, (num_frames, feat_dim) float32."""
         return self.read_rows(slice(0, self.layout.num_frames))
 
+    def require_intact(self, utt: int, feats: np.ndarray) -> None:
+        """Raise AsrKdError unless `feats` (num_frames, feat_dim), as read, are what was written of utterance `utt`."""
+        stored = np.dtype(self.attrs["dtype"]).newbyteorder("<")
+        with np.errstate(over="ignore"):
+            found = hashlib.sha256(np.ascontiguousarray(feats, dtype=stored)).digest()
+        if found != self.utt_digests[utt].tobytes():
+            raise AsrKdError(
+                f"{self.path}: features of {self.layout.utt_ids[utt]} are damaged, their digest is another; "
+                "remove the file and make it again"
+            )
+
     def windows(self, utt_id: str, left: int, right: int) -> np.ndarray:
         """Each frame with its context: (num_frames, (left + 1 + right) * feat_dim) float32.
 
@@ -178,13 +213,11 @@ class FeatsReader:
         return splice(self[utt_id], left, right)
 
     @property
-    def utt_digests(self) -> np.ndarray:
-        """SHA-256 of each utterance's stored values, (num_utts, 32) uint8."""
-        with readable(self.path):
-            return self._opened()["utt/digest"][:]
-
-    @property
     def cmvn_stats(self) -> np.ndarray:
-        """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64."""
+        """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64; raises AsrKdError if damaged."""
         with readable(self.path):
-            return self._opened()["cmvn/stats"][:]
+            stats = self._opened()["cmvn/stats"][:]
+        expected = self.attrs.get("cmvn_digest")  # files of before 0.3 have none
+        if expected is not None and hashlib.sha256(np.ascontiguousarray(stats)).hexdigest() != expected:
+            raise AsrKdError(f"{self.path}: its CMVN statistics are damaged; remove the file and make it again")
+        return stats

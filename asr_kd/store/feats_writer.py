@@ -12,7 +12,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
-from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader
+from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader, content_digest
 from asr_kd.store.hdf5 import Layout, create_h5, reserve_space, write_layout
 
 CHUNK_ROWS = 1024
@@ -92,26 +92,14 @@ class _Tables:
             bool(file.attrs["snip_edges"]),
         )
         write_layout(file, layout)
-        _write_strings(file, "utt/spk", [spk_id for spk_id, _ in self.utts.values()])
-        file["utt/digest"] = np.frombuffer(self.digests, dtype=np.uint8).reshape(-1, 32)
+        spk_ids = [spk_id for spk_id, _ in self.utts.values()]
+        _write_strings(file, "utt/spk", spk_ids)
+        digests = np.frombuffer(self.digests, dtype=np.uint8).reshape(-1, 32)
+        file["utt/digest"] = digests
         for name, what, entries in (("skipped", "reason", self.skipped), ("noted", "remark", self.noted)):
             _write_strings(file, f"{name}/id", [utt_id for utt_id, _ in entries])
             _write_strings(file, f"{name}/{what}", [text for _, text in entries])
-        file.attrs["content_digest"] = self._content_digest(file)
-
-    def _content_digest(self, file: h5py.File) -> str:
-        """SHA-256 over kind, options, dtype and each utterance's id, speaker, length and digest of its values.
-
-        It is built from the digests of the utterances, so that a file joined from shards has the digest of one that
-        was written in one go, without reading a frame again.
-        """
-        digest = hashlib.sha256()
-        for name in ("kind", "options", "sample_rate", "dtype"):
-            digest.update(f"{name} {file.attrs[name]}\n".encode())
-        for row, (utt_id, (spk_id, length)) in enumerate(self.utts.items()):
-            of_values = self.digests[32 * row : 32 * (row + 1)].hex()
-            digest.update(f"{utt_id} {spk_id} {length} {of_values}\n".encode())
-        return digest.hexdigest()
+        file.attrs["content_digest"] = content_digest(file.attrs, layout, spk_ids, digests)
 
 
 class FeatsWriter:
@@ -170,6 +158,7 @@ class FeatsWriter:
         self._buffer = np.empty((BUFFER_ROWS, self.feat_dim), dtype=self._dtype)
         self._num_buffered = 0
         self._waiting_stats: list[np.ndarray] = []
+        self._stats_digest = hashlib.sha256()
         return self
 
     def append(self, utt_id: str, spk_id: str, feats: np.ndarray) -> None:
@@ -216,7 +205,9 @@ class FeatsWriter:
 
     def _flush_stats(self) -> None:
         if self._waiting_stats:
-            _extend(self._stats, np.stack(self._waiting_stats))
+            stats = np.stack(self._waiting_stats).astype("<f8")
+            self._stats_digest.update(stats.tobytes())
+            _extend(self._stats, stats)
         self._waiting_stats.clear()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -227,6 +218,7 @@ class FeatsWriter:
             self._flush_stats()
             self._file.attrs["inputs_digest"] = self.inputs_digest
             self._file.attrs["inputs_stamp"] = self.inputs_stamp
+            self._file.attrs["cmvn_digest"] = self._stats_digest.hexdigest()
             self._tables.write(self._file)
 
 
@@ -289,11 +281,14 @@ def join_shards(
             file.attrs["max_bad_share"] = max_bad_share
         # What HDF5 gives for a lost shard is the fill value.
         file.create_virtual_dataset("feats", _virtual_layout(names, shards), fillvalue=np.nan)
-        stats, tables = _create_stats(file, shards[0].feat_dim), _Tables()
+        stats, tables, stats_digest = _create_stats(file, shards[0].feat_dim), _Tables(), hashlib.sha256()
         for shard in shards:  # one is open at a time: there may be more shards than a process may have files
             tables.add_file(shard)
-            _extend(stats, shard.cmvn_stats)
+            of_shard = shard.cmvn_stats
+            stats_digest.update(of_shard.tobytes())
+            _extend(stats, of_shard)
             shard.close()
+        file.attrs["cmvn_digest"] = stats_digest.hexdigest()
         _write_strings(file, "shards/path", names)
         _write_strings(file, "shards/content_digest", [shard.content_digest for shard in shards])
         tables.write(file)

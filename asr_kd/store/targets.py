@@ -41,16 +41,22 @@ def write_targets(
         if top_k:
             pdf = file.create_dataset("pdf", (num_frames, width), np.uint16 if num_pdfs <= 1 << 16 else np.int32)
             tail = file.create_dataset("tail", (num_frames,), np.float16)
-        done = 0
+        done, digests = 0, {name: hashlib.sha256() for name in ("prob", "pdf", "tail")}
         for rows, arrays in blocks:
             if rows.start != done or rows.stop > num_frames:
                 raise AsrKdError(f"{path}: soft targets came out of order at frame {rows.start}")
-            prob[rows] = arrays["prob"]
-            if top_k:
-                pdf[rows], tail[rows] = arrays["pdf"], arrays["tail"]
+            for name, stored in {"prob": prob, **({"pdf": pdf, "tail": tail} if top_k else {})}.items():
+                values = np.ascontiguousarray(arrays[name], dtype=stored.dtype)
+                digests[name].update(values.tobytes())
+                stored[rows] = values
             done = rows.stop
         if done != num_frames:
             raise AsrKdError(f"{path}: soft targets for {done} of {num_frames} frames")
+        file.attrs["values_digest"] = " ".join(digest.hexdigest() for digest in digests.values())
+
+
+def _digest_of(array: np.ndarray | None) -> str:
+    return hashlib.sha256(b"" if array is None else np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 class TargetsReader:
@@ -73,7 +79,10 @@ class TargetsReader:
             self.prob = file["prob"][:]
             self.pdf = file["pdf"][:] if "pdf" in file else None
             self.tail = file["tail"][:] if "tail" in file else None
+            values_digest = file.attrs.get("values_digest")  # files of before 0.3 have none
         self._check()
+        if values_digest is not None and values_digest != " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))):
+            raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
 
     def _check(self) -> None:
         rows = self.layout.num_frames
@@ -84,8 +93,11 @@ class TargetsReader:
             raise AsrKdError(f"{self.path}: {self.prob.shape[1]} columns for {self.num_pdfs} states")
         if self.pdf is not None and (self.pdf.shape != self.prob.shape or self.pdf.max(initial=0) >= self.num_pdfs):
             raise AsrKdError(f"{self.path}: names a state beyond its {self.num_pdfs}")
-        if not np.isfinite(self.prob).all():
-            raise AsrKdError(f"{self.path}: holds soft targets that are not numbers")
+        for array in (self.prob, self.tail):
+            if array is not None and not (np.isfinite(array) & (array >= 0)).all():
+                raise AsrKdError(f"{self.path}: holds soft targets that are no probabilities")
+        if not 0 < self.temperature < np.inf:
+            raise AsrKdError(f"{self.path}: its temperature is {self.temperature}")
 
     def require_fit(
         self, layout: Layout, content_digest: str, num_pdfs: int, model_digest: str, *, allow_views: bool = False
