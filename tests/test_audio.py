@@ -340,9 +340,9 @@ def test_interrupting_ends_the_command_too(tmp_path):
     )
     fifo = tmp_path / "pids"
     os.mkfifo(fifo)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, f"sleep 60 & echo $! > {fifo}; wait |"], stderr=subprocess.DEVNULL
-    )
+    # More bytes than a pipe holds: once they are gone, the reader is at work.
+    command = f"head -c 1000000 /dev/zero; sleep 60 & echo $! > {fifo}; wait |"
+    process = subprocess.Popen([sys.executable, "-c", code, command], stderr=subprocess.DEVNULL)
     sleeping = int(fifo.read_text())
     process.send_signal(signal.SIGINT)
     assert process.wait(20) != 0
