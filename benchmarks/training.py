@@ -76,7 +76,8 @@ def labelled_set(
     frames = Frames(feats, layout, config.left_context, config.right_context, device, dtype)
     cmvn = Cmvn("global", np.zeros(FEAT_DIM, np.float32), np.ones(FEAT_DIM, np.float32))
     labels = {"num_pdfs": num_pdfs, "model_digest": "generated"}
-    return LabelledSet(frames, torch.from_numpy(pdf).int().to(device), num_pdfs, cmvn, {}, labels, f"{seed}", f"{seed}")
+    states = torch.from_numpy(pdf).int().to(device)
+    return LabelledSet(frames, states, num_pdfs, cmvn, {}, labels, f"{seed}", f"{seed}", num_utts)
 
 
 class Windows(Dataset):
@@ -322,7 +323,7 @@ def print_peak(folder: Path, targets: str | None, config: DnnConfig, device: tor
     if targets:
         reader = TargetsReader(folder / targets)
         held += (folder / targets).stat().st_size
-        stored = StoredTargets.from_reader(reader, device)
+        stored = StoredTargets.from_readers([reader], device)
         loss = student_loss(data, stored, resolve(DistillConfig))
     with contextlib.redirect_stderr(io.StringIO()):
         train_net(Run(out, 1, config, data, dev, data.labelled, loss, {"kind": str(targets)}, torch.float32))

@@ -8,14 +8,26 @@ from hypothesis import strategies as st
 
 from asr_kd.cli import main
 from asr_kd.distill.bias import bias_for_shares, common_bias_for_accuracy
+from asr_kd.distill.out_of_fold import Folds
+from asr_kd.distill.transfer import (
+    TransferChoice,
+    TransferSet,
+    choose,
+    original_of,
+    pdfs_of_phones,
+    read_utt_list,
+)
 from asr_kd.errors import AsrKdError
+from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors
-from asr_kd.nnet.net_dir import load_card, load_net
+from asr_kd.nnet.net_dir import UTTS, load_card, load_net
 from asr_kd.nnet.priors import count_pdfs, write_counts
-from asr_kd.store.ali import AliReader
+from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.targets import TargetsReader
+from asr_kd.training.data import LabelledSet, load_set
 
 SMALL = ["--hidden-dim", "16", "--num-hidden-layers", "1", "--left-context", "3", "--right-context", "1"]
 SMALL += ["--batch-size", "64", "--warmup-steps", "5"]
@@ -171,3 +183,307 @@ def test_top_k_targets_and_dense_ones_have_the_same_means_where_all_is_kept(toy,
         "--out", tmp_path / "top.h5")  # fmt: skip
     rows = np.arange(0, TargetsReader(targets).layout.num_frames, 3)
     np.testing.assert_allclose(TargetsReader(tmp_path / "top.h5").mean(rows), TargetsReader(targets).mean(rows))
+
+
+# Choices of frames
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """A training set of 20 utterances and a copy of each at another speed, a dev set, and 12 utterances more."""
+    folder = tmp_path_factory.mktemp("copied")
+    rng = np.random.default_rng(3)
+    means = rng.normal(size=(NUM_PDFS, 40))
+    names = [f"a{u % 2}-utt{u:02d}" for u in range(20)]
+    sets = {
+        "train": names + [f"sp0.9-{name}" for name in names],
+        "dev": [f"b-utt{u}" for u in range(6)],
+        "extra": [f"c-utt{u:02d}" for u in range(12)],
+    }
+    for name, utt_ids in sets.items():
+        pdfs = [np.repeat(rng.integers(0, NUM_PDFS, 6), rng.integers(3, 9, 6)) for _ in utt_ids]
+        with FeatsWriter(folder / f"{name}.h5", kind="fbank", options=FbankOptions(), sample_rate=16000) as writer:
+            for utt_id, pdf in sorted(zip(utt_ids, pdfs, strict=True), key=lambda pair: pair[0]):
+                feats = means[pdf] + rng.normal(scale=1.5, size=(len(pdf), 40))
+                writer.append(utt_id, utt_id.rsplit("-", 1)[0], feats.astype(np.float32))
+        layout = FeatsReader(folder / f"{name}.h5").layout
+        pdf_of = dict(zip(utt_ids, pdfs, strict=True))
+        pdf = np.concatenate([pdf_of[utt_id] for utt_id in layout.utt_ids])
+        if name == "train":
+            pdf[layout.rows("sp0.9-a0-utt04")] = -1
+        phone = np.where(pdf < 0, -1, pdf // 2)
+        write_ali(folder / f"{name}.ali.h5", layout, pdf, num_pdfs=NUM_PDFS, model_digest="toy", sil_pdfs=[0, 1],
+                  phone=phone, phones=["SIL", "AH_B", "AH_E"])  # fmt: skip
+    return folder
+
+
+def copied_sets(folder: Path) -> list:
+    pairs = [("--feats", "train.h5"), ("--ali", "train.ali.h5"), ("--dev-feats", "dev.h5"), ("--dev-ali", "dev.ali.h5")]
+    return [item for option, name in pairs for item in (option, folder / name)]
+
+
+def load(folder: Path, extra: bool = False) -> LabelledSet:
+    return load_set(
+        folder / "train.h5", folder / "train.ali.h5", cmvn="global", left_context=3, right_context=1,
+        device=torch.device("cpu"), dtype=torch.float32, extra_feats=folder / "extra.h5" if extra else None,
+    )  # fmt: skip
+
+
+def utts_of(transfer: TransferSet) -> set[str]:
+    layout = transfer.train.frames.layout
+    return {layout.utt_ids[np.searchsorted(layout.offsets, row, side="right") - 1] for row in transfer.index.tolist()}
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_shares_are_of_whole_utterances_nested_and_with_their_copies(copied, one, other, seed):
+    train = load(copied)
+    small, large = (choose(train, TransferChoice(share=s, share_seed=seed)) for s in sorted((one, other)))
+    assert utts_of(small) <= utts_of(large)
+    unlabelled = "sp0.9-a0-utt04"
+    for transfer, share in ((small, min(one, other)), (large, max(one, other))):
+        utts = utts_of(transfer)
+        assert len({original_of(utt_id) for utt_id in utts}) == max(round(20 * share), 1)
+        assert utts | {unlabelled} == {c for u in utts for c in (original_of(u), f"sp0.9-{original_of(u)}")} | {
+            unlabelled
+        }
+        lengths = dict(zip(train.frames.layout.utt_ids, train.frames.layout.lengths.tolist(), strict=True))
+        assert len(transfer.index) == sum(lengths[utt_id] for utt_id in utts)
+    assert choose(train, TransferChoice()).record == {}
+    assert torch.equal(choose(train, TransferChoice()).index, train.labelled)
+
+
+def test_states_lists_and_labels_are_chosen_as_asked_for(copied, tmp_path):
+    train, ali = load(copied), AliReader(copied / "train.ali.h5")
+    states = lambda choice: set(train.pdf[choose(train, choice).index.long()].tolist())  # noqa: E731
+    assert states(TransferChoice(omit_pdfs=(2, 3))) == {0, 1, 4, 5}
+    assert states(TransferChoice(only_pdfs=(2, 3))) == {2, 3}
+    assert pdfs_of_phones(ali, "AH") == [2, 3, 4, 5]
+    assert pdfs_of_phones(ali, "AH_E,SIL") == [0, 1, 4, 5]
+    (tmp_path / "list").write_text("a0-utt00\nsp0.9-a1-utt05 anything\n")
+    listed = TransferChoice(utt_ids=read_utt_list(tmp_path / "list"))
+    assert utts_of(choose(train, listed)) == {"a0-utt00", "sp0.9-a1-utt05"}
+    none = choose(train, TransferChoice(labelled_share=0, omit_pdfs=(2,)))
+    assert (none.train.pdf == -1).all()
+    assert "sp0.9-a0-utt04" in utts_of(none)
+    assert not (train.pdf[none.index.long()] == 2).any()
+    some = choose(train, TransferChoice(share=0.5, labelled_share=0.4))
+    labelled = {u for u in utts_of(some) if (some.train.pdf[rows_of(train, u)] >= 0).all()}
+    assert labelled == utts_of(choose(train, TransferChoice(share=0.2)))
+    assert (train.pdf[rows_of(train, "a0-utt00")] >= 0).all(), "the set itself stays as it is"
+
+
+def rows_of(train: LabelledSet, utt_id: str) -> slice:
+    return train.frames.layout.rows(utt_id)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--train-share", 0], "above 0"),
+        (["--omit-pdfs", "1,x"], "expected states"),
+        (["--omit-pdfs", "1,9"], "the alignment has 0 to 5"),
+        (["--omit-pdfs", "1", "--only-pdfs", "2"], "not both"),
+        (["--omit-phones", "ZH"], "no frame of phone 'ZH'"),
+        (["--omit-pdfs", "0,1,2,3,4,5", "--utt-list", "LIST"], "not one frame"),
+        (["--utt-list", "UNKNOWN"], "utterance nobody is not in the training set"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(copied, tmp_path, capsys, options, message):
+    (tmp_path / "LIST").write_text("a0-utt00\n")
+    (tmp_path / "UNKNOWN").write_text("a0-utt00\nnobody\n")
+    options = [tmp_path / o if o in ("LIST", "UNKNOWN") else o for o in options]
+    assert message in refused(capsys, "train", *copied_sets(copied), *options, *SMALL, "--out", tmp_path)
+
+
+def test_a_copy_of_a_training_utterance_in_dev_is_refused(copied, toy, tmp_path, capsys):
+    (tmp_path / "utt2uniq").write_text("b-utt3 a0-utt00\n")
+    argv = ["train", *copied_sets(copied), *SMALL, "--out", tmp_path, "--utt2uniq", tmp_path / "utt2uniq"]
+    assert "utterance a0-utt00 is in the training set too" in refused(capsys, *argv)
+
+
+def training(folder: Path) -> dict:
+    return load_card(folder / "seed1")["training"]
+
+
+def test_every_choice_is_in_the_fingerprint_and_in_net_json(copied, tmp_path):
+    argv = ["train", *copied_sets(copied), *SMALL, "--num-epochs", 1, "--out", tmp_path / "x"]
+    prints = []
+    for options in ([], ["--train-share", 0.5], ["--train-share", 0.5, "--share-seed", 2], ["--omit-pdfs", "2,3"]):
+        run(*argv, *options)
+        prints.append(training(tmp_path / "x")["fingerprint"])
+    assert len(set(prints)) == 4
+    run(*argv, "--omit-phones", "AH_B")
+    assert training(tmp_path / "x")["fingerprint"] == prints[3], "the same frames by another name"
+    assert training(tmp_path / "x")["transfer"]["omitted_pdfs"] == [2, 3]
+    run(*argv, "--train-share", 1)
+    assert training(tmp_path / "x")["fingerprint"] == prints[0]
+    assert training(tmp_path / "x")["transfer"] == {}
+
+
+def test_accuracy_on_the_transfer_frames_is_that_of_these_frames(copied, tmp_path):
+    run("train", *copied_sets(copied), *SMALL, "--num-epochs", 3, "--train-share", 0.3, "--out", tmp_path)
+    record, ali = training(tmp_path), AliReader(copied / "train.ali.h5")
+    index = choose(load(copied), TransferChoice(share=0.3)).index.numpy()
+    assert record["num_train_frames"] == len(index)
+    best = log_posteriors(tmp_path / "seed1", copied / "train.h5").argmax(-1).numpy()
+    assert record["transfer_frame_acc"] == pytest.approx(100 * (best[index] == ali.pdf[index]).mean())
+
+
+# Folds
+
+
+def test_folds_are_disjoint_cover_all_and_keep_copies_together(copied):
+    train = load(copied)
+    whole = choose(train, TransferChoice())
+    folds = Folds(train.frames.layout, 3, seed=1)
+    held_out = [utts_of(whole) - utts_of(folds.without(whole, fold)) for fold in range(3)]
+    assert set.union(*held_out) == utts_of(whole)
+    assert sum(map(len, held_out)) == len(utts_of(whole))
+    originals = [{original_of(utt_id) for utt_id in utts} for utts in held_out]
+    assert sorted(map(len, originals)) == [6, 7, 7]
+    assert len(set.union(*originals)) == 20
+    with pytest.raises(AsrKdError, match="number of utterances, 20"):
+        Folds(train.frames.layout, 21, seed=1)
+
+
+@pytest.fixture(scope="module")
+def folded(copied, tmp_path_factory):
+    out = tmp_path_factory.mktemp("folded")
+    run("train-ensemble", *copied_sets(copied), "--out", out, "--num-members", 4, "--num-seeds", 1, "--folds", 2,
+        "--num-epochs", 2, *SMALL)  # fmt: skip
+    return [out / f"seed{seed}" for seed in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("combination", ["arithmetic", "geometric"])
+def test_out_of_fold_targets_come_from_members_that_have_not_seen_the_utterance(copied, folded, tmp_path, combination):
+    run("soft-targets", "--teachers", *folded, "--feats", copied / "train.h5", "--out-of-fold", "--temperature", 2,
+        "--combination", combination, "--out", tmp_path / "t.h5", *CPU)  # fmt: skip
+    targets, reader = TargetsReader(tmp_path / "t.h5"), FeatsReader(copied / "train.h5")
+    logits = [log_posteriors(member, copied / "train.h5") / 2 for member in folded]
+    for utt_id in reader.layout.utt_ids:
+        rows = reader.layout.rows(utt_id)
+        unseen = [
+            member_logits[rows]
+            for member, member_logits in zip(folded, logits, strict=True)
+            if original_of(utt_id) not in {original_of(seen) for seen in (member / UTTS).read_text().split()}
+        ]
+        assert len(unseen) == 2
+        mean = torch.stack(unseen).softmax(-1).mean(0)
+        if combination == "geometric":
+            mean = torch.stack(unseen).mean(0).softmax(-1)
+        np.testing.assert_allclose(targets.prob[rows], mean.numpy(), atol=2e-3)
+    assert [training_of(member)["transfer"]["held_out_fold"] for member in folded] == [1, 0, 1, 0]
+
+
+def training_of(folder: Path) -> dict:
+    return load_card(folder)["training"]
+
+
+def test_what_every_member_has_seen_is_not_labelled_out_of_fold(copied, folded, teachers, toy, tmp_path, capsys):
+    argv = ["soft-targets", "--out-of-fold", "--out", tmp_path / "t.h5", *CPU]
+    same_fold = [folded[0], folded[2]]
+    assert "all 2 members were trained on" in refused(
+        capsys, *argv, "--teachers", *same_fold, "--feats", copied / "train.h5"
+    )
+    assert "all 3 members" in refused(capsys, *argv, "--teachers", *teachers, "--feats", toy["feats"])
+    run(*argv, "--teachers", *same_fold, "--feats", copied / "extra.h5")  # nobody has seen these
+    listed = (folded[0] / UTTS).read_text()
+    try:
+        (folded[0] / UTTS).write_text(listed.split("\n", 1)[1])
+        assert "it was changed" in refused(capsys, *argv, "--teachers", *folded, "--feats", copied / "train.h5")
+    finally:
+        (folded[0] / UTTS).write_text(listed)
+
+
+# Students
+
+
+@pytest.fixture(scope="module")
+def labelled_by_teacher(copied, tmp_path_factory):
+    """One net of all labels, and its targets of the training set and of the extra speech."""
+    out = tmp_path_factory.mktemp("teacher")
+    run("train", *copied_sets(copied), "--out", out, "--num-epochs", 8, *SMALL)
+    for name in ("train", "extra"):
+        run("soft-targets", "--teachers", out / "seed1", "--feats", copied / f"{name}.h5", "--temperature", 1,
+            "--out", out / f"{name}.targets.h5", *CPU)  # fmt: skip
+    return out
+
+
+def student(copied: Path, out: Path, *options: object) -> dict:
+    run("distill", *copied_sets(copied), "--soft-weight", 0.5, "--student-epochs", 6, "--student-learning-rate", 0.01,
+        *SMALL, *options, "--out", out)  # fmt: skip
+    return training(out)
+
+
+def test_without_labels_a_student_is_what_the_soft_targets_alone_make_it(copied, labelled_by_teacher, tmp_path):
+    """Wrong labels change nothing: they are not looked at."""
+    targets = ["--targets", labelled_by_teacher / "train.targets.h5"]
+    one = student(copied, tmp_path / "one", *targets, "--unlabelled")
+    assert one["transfer_frame_acc"] is None
+    assert one["num_train_frames"] == FeatsReader(copied / "train.h5").layout.num_frames
+    assert one["transfer"]["labelled_share"] == 0
+    assert one["history"][-1]["dev_frame_acc"] > 50
+    ali = AliReader(copied / "train.ali.h5")
+    write_ali(tmp_path / "wrong.h5", ali.layout, np.where(ali.pdf < 0, -1, (ali.pdf + 1) % NUM_PDFS),
+              num_pdfs=NUM_PDFS, model_digest="toy", sil_pdfs=[0])  # fmt: skip
+    student(copied, tmp_path / "other", *targets, "--unlabelled", "--ali", tmp_path / "wrong.h5")
+    digests = [load_card(tmp_path / name / "seed1")["digest"] for name in ("one", "other")]
+    assert digests[0] == digests[1]
+    some = student(copied, tmp_path / "some", *targets, "--labelled-share", 0.3)
+    assert load_card(tmp_path / "some/seed1")["digest"] != digests[0]
+    assert 0 < some["transfer_frame_acc"] <= 100
+
+
+def test_extra_speech_is_trained_on_from_its_own_targets(copied, labelled_by_teacher, tmp_path, capsys):
+    out = labelled_by_teacher
+    extra = ["--extra-feats", copied / "extra.h5", "--extra-targets", out / "extra.targets.h5"]
+    targets = ["--targets", out / "train.targets.h5"]
+    record = student(copied, tmp_path / "more", *targets, *extra, "--train-share", 0.2)
+    alone = student(copied, tmp_path / "alone", *targets, "--train-share", 0.2)
+    num_extra = FeatsReader(copied / "extra.h5").layout.num_frames
+    assert record["num_train_frames"] == alone["num_train_frames"] + num_extra
+    assert record["transfer"]["num_extra_frames"] == num_extra
+    assert record["fingerprint"] != alone["fingerprint"]
+    seen = (tmp_path / "more/seed1" / UTTS).read_text().split()
+    assert set(FeatsReader(copied / "extra.h5").layout.utt_ids) <= set(seen)
+    # The members' own answers to the very windows are the targets that were stored.
+    online = student(copied, tmp_path / "online", "--teachers", out / "seed1", *extra[:2], "--train-share", 0.2,
+                     "--temperature", 1)  # fmt: skip
+    assert online["history"][0]["train_loss"] == pytest.approx(record["history"][0]["train_loss"], rel=1e-3)
+    argv = ["distill", *copied_sets(copied), *SMALL, "--out", tmp_path / "no"]
+    assert "go together" in refused(capsys, *argv, *targets, *extra[:2])
+    wrong = [*extra[:2], "--extra-targets", out / "train.targets.h5"]
+    assert "made for other utterances" in refused(capsys, *argv, *targets, *wrong)
+    dev = ["--extra-feats", copied / "dev.h5", "--extra-targets", out / "extra.targets.h5"]
+    assert "is in the training set too" in refused(capsys, *argv, *targets, *dev)
+
+
+def test_frames_of_two_files_are_those_of_each(copied):
+    both, own = load(copied, extra=True), load(copied)
+    num_own = own.frames.layout.num_frames
+    index = torch.arange(num_own)
+    assert torch.equal(both.frames.windows(index), own.frames.windows(index))
+    with FeatsReader(copied / "extra.h5") as reader:
+        extra = Frames.from_reader(reader, own.cmvn, 3, 1, torch.device("cpu"))
+    index = torch.arange(reader.layout.num_frames)
+    assert torch.equal(both.frames.windows(num_own + index), extra.windows(index))
+    assert (both.pdf[num_own:] == -1).all()
+
+
+def test_omitted_states_come_back_from_soft_targets_and_a_corrected_bias(copied, labelled_by_teacher, tmp_path):
+    """The paper's omitted 3, end to end: no frame of two states is trained on, and their biases are then repaired."""
+    out = tmp_path / "student"
+    targets = ["--targets", labelled_by_teacher / "train.targets.h5"]
+    record = student(copied, out, *targets, "--omit-phones", "AH_B", "--unlabelled", "--student-epochs", 20)
+    ali = AliReader(copied / "dev.ali.h5")
+    omitted = np.isin(ali.pdf, (2, 3))
+    run("correct-bias", "--net", out / "seed1", "--feats", copied / "train.h5", *targets, "--phones", "AH_B",
+        "--ali", copied / "train.ali.h5", "--out", tmp_path / "corrected", *CPU)  # fmt: skip
+    right = {
+        net: log_posteriors(net, copied / "dev.h5").argmax(-1).numpy() == ali.pdf
+        for net in (out / "seed1", tmp_path / "corrected")
+    }
+    assert right[tmp_path / "corrected"][omitted].mean() > right[out / "seed1"][omitted].mean()
+    assert right[tmp_path / "corrected"].mean() > right[out / "seed1"].mean()
+    assert record["transfer"]["omitted_pdfs"] == [2, 3]

@@ -13,11 +13,13 @@ import torch
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
-from asr_kd.commands.training import OUT, Session, begin
+from asr_kd.commands.training import OUT, TRANSFER, Session, begin
 from asr_kd.config import DistillConfig, DnnConfig, resolve
+from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
 from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.distill.student import train_student
+from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.net_dir import TrainedNet, load_net
@@ -25,6 +27,7 @@ from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader
+from asr_kd.training.data import digest_of
 
 
 def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
@@ -41,23 +44,38 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     TEACHERS,
     path("--feats", "the frames to label"),
     path("--out", "targets.h5"),
+    option(
+        "--out-of-fold",
+        "each utterance is labelled only by the members that were not trained on it",
+        action="store_true",
+    ),
+    path("--utt2uniq", "for --out-of-fold: originals of perturbed copies, where names do not tell", required=False),
     DEVICE,
     config=["temperature", "combination", "top_k", "top_n", "precision"],
 )
 def soft_targets(args: argparse.Namespace) -> None:
-    """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over."""
+    """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over.
+
+    --out-of-fold: members trained with train-ensemble --folds do not label what they (or copies of it) were trained on.
+    """
     distill, compute = resolve(DistillConfig, args.values), resolve_compute(args)
     members, reader = load_members(args.teachers, compute.device), FeatsReader(args.feats)
     check_members(members, reader, combination=distill.combination)
     how = {key: getattr(distill, key) for key in ("temperature", "combination", "top_k")}
     how |= _how_called(distill.combination, args.values)
+    unseen = None
+    if args.out_of_fold:
+        utt2uniq = None if args.utt2uniq is None else read_utt2uniq(args.utt2uniq)
+        unseen = unseen_utts(args.teachers, reader.layout, utt2uniq)
+        num = unseen.sum(axis=0)
+        log(f"{args.out}: every utterance is labelled by {num.min()} to {num.max()} of {len(members)} members")
 
     def work() -> None:
         a = members[0].net.architecture
         frames = Frames.from_reader(
             reader, members[0].cmvn, a.left_context, a.right_context, compute.device, compute.dtype
         )
-        write_soft_targets(args.out, members, reader, frames, **how, dtype=compute.dtype)
+        write_soft_targets(args.out, members, reader, frames, **how, dtype=compute.dtype, unseen=unseen)
         log(f"{args.out}: {frames.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
 
     make(
@@ -68,6 +86,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         feats=reader.content_digest,
         distill=how,
         dtype=compute.dtype,
+        **({} if unseen is None else {"unseen": digest_of(unseen)}),
     )
 
 
@@ -77,6 +96,11 @@ def soft_targets(args: argparse.Namespace) -> None:
     *TRAINING_SETS,
     one_of(path("--targets", "targets.h5 made by asr-kd soft-targets"), TEACHERS),
     option("--allow-views", "accept targets made from another view of the frames", action="store_true"),
+    *TRANSFER,
+    option("--unlabelled", "no label is looked at: only the soft targets count", action="store_true"),
+    option("--labelled-share", "of the utterances trained on keep their labels", type=float, default=1.0),
+    path("--extra-feats", "more frames to train on, unlabelled: untranscribed speech, or copies", required=False),
+    path("--extra-targets", "targets.h5 of --extra-feats; not needed with --teachers", required=False),
     OUT,
     SEEDS,
     DEVICE,
@@ -97,9 +121,12 @@ def distill(args: argparse.Namespace) -> None:
     """Train a student for every seed.
 
     Soft targets are stored ones (--targets), whose temperature and mean are theirs, or those that the members give
-    online (--teachers), for every batch anew.
+    online (--teachers), for every batch anew. A frame without label counts in the soft term alone. A student of
+    another transfer set than the baseline's, as with --extra-feats, has the role `control` in systems.yaml.
     """
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
+    if (args.extra_targets is None) != (args.extra_feats is None or args.targets is None):
+        raise AsrKdError("--extra-feats and --extra-targets go together; with --teachers, --extra-feats is enough")
     session = begin(args)
     if args.targets:
         targets, key = _stored(args, session)
@@ -113,19 +140,32 @@ def distill(args: argparse.Namespace) -> None:
 
 
 def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, dict[str, Any]]:
-    reader, train = TargetsReader(args.targets), session.train
+    files = [(args.targets, args.feats)]
+    if args.extra_targets:
+        files.append((args.extra_targets, args.extra_feats))
+    readers = [_fitting_targets(targets, FeatsReader(feats), args, session) for targets, feats in files]
+    key = {
+        "members": readers[0].members,
+        "combination": readers[0].combination,
+        "values": " ".join(reader.digest for reader in readers),
+    }
+    return StoredTargets.from_readers(readers, session.device), key
+
+
+def _fitting_targets(path: Path, feats: FeatsReader, args: argparse.Namespace, session: Session) -> TargetsReader:
+    """Targets of these features and of the states at hand; raises AsrKdError if they are of others."""
+    reader, train = TargetsReader(path), session.train
     for key in ("temperature", "combination"):
         if key in vars(args) and args.values[key] != getattr(reader, key):
-            raise AsrKdError(f"--{key} {args.values[key]}: {args.targets} was made with {getattr(reader, key)}")
+            raise AsrKdError(f"--{key} {args.values[key]}: {path} was made with {getattr(reader, key)}")
     reader.require_fit(
-        train.frames.layout,
-        train.content_digest,
+        feats.layout,
+        feats.content_digest,
         train.num_pdfs,
         train.labels["model_digest"],
         allow_views=args.allow_views,
     )
-    key = {"members": reader.members, "combination": reader.combination, "values": reader.digest}
-    return StoredTargets.from_reader(reader, session.device), key
+    return reader
 
 
 def _load_teachers(args: argparse.Namespace, session: Session, combinations: Sequence[str]) -> list[TrainedNet]:
@@ -150,7 +190,7 @@ def _key(
 def _train_student(
     out: Path, seed: int, session: Session, config: DistillConfig, targets: SoftTargets, key: dict[str, Any]
 ) -> TrainedNet:
-    return train_student(out, seed, session.dnn, config, session.train, session.dev, targets, key, session.dtype)
+    return train_student(out, seed, session.dnn, config, session.transfer, session.dev, targets, key, session.dtype)
 
 
 @command(

@@ -10,33 +10,59 @@ import torch
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.config import DistillConfig, DnnConfig, EnsembleConfig, resolve
+from asr_kd.distill.out_of_fold import Folds
 from asr_kd.distill.student import student_schedule
+from asr_kd.distill.transfer import (
+    TransferChoice,
+    TransferSet,
+    choose,
+    original_of,
+    parse_pdfs,
+    pdfs_of_phones,
+    read_utt2uniq,
+    read_utt_list,
+)
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
+from asr_kd.store.ali import AliReader
 from asr_kd.store.atomic import write_json
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Run, hard_loss
 
 OUT = path("--out", "one folder a seed is made below this one")
+TRANSFER = (
+    option("--train-share", "train on this share of the utterances (default 1)", type=float, default=1.0),
+    option("--share-seed", "which ones; a larger share holds the smaller (default 1)", type=int, default=1),
+    path("--utt-list", "train on the utterances of this file, one a line", required=False),
+    option("--omit-phones", "train on no frame of these phones' states, like AH,EH"),
+    option("--omit-pdfs", "train on no frame of these states, like 12,13"),
+    option("--only-pdfs", "train on frames of these states alone"),
+    path("--utt2uniq", "originals of perturbed copies (default: by names like sp0.9-…)", required=False),
+)
 
 
 @dataclass(frozen=True)
 class Session:
-    """Configuration, device, and both sets on it."""
+    """Configuration, device, and both sets on it; `transfer` is what is trained on of the training set."""
 
     values: dict[str, Any]
     dnn: DnnConfig
     device: torch.device
     dtype: torch.dtype
-    train: LabelledSet
+    transfer: TransferSet
     dev: LabelledSet
+
+    @property
+    def train(self) -> LabelledSet:
+        """The training set, with the labels that may be looked at."""
+        return self.transfer.train
 
 
 def begin(args: argparse.Namespace) -> Session:
-    """Load what TRAINING_SETS, DEVICE and the configuration name; record the run in OUT/run.json.
+    """Load what TRAINING_SETS, TRANSFER, DEVICE and the configuration name; record the run in OUT/run.json.
 
-    Raises AsrKdError where the sets differ in states or features, or share an utterance.
+    Raises AsrKdError where the sets differ in states or features, or share an utterance or a copy of one.
     """
     dnn, compute = resolve(DnnConfig, args.values), resolve_compute(args)
     shape = {
@@ -45,21 +71,42 @@ def begin(args: argparse.Namespace) -> Session:
         "device": compute.device,
         "dtype": compute.dtype,
     }
-    train = load_set(args.feats, args.ali, cmvn=dnn.cmvn, **shape)
+    choice = transfer_choice(args)
+    train = load_set(args.feats, args.ali, cmvn=dnn.cmvn, extra_feats=vars(args).get("extra_feats"), **shape)
     dev = load_set(args.dev_feats, args.dev_ali, cmvn=train.cmvn, **shape)
     if (dev.labels, dev.front_end) != (train.labels, train.front_end):
         raise AsrKdError(f"{args.dev_ali}: its states or features are not those of {args.ali}")
-    overlap = set(train.frames.layout.utt_ids) & set(dev.frames.layout.utt_ids)
-    if overlap:
+    train_originals, dev_originals = (
+        {original_of(utt_id, choice.utt2uniq) for utt_id in each.frames.layout.utt_ids} for each in (train, dev)
+    )
+    if overlap := train_originals & dev_originals:
         raise AsrKdError(f"{args.dev_feats}: utterance {min(overlap)} is in the training set too")
     write_json(args.out / "run.json", {**run_info(args.command_line, str(compute.device)), "config": args.values})
-    return Session(args.values, dnn, compute.device, compute.dtype, train, dev)
+    return Session(args.values, dnn, compute.device, compute.dtype, choose(train, choice), dev)
+
+
+def transfer_choice(args: argparse.Namespace) -> TransferChoice:
+    """What the options TRANSFER, and those that `distill` has beside them, ask for."""
+    given = {key: value for key, value in vars(args).items() if value is not None}
+    omitted = parse_pdfs(given["omit_pdfs"], "--omit-pdfs") if "omit_pdfs" in given else []
+    if "omit_phones" in given:
+        omitted += pdfs_of_phones(AliReader(args.ali), given["omit_phones"])
+    return TransferChoice(
+        share=given.get("train_share", 1.0),
+        share_seed=given.get("share_seed", 1),
+        utt_ids=read_utt_list(given["utt_list"]) if "utt_list" in given else None,
+        omit_pdfs=tuple(sorted(set(omitted))),
+        only_pdfs=tuple(parse_pdfs(given["only_pdfs"], "--only-pdfs")) if "only_pdfs" in given else (),
+        labelled_share=0.0 if given.get("unlabelled") else given.get("labelled_share", 1.0),
+        utt2uniq=read_utt2uniq(given["utt2uniq"]) if "utt2uniq" in given else None,
+    )
 
 
 @command(
     "train",
     "train single nets on hard labels",
     *TRAINING_SETS,
+    *TRANSFER,
     OUT,
     SEEDS,
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
@@ -71,23 +118,25 @@ def train(args: argparse.Namespace) -> None:
     seeds = parse_seeds(args.seeds)
     session = begin(args)
     schedule = student_schedule(session.dnn, resolve(DistillConfig, args.values))
-    train_seeds(args.out, seeds, schedule if args.student_schedule else session.dnn, session)
+    schedule = schedule if args.student_schedule else session.dnn
+    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session)
 
 
-def train_seeds(out: Path, seeds: list[int], config: DnnConfig, session: Session) -> None:
-    """Train a net on hard labels for every seed, into `out`/seedN."""
-    for seed in seeds:
+def train_seeds(out: Path, transfer_sets: dict[int, TransferSet], config: DnnConfig, session: Session) -> None:
+    """Train a net on hard labels for every seed, on its transfer set, into `out`/seedN."""
+    for seed, transfer in transfer_sets.items():
         train_net(
             Run(
                 out=out / f"seed{seed}",
                 seed=seed,
                 config=config,
-                train=session.train,
+                train=transfer.train,
                 dev=session.dev,
-                transfer_index=session.train.labelled,
-                loss=hard_loss(session.train, config.label_smoothing),
+                transfer_index=transfer.index,
+                loss=hard_loss(transfer.train, config.label_smoothing),
                 loss_key={"kind": "hard"},
                 dtype=session.dtype,
+                transfer=transfer.record,
             )
         )
 
@@ -96,6 +145,9 @@ def train_seeds(out: Path, seeds: list[int], config: DnnConfig, session: Session
     "train-ensemble",
     "train the members of an ensemble",
     *TRAINING_SETS,
+    *TRANSFER,
+    option("--folds", "train each member on all but one of so many folds: that of its seed, modulo this", type=int),
+    option("--fold-seed", "which utterances are in which fold (default 1)", type=int, default=1),
     OUT,
     option("--first-seed", "that and the following (default 1)", type=int, default=1),
     DEVICE,
@@ -105,9 +157,15 @@ def train_ensemble(args: argparse.Namespace) -> None:
     """Train num_members nets that differ in their seed alone, over the same resident frames.
 
     A member that is complete is not trained again: after a kill, or with more members asked for, only the rest is.
+    With --folds every member lacks some utterances (and their perturbed copies); soft-targets --out-of-fold lets it
+    label those alone.
     """
     num_members = resolve(EnsembleConfig, args.values).num_members
     if num_members < 1:
         raise AsrKdError(f"--num-members {num_members}: must be at least 1")
     session = begin(args)
-    train_seeds(args.out, list(range(args.first_seed, args.first_seed + num_members)), session.dnn, session)
+    transfer_sets = {seed: session.transfer for seed in range(args.first_seed, args.first_seed + num_members)}
+    if args.folds is not None:
+        folds = Folds(session.train.frames.layout, args.folds, args.fold_seed, transfer_choice(args).utt2uniq)
+        transfer_sets = {seed: folds.without(transfer, seed % args.folds) for seed, transfer in transfer_sets.items()}
+    train_seeds(args.out, transfer_sets, session.dnn, session)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from asr_kd.distill.losses import SoftBatch
+from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
@@ -60,10 +61,26 @@ class StoredTargets:
         self._prob, self._pdf, self._tail = prob, pdf, tail
 
     @classmethod
-    def from_reader(cls, reader: TargetsReader, device: torch.device) -> "StoredTargets":
-        """Those of a targets.h5."""
-        arrays = (reader.prob, reader.pdf, reader.tail)
-        return cls(reader.temperature, *(None if a is None else torch.from_numpy(a).to(device) for a in arrays))
+    def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
+        """Those of one targets.h5 after another; raises AsrKdError where they differ in kind."""
+        first = readers[0]
+        for reader in readers:
+            for key in ("temperature", "combination"):
+                if getattr(reader, key) != getattr(first, key):
+                    raise AsrKdError(
+                        f"{reader.path}: has {key} {getattr(reader, key)}, {first.path} {getattr(first, key)}"
+                    )
+            if reader.prob.shape[1] != first.prob.shape[1] or (reader.pdf is None) != (first.pdf is None):
+                raise AsrKdError(f"{reader.path}: keeps more or fewer targets a frame than {first.path}")
+
+        def joined(name: str) -> torch.Tensor | None:
+            arrays = [getattr(reader, name) for reader in readers]
+            if arrays[0] is None:
+                return None
+            tensors = [torch.from_numpy(array).to(device) for array in arrays]
+            return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+        return cls(first.temperature, joined("prob"), joined("pdf"), joined("tail"))
 
     @classmethod
     def from_members(
@@ -160,16 +177,22 @@ def write_soft_targets(
     top_k: int | None,
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
+    unseen: np.ndarray | None = None,
 ) -> None:
-    """Let `members` label every frame and store the result as targets.h5."""
+    """Let `members` label every frame and store the result as targets.h5.
+
+    unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
+    """
     num_pdfs = members[0].net.architecture.num_pdfs
     if temperature <= 0:
         raise AsrKdError(f"temperature {temperature:g}: must be above 0")
     if top_k is not None and not 0 < top_k <= num_pdfs:
         raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
-    posteriors = joint_log_posteriors(
-        members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
-    )
+    how = {"temperature": temperature, "combination": combination, "dtype": dtype}
+    if unseen is None:
+        posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n)
+    else:
+        posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how)
     write_targets(
         path,
         reader.layout,
@@ -180,6 +203,7 @@ def write_soft_targets(
             "temperature": temperature,
             "mean": combination,
             "members": [member.digest for member in members],
+            "out_of_fold": unseen is not None,
             "content_digest": reader.content_digest,
             "model_digest": members[0].labels["model_digest"],
         },

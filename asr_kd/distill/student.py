@@ -9,6 +9,7 @@ import torch
 from asr_kd.config import DistillConfig, DnnConfig
 from asr_kd.distill.losses import distillation_loss
 from asr_kd.distill.soft_targets import SoftTargets
+from asr_kd.distill.transfer import TransferSet
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.loop import train_net
@@ -43,13 +44,13 @@ def train_student(
     seed: int,
     dnn: DnnConfig,
     distill: DistillConfig,
-    train: LabelledSet,
+    transfer: TransferSet,
     dev: LabelledSet,
     targets: SoftTargets,
     targets_key: dict[str, Any],
     dtype: torch.dtype,
 ) -> TrainedNet:
-    """Distil into a fresh net, on the frames that the baseline sees: those with a label.
+    """Distil into a fresh net, on the frames of the transfer set: by default those that the baseline sees.
 
     targets_key: what identifies the targets (members' digests, combination, values), for the fingerprint.
     """
@@ -62,7 +63,17 @@ def train_student(
         "label_use": distill.label_use,
         **targets_key,
     }
-    schedule = student_schedule(dnn, distill)
     return train_net(
-        Run(out, seed, schedule, train, dev, train.labelled, student_loss(train, targets, distill), loss_key, dtype)
+        Run(
+            out=out,
+            seed=seed,
+            config=student_schedule(dnn, distill),
+            train=transfer.train,
+            dev=dev,
+            transfer_index=transfer.index,
+            loss=student_loss(transfer.train, targets, distill),
+            loss_key=loss_key,
+            dtype=dtype,
+            transfer=transfer.record,
+        )
     )

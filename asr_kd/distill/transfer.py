@@ -7,7 +7,7 @@ normalisation (cmvn) is that of the whole file.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import numpy as np
 import torch
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.ali import AliReader
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.training.data import LabelledSet, digest_of
 
 _COPY = re.compile(r"(sp\d+\.\d+-)+")
@@ -30,13 +29,12 @@ def original_of(utt_id: str, utt2uniq: Mapping[str, str] | None = None) -> str:
     return _COPY.sub("", utt_id, count=1) if _COPY.match(utt_id) else utt_id
 
 
-def shuffled_originals(layout: Layout, seed: int, utt2uniq: Mapping[str, str] | None = None) -> list[str]:
-    """All utterances but copies of others, in an order that is a function of `seed` and each one's name alone.
+def shuffled(originals: Iterable[str], seed: int) -> list[str]:
+    """Each name once, in an order that is a function of `seed` and each one's name alone.
 
     So the first 3 % are among the first 10 %, and an utterance more or less hardly changes who is chosen.
     """
-    originals = {original_of(utt_id, utt2uniq) for utt_id in layout.utt_ids}
-    return sorted(originals, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    return sorted(set(originals), key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class TransferChoice:
     """What is asked for; the defaults take every frame that has a label, as a baseline does.
 
     share: of the utterances, drawn by share_seed; utt_ids: only these. omit_pdfs: no frames with these labels;
-    only_pdfs: no others. labelled_share: of the chosen utterances keep their labels, and with less than 1, frames
-    without label belong to the transfer set too. utt2uniq: originals of perturbed copies, which follow them.
+    only_pdfs: no others. labelled_share: of the chosen utterances keep their labels (those that `share` times it would
+    choose), and with less than 1, frames without label belong to the transfer set too. utt2uniq: originals of
+    perturbed copies, which follow them.
     """
 
     share: float = 1.0
@@ -95,50 +94,47 @@ class TransferSet:
 
 
 def choose(train: LabelledSet, choice: TransferChoice) -> TransferSet:
-    """Apply a choice to a training set; raises AsrKdError where it leaves no frame, or names what is not there."""
-    layout = train.frames.layout
-    pdf = train.pdf.cpu().numpy()
-    wanted = [original_of(utt_id, choice.utt2uniq) for utt_id in layout.utt_ids]
-    chosen = np.ones(layout.num_utts, dtype=bool)
-    if choice.utt_ids is not None:
-        unknown = choice.utt_ids - set(layout.utt_ids)
-        if unknown:
-            raise AsrKdError(f"--utt-list: utterance {min(unknown)} is not in the training set ({len(unknown)} such)")
-        chosen &= [utt_id in choice.utt_ids for utt_id in layout.utt_ids]
-    order = [name for name in shuffled_originals(layout, choice.share_seed, choice.utt2uniq)]
-    if choice.utt_ids is not None:
-        listed = {name for name, own in zip(wanted, chosen, strict=True) if own}
-        order = [name for name in order if name in listed]
-    order = _first(order, choice.share)
-    chosen &= _members(wanted, order)
-    labelled_utts = chosen & _members(wanted, _first(order, choice.labelled_share))
-    frames = _per_frame(chosen, layout)
+    """Apply a choice to a training set; extra speech, which has no labels, is always taken as a whole.
+
+    Raises AsrKdError where the choice leaves no frame, or names what is not there.
+    """
+    layout, pdf = train.frames.layout, train.pdf.cpu().numpy()
+    own = np.arange(layout.num_utts) < train.num_own_utts
+    chosen, labelled = _chosen_utts(layout.utt_ids[: train.num_own_utts], choice)
+    chosen, labelled = (np.concatenate([utts, ~own[train.num_own_utts :]]) for utts in (chosen, labelled))
+    lengths = layout.lengths
+    frames = np.repeat(chosen, lengths) & _states_wanted(pdf, choice, train.num_pdfs)
     if choice.labelled_share < 1:
-        pdf_left = np.where(_per_frame(labelled_utts, layout), pdf, -1).astype(np.int32)
+        pdf = np.where(np.repeat(labelled, lengths), pdf, FAILED).astype(np.int32)
+        train = replace(train, pdf=torch.from_numpy(pdf).to(train.pdf.device), ali_digest=digest_of(pdf))
     else:
-        pdf_left = pdf
-        frames &= pdf >= 0
-    frames &= _states_wanted(pdf, choice, train.num_pdfs)
+        frames &= (pdf != FAILED) | np.repeat(~own, lengths)
     if not frames.any():
         raise AsrKdError("the transfer set that was asked for holds not one frame")
+    record = choice.record
+    if not own.all():
+        record |= {"num_extra_utts": int((~own).sum()), "num_extra_frames": int(lengths[~own].sum())}
     index = torch.from_numpy(np.flatnonzero(frames).astype(np.int32)).to(train.pdf.device)
-    if pdf_left is not pdf:
-        train = replace(train, pdf=torch.from_numpy(pdf_left).to(train.pdf.device), ali_digest=digest_of(pdf_left))
-    return TransferSet(train, index, choice.record)
+    return TransferSet(train, index, record)
+
+
+def _chosen_utts(utt_ids: Sequence[str], choice: TransferChoice) -> tuple[np.ndarray, np.ndarray]:
+    """Which utterances are trained on, and which keep their labels, each (num_utts,) bool."""
+    listed = frozenset(utt_ids) if choice.utt_ids is None else choice.utt_ids
+    if unknown := listed - set(utt_ids):
+        raise AsrKdError(f"--utt-list: utterance {min(unknown)} is not in the training set ({len(unknown)} such)")
+    originals = [original_of(utt_id, choice.utt2uniq) for utt_id in utt_ids]
+    candidates = {name for name, utt_id in zip(originals, utt_ids, strict=True) if utt_id in listed}
+    order = _first(shuffled(candidates, choice.share_seed), choice.share)
+    chosen, labelled = set(order), set(_first(order, choice.labelled_share))
+    pairs = zip(utt_ids, originals, strict=True)
+    rows = [(utt_id in listed and name in chosen, name in labelled) for utt_id, name in pairs]
+    return tuple(np.array(rows, dtype=bool).reshape(-1, 2).T)
 
 
 def _first(order: list[str], share: float) -> list[str]:
     """The first share of a list, at least one item unless the share is 0."""
     return order[: max(round(share * len(order)), 1 if share else 0)]
-
-
-def _members(originals: Sequence[str], chosen: Sequence[str]) -> np.ndarray:
-    chosen = set(chosen)
-    return np.array([name in chosen for name in originals], dtype=bool)
-
-
-def _per_frame(utts: np.ndarray, layout: Layout) -> np.ndarray:
-    return np.repeat(utts, layout.lengths)
 
 
 def _states_wanted(pdf: np.ndarray, choice: TransferChoice, num_pdfs: int) -> np.ndarray:
@@ -149,21 +145,6 @@ def _states_wanted(pdf: np.ndarray, choice: TransferChoice, num_pdfs: int) -> np
     if choice.only_pdfs:
         return np.isin(pdf, choice.only_pdfs)
     return ~np.isin(pdf, choice.omit_pdfs)
-
-
-def without_fold(transfer: TransferSet, num_folds: int, fold: int, seed: int, choice: TransferChoice) -> TransferSet:
-    """`transfer` less the utterances of one fold of `num_folds`; copies are in the folds of their originals."""
-    layout = transfer.train.frames.layout
-    order = shuffled_originals(layout, seed, choice.utt2uniq)
-    if not 2 <= num_folds <= len(order):
-        raise AsrKdError(f"--folds {num_folds}: must lie between 2 and the number of utterances, {len(order)}")
-    held_out = _members([original_of(utt_id, choice.utt2uniq) for utt_id in layout.utt_ids], order[fold::num_folds])
-    stays = torch.from_numpy(~_per_frame(held_out, layout)).to(transfer.index.device)
-    index = transfer.index[stays[transfer.index.long()]]
-    if not len(index):
-        raise AsrKdError(f"--folds {num_folds}: without fold {fold} no frame is left to train on")
-    record = {"folds": num_folds, "held_out_fold": fold, "fold_seed": seed}
-    return TransferSet(transfer.train, index, {**transfer.record, **record})
 
 
 def parse_pdfs(text: str, option: str) -> list[int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from safetensors.torch import load_file
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn
 from asr_kd.nnet.model import Architecture, FrameClassifier
-from asr_kd.store.atomic import write_json
+from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.tensors import save_tensors
 
-WEIGHTS, CARD = "final.safetensors", "net.json"
+WEIGHTS, CARD, UTTS = "final.safetensors", "net.json", "transfer_utts.txt"
 
 
 @dataclass
@@ -67,17 +68,35 @@ def save_net(path: str | Path, trained: TrainedNet) -> None:
         "labels": trained.labels,
         "training": trained.training,
     }
-    write_json(path / CARD, {**card, "seal": _seal(card)})
+    write_json(path / CARD, card)
 
 
-def _seal(card: dict[str, Any]) -> str:
-    """SHA-256 over everything else in a net.json: statistics of normalisation are no less the net than its weights."""
-    content = {key: value for key, value in card.items() if key != "seal"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def write_transfer_utts(path: str | Path, utt_ids: Iterable[str]) -> str:
+    """Write which utterances a net in this folder is trained on, one a line; returns the SHA-256 for its net.json."""
+    text = "".join(f"{utt_id}\n" for utt_id in utt_ids)
+    write_text(Path(path) / UTTS, text)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_transfer_utts(path: str | Path) -> frozenset[str] | None:
+    """The utterances that the net in a folder was trained on, or None where it was all labelled ones of its set.
+
+    Raises AsrKdError where the list is missing, or is another net's.
+    """
+    digest = load_card(path)["training"].get("transfer", {}).get("utts_digest")
+    if digest is None:
+        return None
+    try:
+        text = (Path(path) / UTTS).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AsrKdError(f"{Path(path) / UTTS}: cannot be read ({error})") from error
+    if hashlib.sha256(text.encode()).hexdigest() != digest:
+        raise AsrKdError(f"{Path(path) / UTTS}: does not list what {CARD} was trained on; it was changed")
+    return frozenset(text.splitlines())
 
 
 def load_card(path: str | Path) -> dict[str, Any]:
-    """The contents of net.json; raises AsrKdError if the folder holds no complete net, or the card was changed."""
+    """The contents of net.json; raises AsrKdError if the folder holds no complete net."""
     card = Path(path) / CARD
     try:
         contents = json.loads(card.read_text(encoding="utf-8"))
@@ -87,11 +106,6 @@ def load_card(path: str | Path) -> dict[str, Any]:
         raise AsrKdError(f"{card}: cannot be read ({error})") from error
     if not isinstance(contents, dict) or contents.get("format") != "asr_kd.net":
         raise AsrKdError(f"{card}: not the description of a net")
-    parts = {"architecture", "num_parameters", "digest", "cmvn", "front_end", "labels", "training"}
-    if missing := parts - set(contents):
-        raise AsrKdError(f"{card}: lacks {min(missing)}; train the net again")
-    if "seal" in contents and contents["seal"] != _seal(contents):  # nets of before 0.3 have none
-        raise AsrKdError(f"{card}: was changed after the net was trained; train it again")
     return contents
 
 
@@ -103,7 +117,7 @@ def load_net(path: str | Path) -> TrainedNet:
         net = FrameClassifier(Architecture(**{k: v for k, v in card["architecture"].items() if k in fields}))
         net.load_state_dict(load_file(Path(path) / WEIGHTS))
         cmvn = Cmvn(card["cmvn"]["mode"], *(np.array(card["cmvn"][key], np.float32) for key in ("mean", "istd")))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise AsrKdError(f"{path}: its net cannot be loaded ({error})") from error
     if weights_digest(net) != card["digest"]:
         raise AsrKdError(f"{path}: {WEIGHTS} does not hold the weights that {CARD} describes")

@@ -1,5 +1,6 @@
 """A set as the training loop sees it: frames on the device and one label for each."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn, Frames, front_end
-from asr_kd.store.ali import AliReader, require_fit
+from asr_kd.store.ali import FAILED, AliReader, require_fit
 from asr_kd.store.feats import FeatsReader
 
 
@@ -18,7 +19,8 @@ from asr_kd.store.feats import FeatsReader
 class LabelledSet:
     """Frames with their HMM states.
 
-    pdf: (num_frames,) int32 on the device, −1 where the alignment failed.
+    pdf: (num_frames,) int32 on the device, −1 where the alignment failed, and for extra speech: the utterances from
+    num_own_utts on, which come from a second file and have no labels.
     """
 
     frames: Frames
@@ -29,6 +31,7 @@ class LabelledSet:
     labels: dict[str, Any]
     content_digest: str
     ali_digest: str
+    num_own_utts: int
 
     @property
     def labelled(self) -> torch.Tensor:
@@ -49,28 +52,38 @@ def load_set(
     right_context: int,
     device: torch.device,
     dtype: torch.dtype,
+    extra_feats: str | Path | None = None,
 ) -> LabelledSet:
-    """Load a feats.h5 and the ali.h5 that fits it.
+    """Load a feats.h5 and the ali.h5 that fits it, and behind them a second feats.h5, unlabelled, where one is given.
 
-    cmvn: a mode, whose statistics are then taken from this (training) set, or the training set's Cmvn for another set.
-    Raises AsrKdError if the layouts differ or no frame has a label.
+    cmvn: a mode, whose statistics are then taken from this (training) set, or the training set's Cmvn for another set;
+    extra speech has part in those of its own speakers and utterances alone.
+    Raises AsrKdError if the layouts differ, no frame has a label, or the extra speech has another front end.
     """
     reader, alignment = FeatsReader(feats), AliReader(ali)
-    with reader:
+    extra = [] if extra_feats is None else [FeatsReader(extra_feats)]
+    with contextlib.ExitStack() as stack:
+        for opened in (reader, *extra):
+            stack.enter_context(opened)
+            if front_end(opened) != front_end(reader):
+                raise AsrKdError(f"{opened.path}: made by another front end (options, rate, shift) than {feats}")
         require_fit(alignment.layout, reader.layout, (str(ali), str(feats)))
         if not (alignment.pdf >= 0).any():
             raise AsrKdError(f"{ali}: not one frame has a label")
         if isinstance(cmvn, str):
             cmvn = Cmvn.from_training_set(cmvn, reader)
+        num_extra = sum(opened.layout.num_frames for opened in extra)
+        pdf = np.concatenate([alignment.pdf, np.full(num_extra, FAILED)]).astype(np.int32)
         return LabelledSet(
-            frames=Frames.from_reader(reader, cmvn, left_context, right_context, device, dtype),
-            pdf=torch.from_numpy(alignment.pdf.astype(np.int32)).to(device),
+            frames=Frames.from_readers([reader, *extra], cmvn, left_context, right_context, device, dtype),
+            pdf=torch.from_numpy(pdf).to(device),
             num_pdfs=alignment.num_pdfs,
             cmvn=cmvn,
             front_end=front_end(reader),
             labels={"num_pdfs": alignment.num_pdfs, "model_digest": alignment.model_digest},
-            content_digest=reader.content_digest,
+            content_digest=" ".join(opened.content_digest for opened in (reader, *extra)),
             ali_digest=digest_of(alignment.pdf),
+            num_own_utts=reader.layout.num_utts,
         )
 
 

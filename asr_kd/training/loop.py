@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import FrameClassifier, new_net
-from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net
+from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net, write_transfer_utts
 from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
@@ -26,6 +26,9 @@ from asr_kd.training.progress import Progress, tensorboard
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
 from asr_kd.training.state import TrainingState
+
+# Frames to train on that a finished net is tried on.
+MAX_TRANSFER_FRAMES = 100_000
 
 
 def train_net(run: Run) -> TrainedNet:
@@ -201,15 +204,35 @@ def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
 def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict[str, float]:
     """Frame accuracy (percent) and cross-entropy (nats) over the labelled frames of a set."""
     net.eval()
-    correct, xent, count = 0, 0.0, 0
+    scores = _Scores()
     for rows, log_post in mean_log_posteriors([net], dev.frames, dtype=dtype):
-        pdf = dev.labels_of(rows)
+        scores.add(log_post, dev.labels_of(rows))
+    return {"dev_frame_acc": scores.frame_acc, "dev_xent": scores.xent}
+
+
+@dataclass
+class _Scores:
+    """Sums over labelled frames; percent and nats, None where there is no such frame."""
+
+    correct: int = 0
+    xent_sum: float = 0.0
+    count: int = 0
+
+    def add(self, log_post: torch.Tensor, pdf: torch.Tensor) -> None:
+        """Count frames: log posteriors (n, num_pdfs), labels (n,), those below 0 passed over."""
         keep = pdf >= 0
         pdf, log_post = pdf[keep], log_post[keep]
-        correct += int((log_post.argmax(dim=-1) == pdf).sum())
-        xent += float(functional.nll_loss(log_post, pdf, reduction="sum"))
-        count += len(pdf)
-    return {"dev_frame_acc": 100.0 * correct / count, "dev_xent": xent / count}
+        self.correct += int((log_post.argmax(dim=-1) == pdf).sum())
+        self.xent_sum += float(functional.nll_loss(log_post, pdf, reduction="sum"))
+        self.count += len(pdf)
+
+    @property
+    def frame_acc(self) -> float | None:
+        return 100.0 * self.correct / self.count if self.count else None
+
+    @property
+    def xent(self) -> float | None:
+        return self.xent_sum / self.count if self.count else None
 
 
 def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
@@ -217,11 +240,41 @@ def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
     if not state.best:
         raise AsrKdError(f"{run.out}: not one epoch was better on dev than the untrained net; change the learning rate")
     state.net.load_state_dict(state.best)
-    record = _training_record(run, state, made_from)
+    record = {**_training_record(run, state, made_from), **_transfer_record(run, state.net)}
     trained = TrainedNet(state.net.eval(), run.train.cmvn, run.train.front_end, run.train.labels, record)
     save_net(run.out, trained)
     (run.out / NAME).unlink(missing_ok=True)
     return trained
+
+
+def _transfer_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
+    """How the frames to train on were chosen and how well the net knows them; whose they are goes into a file beside.
+
+    transfer_frame_acc (percent) and transfer_xent (nats) are over at most MAX_TRANSFER_FRAMES of them, evenly spaced,
+    that have a label; null if none has.
+    """
+    record: dict[str, Any] = {"transfer": run.transfer}
+    if run.transfer:
+        record["transfer"] = {**run.transfer, "utts_digest": write_transfer_utts(run.out, _transfer_utts(run))}
+    number = len(run.transfer_index)
+    spread = torch.linspace(0, number - 1, min(MAX_TRANSFER_FRAMES, number), dtype=torch.float64)
+    index = run.transfer_index[spread.round().long().to(run.transfer_index.device)].long()
+    scores = _Scores()
+    net.eval()
+    index = index[run.train.pdf[index] >= 0]
+    with torch.inference_mode():
+        for block in index.split(8192) if len(index) else ():
+            with autocast(run.train.frames.device, run.dtype):
+                logits = net(run.train.frames.windows(block))
+            scores.add(logits.float().log_softmax(dim=-1), run.train.labels_of(block))
+    return {**record, "transfer_frame_acc": scores.frame_acc, "transfer_xent": scores.xent}
+
+
+def _transfer_utts(run: Run) -> list[str]:
+    """Utterances of which there is a frame to train on."""
+    offsets = torch.from_numpy(run.train.frames.layout.offsets)
+    utts = torch.unique(torch.searchsorted(offsets, run.transfer_index.cpu().long(), right=True)) - 1
+    return [run.train.frames.layout.utt_ids[u] for u in utts.tolist()]
 
 
 def _training_record(run: Run, state: TrainingState, made_from: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """One net to train: what it is made of, and the digest of it."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.nn import functional
 from asr_kd.config import DnnConfig
 from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.runinfo import fingerprint
-from asr_kd.training.data import LabelledSet
+from asr_kd.training.data import LabelledSet, digest_of
 
 # (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
 # The windows are those that the net saw, shifts, masks and noise included.
@@ -58,6 +58,7 @@ class Run:
     transfer_index: frames to train on, (n,) int32. loss_key: whatever loss, draw and initialise depend on, for the
     fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
     pass. initialise: what gives the net, on the CPU, other weights than random ones.
+    transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
     """
 
     out: Path
@@ -69,6 +70,7 @@ class Run:
     loss: Loss
     loss_key: dict[str, Any]
     dtype: torch.dtype
+    transfer: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[torch.Generator], torch.Tensor] | None = None
     initialise: Callable[[FrameClassifier], None] | None = None
 
@@ -89,7 +91,15 @@ class Run:
             loss=self.loss_key,
             dtype=str(self.dtype),
             device=self.train.frames.device.type,
+            **self._chosen_frames,
         )
+
+    @property
+    def _chosen_frames(self) -> dict[str, str]:
+        """A digest of transfer_index, unless it is every labelled frame."""
+        if torch.equal(self.transfer_index, self.train.labelled):
+            return {}
+        return {"transfer": digest_of(self.transfer_index.cpu().numpy())}
 
     @property
     def architecture(self) -> Architecture:

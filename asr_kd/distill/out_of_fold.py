@@ -1,0 +1,94 @@
+"""Out-of-fold soft targets: each frame is labelled by members that were not trained on it.
+
+Members that have memorised their training frames call them with a certainty that they have of no others; a student of
+such targets learns what the labels had said already.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asr_kd.distill.transfer import TransferSet, original_of, shuffled
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.device import autocast
+from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.inference import combine
+from asr_kd.nnet.model import FrameClassifier
+from asr_kd.nnet.net_dir import read_transfer_utts
+from asr_kd.store.hdf5 import Layout
+
+
+class Folds:
+    """The utterances of a set in `num_folds` folds of equal numbers; copies are in those of their originals."""
+
+    def __init__(self, layout: Layout, num_folds: int, seed: int, utt2uniq: Mapping[str, str] | None = None):
+        """Raises AsrKdError for a number of folds that the utterances cannot be divided into."""
+        originals = [original_of(utt_id, utt2uniq) for utt_id in layout.utt_ids]
+        place = {name: number for number, name in enumerate(shuffled(originals, seed))}
+        if not 2 <= num_folds <= len(place):
+            raise AsrKdError(f"--folds {num_folds}: must lie between 2 and the number of utterances, {len(place)}")
+        self._num_folds, self._seed = num_folds, seed
+        fold_of_utt = np.array([place[name] % num_folds for name in originals])
+        self.fold_of_frame = np.repeat(fold_of_utt, layout.lengths)
+
+    def without(self, transfer: TransferSet, fold: int) -> TransferSet:
+        """`transfer` less one fold; raises AsrKdError where nothing is left."""
+        stays = torch.from_numpy(self.fold_of_frame != fold).to(transfer.index.device)
+        index = transfer.index[stays[transfer.index.long()]]
+        if not len(index):
+            raise AsrKdError(f"--folds {self._num_folds}: without fold {fold} no frame is left to train on")
+        record = {"folds": self._num_folds, "held_out_fold": fold, "fold_seed": self._seed}
+        return TransferSet(transfer.train, index, {**transfer.record, **record})
+
+
+def unseen_utts(members: Sequence[str | Path], layout: Layout, utt2uniq: Mapping[str, str] | None = None) -> np.ndarray:
+    """Which utterances each member was not trained on, nor on a copy of them: (num_members, num_utts) bool.
+
+    Raises AsrKdError where some utterance was seen by all members: a member whose folder lists no utterances was
+    trained on all labelled ones of its set, and counts as having seen every one.
+    """
+    originals = [original_of(utt_id, utt2uniq) for utt_id in layout.utt_ids]
+    unseen = np.zeros((len(members), layout.num_utts), dtype=bool)
+    for row, member in enumerate(members):
+        seen = read_transfer_utts(member)
+        if seen is not None:
+            seen = {original_of(utt_id, utt2uniq) for utt_id in seen}
+            unseen[row] = [name not in seen for name in originals]
+    known = ~unseen.any(axis=0)
+    if known.any():
+        raise AsrKdError(
+            f"out of fold: all {len(members)} members were trained on {layout.utt_ids[int(known.argmax())]} "
+            f"({int(known.sum())} such utterances); train them with train-ensemble --folds K, at least K members"
+        )
+    return unseen
+
+
+@torch.inference_mode()
+def out_of_fold_log_posteriors(
+    nets: Sequence[FrameClassifier],
+    frames: Frames,
+    unseen: np.ndarray,
+    *,
+    temperature: float,
+    combination: str,
+    dtype: torch.dtype,
+    batch_size: int = 8192,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """As mean_log_posteriors, each utterance's mean being over the nets for which unseen_utts set it."""
+    # Utterances with the same nets are computed together.
+    patterns, pattern_of_utt = np.unique(unseen, axis=1, return_inverse=True)
+    pattern_of_frame = np.repeat(pattern_of_utt.ravel(), frames.layout.lengths)
+    num_pdfs = nets[0].architecture.num_pdfs
+    for begin in range(0, frames.layout.num_frames, batch_size):
+        rows = slice(begin, min(begin + batch_size, frames.layout.num_frames))
+        log_post = torch.empty((rows.stop - rows.start, num_pdfs), device=frames.device)
+        for number, pattern in enumerate(patterns.T):
+            place = torch.from_numpy(np.flatnonzero(pattern_of_frame[rows] == number)).to(frames.device)
+            if len(place):
+                windows = frames.windows(place + begin)
+                with autocast(frames.device, dtype):
+                    logits = torch.stack([net(windows) for net, wanted in zip(nets, pattern, strict=True) if wanted])
+                log_post[place] = combine(logits, temperature, combination)
+        yield rows, log_post
