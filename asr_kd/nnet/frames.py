@@ -55,7 +55,7 @@ class Cmvn:
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """The features of `reader`, normalised, some whole utterances at a time: (utterances, (n, feat_dim) float32).
 
-        Raises AsrKdError naming an utterance whose values are not finite.
+        Raises AsrKdError naming an utterance whose values are not finite, or not those of its digest.
         """
         norms, groups = self._norms(reader)
         offsets = reader.layout.offsets
@@ -65,6 +65,7 @@ class Cmvn:
             for u in range(utts.start, utts.stop):
                 mean, istd = norms[groups[u]]
                 rows = feats[offsets[u] - begin : offsets[u + 1] - begin]
+                reader.require_intact(u, rows)
                 rows -= mean
                 rows *= istd
                 if not np.isfinite(rows).all():

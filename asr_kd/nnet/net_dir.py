@@ -68,7 +68,13 @@ def save_net(path: str | Path, trained: TrainedNet) -> None:
         "labels": trained.labels,
         "training": trained.training,
     }
-    write_json(path / CARD, card)
+    write_json(path / CARD, {**card, "seal": _seal(card)})
+
+
+def _seal(card: dict[str, Any]) -> str:
+    """SHA-256 over everything else in a net.json: statistics of normalisation are no less the net than its weights."""
+    content = {key: value for key, value in card.items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_transfer_utts(path: str | Path, utt_ids: Iterable[str]) -> str:
@@ -96,7 +102,7 @@ def read_transfer_utts(path: str | Path) -> frozenset[str] | None:
 
 
 def load_card(path: str | Path) -> dict[str, Any]:
-    """The contents of net.json; raises AsrKdError if the folder holds no complete net."""
+    """The contents of net.json; raises AsrKdError if the folder holds no complete net, or the card was changed."""
     card = Path(path) / CARD
     try:
         contents = json.loads(card.read_text(encoding="utf-8"))
@@ -106,6 +112,11 @@ def load_card(path: str | Path) -> dict[str, Any]:
         raise AsrKdError(f"{card}: cannot be read ({error})") from error
     if not isinstance(contents, dict) or contents.get("format") != "asr_kd.net":
         raise AsrKdError(f"{card}: not the description of a net")
+    parts = {"architecture", "num_parameters", "digest", "cmvn", "front_end", "labels", "training"}
+    if missing := parts - set(contents):
+        raise AsrKdError(f"{card}: lacks {min(missing)}; train the net again")
+    if "seal" in contents and contents["seal"] != _seal(contents):  # nets of before 0.3 have none
+        raise AsrKdError(f"{card}: was changed after the net was trained; train it again")
     return contents
 
 
@@ -117,7 +128,7 @@ def load_net(path: str | Path) -> TrainedNet:
         net = FrameClassifier(Architecture(**{k: v for k, v in card["architecture"].items() if k in fields}))
         net.load_state_dict(load_file(Path(path) / WEIGHTS))
         cmvn = Cmvn(card["cmvn"]["mode"], *(np.array(card["cmvn"][key], np.float32) for key in ("mean", "istd")))
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise AsrKdError(f"{path}: its net cannot be loaded ({error})") from error
     if weights_digest(net) != card["digest"]:
         raise AsrKdError(f"{path}: {WEIGHTS} does not hold the weights that {CARD} describes")
