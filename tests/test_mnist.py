@@ -1,6 +1,7 @@
 """Digit images as frames: IDX files, the keys that regularise the teacher, and the recipe's steps on a made-up set."""
 
 import gzip
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.cli import main
+from asr_kd.cli_common import run_main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.corpus import mnist
 from asr_kd.errors import AsrKdError
@@ -238,3 +240,46 @@ def test_errors_are_counted_by_digit(data, teacher, tmp_path):
     assert row["errors_by_pdf"] == [int(wrong[digits == digit].sum()) for digit in range(10)]
     assert row["frames_by_pdf"] == torch.bincount(digits).tolist()
     assert row["xent"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, digits)), rel=1e-5)
+
+
+def table(*argv: object) -> None:
+    spec = importlib.util.spec_from_file_location("table", ROOT / "recipes" / "mnist" / "table.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert run_main(module.main, module.build_parser(), [str(arg) for arg in argv]) == 0
+
+
+def test_a_digit_that_was_never_seen_is_known_once_its_bias_is_right(data, teacher, tmp_path, capsys):
+    """Section 3 of the paper on a set of 900 images: the steps of recipes/mnist and its table."""
+    nets, train = tmp_path / "nnet", ["--feats", data / "train.feats.h5", "--device", "cpu"]
+    test = ["--feats", data / "test.feats.h5", "--ali", data / "test.ali.h5", "--device", "cpu"]
+    for temperature in (4, 1):
+        out = tmp_path / f"T{temperature}.h5"
+        run("soft-targets", "--teachers", teacher, *train, "--temperature", temperature, "--out", out)
+    options = [*sets(data), *SMALL, "--targets", tmp_path / "T4.h5", "--soft-weight", 0.9]
+    options += ["--student-epochs", 30, "--student-learning-rate", 0.01]
+    run("distill", *options, "--seeds", "1-2", "--out", nets / "distilled")
+    run("distill", *options, "--omit-phones", 3, "--out", nets / "without3")
+    correct = ["correct-bias", "--net", nets / "without3" / "seed1", "--classes", 3]
+    run(*correct, *train, "--targets", tmp_path / "T1.h5", "--out", nets / "without3-corrected" / "seed1")
+    run(*correct, *test, "--test-tuned", "--out", nets / "without3-test-tuned" / "seed1")
+    for name in ("dev", "test"):
+        files = ["--feats", data / f"{name}.feats.h5", "--ali", data / f"{name}.ali.h5", "--device", "cpu"]
+        folders = sorted(path.parent for path in nets.rglob("net.json"))
+        run("count-errors", "--nets", *folders, *files, "--out", tmp_path / "errors" / f"{name}.json")
+    capsys.readouterr()
+    table("--errors", tmp_path / "errors", "--nets", nets, "--preset", "quick", "--out", tmp_path / "report")
+    rows = {row["name"]: row for row in json.loads((tmp_path / "report" / "results.json").read_text())["rows"]}
+    counted = {Path(row["net"]): row for row in json.loads((tmp_path / "errors" / "test.json").read_text())}
+    assert rows["distilled"]["test_errors"]["per_seed"] == [
+        counted[nets / "distilled" / f"seed{seed}"]["errors"] for seed in (1, 2)
+    ]
+    errors = {name: row["test_errors"]["mean"] for name, row in rows.items()}
+    threes = {name: row["test_errors_on_3"]["mean"] for name, row in rows.items()}
+    assert threes["without3"] > 2 * threes["without3-corrected"]
+    assert errors["without3"] > errors["without3-corrected"] >= errors["without3-test-tuned"]
+    assert rows["without3-corrected"]["biases"][0][0] > 0
+    assert rows["without3"]["published"] == {"errors": 206, "errors_on_3": 133}
+    shown = capsys.readouterr().out
+    assert shown == (tmp_path / "report" / "table.md").read_text()
+    assert len(shown.splitlines()) == 2 + len(rows)

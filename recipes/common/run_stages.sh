@@ -14,8 +14,10 @@ corpus=${corpus:-}
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
+# A recipe that has nothing in common with the others sets stage_folders.
 stage_names() {
-  (cd "$root/recipes" && ls common/[0-9]*.sh "$recipe"/[0-9]*.sh) | sed 's#.*/##; s#\.sh$##' | sort -u
+  (cd "$root/recipes" && for folder in ${stage_folders:-common "$recipe"}; do ls "$folder"/[0-9]*.sh; done) |
+    sed 's#.*/##; s#\.sh$##' | sort -u
 }
 
 show_usage() {

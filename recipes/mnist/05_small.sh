@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Small students at every temperature: with 30 units a layer, 2.5 to 4 was best in the paper; with 300, all above 8 alike.
+. "$root/recipes/mnist/mnist.sh"
+require "$teacher/net.json"
+for dim in ${small_dims//,/ }; do
+  for s in $(seq "$seed" "$last_seed"); do
+    run asr_kd sweep --teachers "$teacher" "${sets[@]}" "${plain[@]}" --hidden-dim "$dim" \
+      --sweep-soft-weights "$(from_config soft_weight)" --sweep-combinations arithmetic --seed "$s" \
+      --out "$exp/nnet/small/dim$dim/seed$s"
+  done
+done
