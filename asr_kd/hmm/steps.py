@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,12 +21,15 @@ from asr_kd.hmm.gmm import MonoOptions, select_subset, train_mono
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
-from asr_kd.store.ali import FAILED, write_ali
+from asr_kd.store.ali import FAILED, require_fit, write_ali
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.hdf5 import Layout
 
 CONTEXTS = ("mono", "triphone")
 # Keys of HmmConfig that a monophone model does not depend on.
 TRIPHONE_KEYS = ("gmm_context", "tree_", "tri_")
 MONO_SUFFIX = "_mono"
+LISTED = 50
 
 
 def transcripts_of(
@@ -166,21 +170,25 @@ def align(
     options: AlignOptions | None = None,
     max_failed_share: float = 0.05,
     max_oov_share: float = MAX_OOV_SHARE,
+    fit: str | Path | None = None,
     progress: Progress = lambda line: None,
 ) -> list[str]:
     """Align every utterance of mfcc.h5 and write ali.h5 to `out`; returns the utterances that failed (pdf −1).
 
+    fit: another feats.h5 whose frames the alignment is for, where an utterance was skipped in one of the two: those
+    that mfcc.h5 lacks fail, those that `fit` lacks are left out.
     Features are normalised as in training. Utterances with words that the model's lexicon lacks fail. Raises AsrKdError
-    where MFCC options differ from the model's, more than `max_oov_share` of the utterances have such words, or more
-    than `max_failed_share` fail.
+    where MFCC options differ from the model's, `fit` has other frames of an utterance, more than `max_oov_share` of the
+    utterances have such words, or more than `max_failed_share` fail.
     """
     model, feats = load_with_feats(hmm_dir, mfcc_h5)
     transcripts = transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress, feats)
-    layout = feats.reader.layout
+    layout = feats.reader.layout if fit is None else _layout_to_fit(fit, feats, progress)
+    usable = {u: transcripts[u] for u in layout.utt_ids if u in transcripts and u in feats.reader}
     pdf = np.full(layout.num_frames, FAILED, dtype=np.int64)
     phone = np.full(layout.num_frames, FAILED, dtype=np.int64)
-    failed = [utt_id for utt_id in layout.utt_ids if utt_id not in transcripts]
-    items = ((utt_id, feats[utt_id], transcripts[utt_id]) for utt_id in layout.utt_ids if utt_id in transcripts)
+    failed = [utt_id for utt_id in layout.utt_ids if utt_id not in usable]
+    items = ((utt_id, feats[utt_id], words) for utt_id, words in usable.items())
     for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, items, nj, options), 1 + len(failed)):
         if pdfs is None:
             failed.append(utt_id)
@@ -204,6 +212,22 @@ def align(
         phones=model.phones,
     )
     return failed
+
+
+def _layout_to_fit(fit: str | Path, feats: GmmFeats, progress: Progress) -> Layout:
+    """The layout of other features, for an alignment made on `feats`; raises AsrKdError where their frames differ."""
+    wanted, found = FeatsReader(fit).layout, feats.reader.layout
+    common = [utt_id for utt_id in wanted.utt_ids if utt_id in found.index]
+    require_fit(_part(found, common), _part(wanted, common), (str(feats.reader.path), str(fit)))
+    for here, there, path in ((found, wanted, fit), (wanted, found, feats.reader.path)):
+        if missing := [utt_id for utt_id in here.utt_ids if utt_id not in there.index]:
+            progress(f"warning: {path} lacks {len(missing)} utterances: {', '.join(missing[:LISTED])}")
+    return wanted
+
+
+def _part(layout: Layout, utt_ids: Sequence[str]) -> Layout:
+    lengths = dict(zip(layout.utt_ids, layout.lengths.tolist(), strict=True))
+    return Layout.from_lengths(utt_ids, [lengths[u] for u in utt_ids], layout.frame_shift_ms, layout.snip_edges)
 
 
 def make_graph(

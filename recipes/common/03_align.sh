@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # HMM states for every frame, the states' counts (priors), and the decoding graph.
 . "$root/recipes/common/stage.sh"
-require "$exp"/feats/{train,dev,test}.mfcc.h5 "$exp/data/lexicon.txt"
+require "$exp"/feats/{train,dev,test}.{mfcc,fbank}.h5 "$exp/data/lexicon.txt"
 
 run asr_kd train-hmm --config "$config" --feats "$exp/feats/train.mfcc.h5" --data "$exp/data/train$clean_suffix" \
   --lexicon "$exp/data/lexicon.txt" --out "$exp/hmm"
@@ -9,7 +9,7 @@ for set in train dev test; do
   counts=()
   [ $set != train ] || counts=(--counts "$exp/ali/ali_train_pdf.counts")
   run asr_kd align --config "$config" --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
-    --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
+    --fit "$exp/feats/$set.fbank.h5" --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
 done
 run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" --out "$exp/graph"
 if [ -f "$exp/data/train$clean_suffix/truth.ctm" ]; then
