@@ -75,7 +75,9 @@ def stage_seconds(exp: Path) -> dict[str, float]:
     """How long each stage took, from the whole run's marks."""
     lines = (exp / "stderr").read_text().splitlines()
     begins = [datetime.fromisoformat(line[2:21]) for line in lines if MARK.match(line)]
-    return {stage: (end - begin).total_seconds() for stage, begin, end in zip(STAGES, begins, begins[1:], strict=True)}
+    return {
+        stage: (end - begin).total_seconds() for stage, begin, end in zip(STAGES, begins[:-1], begins[1:], strict=True)
+    }
 
 
 def test_killed_at_random_moments_it_ends_with_the_same_weights(whole, tmp_path):

@@ -26,7 +26,7 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
 
     Raises AsrKdError where the disk is full or the folder cannot be written.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, _system_errors():
         file = h5py.File(temporary, "w")
         try:
             file.attrs["format"] = format_name
@@ -36,11 +36,8 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
             reserve_space(file)
             file.flush()
             num_bytes = file.id.get_filesize()
-        except BaseException as error:
+        except BaseException:
             _abandon(file)
-            if isinstance(error, OSError | RuntimeError) and (found := re.search(r"errno = (\d+)", str(error))):
-                number = int(found[1])
-                raise OSError(number, os.strerror(number)) from error
             raise
         file.close()
         os.truncate(temporary, num_bytes)  # give back what was reserved and not needed
@@ -55,6 +52,17 @@ def reserve_space(file: h5py.File, num_bytes: int = 0) -> None:
     if hasattr(os, "posix_fallocate"):
         wanted = file.id.get_filesize() + num_bytes + RESERVED_BYTES
         os.posix_fallocate(file.id.get_vfd_handle(), 0, wanted)
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turn HDF5's long reports of what the system refused into the system's own words."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if found := re.search(r"errno = (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _abandon(file: h5py.File) -> None:
