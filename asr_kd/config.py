@@ -178,6 +178,7 @@ class DistillConfig:
         _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
+        _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
 
 
 @dataclass(frozen=True)

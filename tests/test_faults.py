@@ -84,12 +84,12 @@ def command(exp: Path, name: str) -> list[str]:
             for s in ("dev", "test")
         },
         "report": "report --systems systems.yaml --scores scores/test --dev-scores scores/dev --recipe faults "
-        "--preset tiny --out report",
+        "--preset tiny --sweep sweep.json --out report",
         "check-search": "check-search --net nnet/member/seed1 --feats feats/dev.fbank.h5 --graph graph "
         "--counts ali/counts --device cpu --max-utts 1",
     }
     paths = ("data", "feats", "ali", "hmm", "graph", "nnet", "targets.h5", "decode", "scores", "report", "lexicon.txt")
-    paths += ("systems.yaml",)
+    paths += ("systems.yaml", "sweep.json")
     first, *rest = lines[name].split()
     return [first, *(str(exp / arg) if arg.split("/")[0] in paths else arg for arg in rest)]
 
@@ -144,6 +144,8 @@ def finished(tmp_path_factory) -> Path:
     exp = tmp_path_factory.mktemp("finished")
     write_lexicon(exp / "lexicon.txt", LEXICON)
     (exp / "systems.yaml").write_text(SYSTEMS)
+    row = {"temperature": 1.0, "soft_weight": 1.0, "combination": "arithmetic", "dev_frame_acc": 1.0, "dev_xent": 1.0}
+    (exp / "sweep.json").write_text(json.dumps([{**row, "epochs": 1}]))
     for number, (name, size) in enumerate({"train": 16, "dev": 6, "test": 6}.items()):
         write_set(exp / "data", name, size, seed=number + 1)
     spoil_recordings(exp)
@@ -314,6 +316,7 @@ FAULTS = [
     ("decode", "systems.yaml", text(b"- {name: [\n"), "YAML"),
     ("report", "systems.yaml", text(b"\xff\xfe"), "YAML"),
     ("report", SCORES, cut, ""),
+    *(("report", "sweep.json", d, "sweep.json") for d in (cut, text(b"[1]"))),
     ("report", SCORES, in_json(errors=[[1]]), "errors"),
     ("report", SCORES, in_json(name=3), "name"),
     *(("score test", "decode/student/decode.json", d, "") for d in (cut, text(b"[]"), text(b"{}"))),

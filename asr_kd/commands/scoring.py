@@ -282,8 +282,8 @@ def report(args: argparse.Namespace) -> None:
         if max(map(len, spec.nets)) == 1
         for (card,) in spec.cards()
     }
-    sweep = json.loads(args.sweep.read_text()) if args.sweep else []
-    commands = args.commands.read_text().splitlines() if args.commands else []
+    sweep = _read_sweep(args.sweep) if args.sweep else []
+    commands = args.commands.read_text(errors="replace").splitlines() if args.commands else []
     trio = [scores for scores in systems if scores.name in results["headline"].values()]
     context = ReportContext(
         curves=curves,
@@ -297,6 +297,18 @@ def report(args: argparse.Namespace) -> None:
     write_report(args.out, results, context)
     write_text(args.out / "RESULTS.row.md", results_row(results) + "\n")
     log(f"{args.out / 'index.html'}")
+
+
+def _read_sweep(path: Path) -> list[dict[str, Any]]:
+    """What asr-kd sweep tried; raises AsrKdError where the file is not its list."""
+    keys = {"temperature", "soft_weight", "combination", "dev_frame_acc", "dev_xent", "epochs"}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AsrKdError(f"{path}: is not JSON ({error}); run asr-kd sweep again") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= set(row) for row in rows):
+        raise AsrKdError(f"{path}: is not a list of settings as asr-kd sweep writes it")
+    return rows
 
 
 def _utterance_view(args, student):
