@@ -2,6 +2,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net
+from asr_kd.scoring.coverage import StateCounts, coverage_rows
 from asr_kd.scoring.system_list import read_systems
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader
@@ -364,7 +366,13 @@ def specialists(toy, generalist, tmp_path_factory) -> Path:
 
 
 def train_command(toy, generalist, out, **options) -> list[object]:
-    options = {"num_specialists": 2, "specialist_epochs": 2, "specialist_size": 4, **options}
+    options = {
+        "num_specialists": 2,
+        "specialist_epochs": 2,
+        "specialist_size": 4,
+        "specialist_outputs": "dustbin",
+        **options,
+    }
     given = [item for key, value in options.items() for item in (f"--{key.replace('_', '-')}", value)]
     return ["train-specialists", "--generalist", generalist, *sets(toy), "--out", out, *given, *SMALL]
 
@@ -551,9 +559,43 @@ def test_generalist_and_specialists_are_distilled_back_into_one_net(specialists,
     assert "combination specialists" in capsys.readouterr().err
 
 
+def test_changes_are_told_by_the_number_of_specialists_that_cover_a_state(
+    specialists, generalist, toy, tmp_path, capsys
+):
+    seeds = [
+        StateCounts(*map(np.array, ([0, 1, 2], [10, 20, 30], [5, 10, 20], [4, 12, 26]))),
+        StateCounts(*map(np.array, ([1, 1, 0], [10, 20, 30], [5, 10, 20], [5, 12, 18]))),
+    ]
+    rows = coverage_rows(seeds)
+    told = [[row[key] for key in ("num_specialists", "num_states", "num_frames", "delta_correct")] for row in rows]
+    assert told == [[0, 2, 40, -3], [1, 3, 50, 4], [2, 1, 30, 6], [None, 6, 120, 7]]
+    assert rows[2]["relative_change"] == pytest.approx(30.0)
+    assert rows[1]["accuracy"] == pytest.approx(58.0)
+    dev = ["--feats", toy["dev_feats"], "--ali", toy["dev_ali"], "--device", "cpu"]
+    given = ["--specialists", specialists, *dev]
+    run("specialist-coverage", "--generalists", generalist, *given, "--out", tmp_path / "rows.json")
+    printed = capsys.readouterr().out
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert printed.count("\n") == len(rows) + 2
+    history = load_card(generalist)["training"]["history"]
+    assert rows[-1]["generalist_accuracy"] == pytest.approx(max(row["dev_frame_acc"] for row in history))
+    two = ["specialist-coverage", "--generalists", generalist, generalist, *given, "--out", tmp_path / "x"]
+    assert main([str(arg) for arg in two]) == 1
+
+
 def test_a_system_of_specialists_is_listed_as_others_are(tmp_path):
     entry = "- {name: s, role: specialists, combination: specialists, nets: [[g, a, b]]}\n"
     (tmp_path / "systems.yaml").write_text(entry)
     (system,) = read_systems(tmp_path / "systems.yaml")
     assert system.combination == "specialists"
     assert math.prod(map(len, system.nets)) == 3
+
+
+def test_the_experiment_of_the_paper_tells_its_options_and_needs_a_base(tmp_path):
+    script = ["bash", str(Path(__file__).parents[1] / "recipes/paper/specialists.sh")]
+    told = subprocess.run([*script, "--help"], capture_output=True, text=True)
+    assert told.returncode == 0
+    assert "--clusterings" in told.stdout
+    refused = subprocess.run([*script, "--base", tmp_path, "--out", tmp_path / "out"], capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "no config.yaml there" in refused.stderr

@@ -65,7 +65,7 @@ def train_specialists(args: argparse.Namespace) -> None:
 
     labels = [session.train.content_digest, session.train.ali_digest]
     make(args.out / SET_FILE, cluster, command=args.command_line, train=labels, dtype=session.dtype, **how)
-    classes = json.loads((args.out / SET_FILE).read_text())["classes"]
+    classes = _read_classes(args.out)
     log(f"{args.out / SET_FILE}: specialists of {', '.join(str(len(each)) for each in classes)} states")
     training = SpecialistTraining(
         generalist, config, session.dnn, args.values["temperature"], session.train, session.dev, session.dtype
@@ -97,33 +97,51 @@ def _require_same_inputs(args: argparse.Namespace, generalist, train) -> None:
 @command(
     "specialist-coverage",
     "accuracy by how many specialists have the state",
-    path("--specialists", "folder made by asr-kd train-specialists"),
-    path("--generalist-scores", "NAME.json made by asr-kd score, of the generalist alone"),
-    path("--scores", "the same of the generalist with the specialists"),
+    path("--generalists", "folders of nets, one a seed", nargs="+", metavar="DIR"),
+    path("--specialists", "folders made by asr-kd train-specialists, in the same order", nargs="+", metavar="DIR"),
+    path("--feats", "features of the set"),
+    path("--ali", "its states"),
     path("--out", "JSON of the rows"),
+    DEVICE,
+    config=["top_n", "precision"],
 )
 def specialist_coverage(args: argparse.Namespace) -> None:
-    """Print what the specialists change, by the number of them that have a frame's state among theirs, and write it.
+    """Print what specialists change, by the number of them that have a frame's state among theirs, and write it.
 
-    This is table 4 of Hinton, Vinyals & Dean 2015.
+    This is table 4 of Hinton, Vinyals & Dean 2015; states and frames are summed over seeds.
     """
-    from asr_kd.scoring.coverage import coverage_rows, coverage_table
-    from asr_kd.scoring.systems import SystemScores
+    from asr_kd.commands.options import resolve_compute
+    from asr_kd.distill.soft_targets import check_members
+    from asr_kd.scoring.coverage import count_by_state, coverage_rows, coverage_table
+    from asr_kd.scoring.decoding import load_nets
+    from asr_kd.store.feats import FeatsReader
+    from asr_kd.training.data import load_set
 
-    about = _read_set(args.specialists)
-    rows = coverage_rows(
-        about["classes"],
-        about["num_pdfs"],
-        SystemScores.load(args.generalist_scores),
-        SystemScores.load(args.scores),
-    )
+    if len(args.generalists) != len(args.specialists):
+        raise AsrKdError("--generalists and --specialists: give one folder of specialists for every generalist")
+    compute, seeds = resolve_compute(args), []
+    for generalist, folder in zip(args.generalists, args.specialists, strict=True):
+        num = len(_read_classes(folder))
+        members = load_nets([generalist, *(folder / f"spec{number}" for number in range(1, num + 1))], compute.device)
+        first = members[0]
+        data = load_set(
+            args.feats,
+            args.ali,
+            cmvn=first.cmvn,
+            left_context=first.net.architecture.left_context,
+            right_context=first.net.architecture.right_context,
+            device=compute.device,
+            dtype=compute.dtype,
+        )
+        check_members(members, FeatsReader(args.feats), data.labels["model_digest"], combination="specialists")
+        seeds.append(count_by_state(members, data, args.values["top_n"], compute.dtype))
+    rows = coverage_rows(seeds)
     write_json(args.out, rows)
     print(coverage_table(rows), end="")
 
 
-def _read_set(folder: Path) -> dict[str, Any]:
+def _read_classes(folder: Path) -> list[list[int]]:
     try:
-        about = json.loads((folder / SET_FILE).read_text(encoding="utf-8"))
-        return {"classes": about["classes"], "num_pdfs": about["num_pdfs"]}
+        return json.loads((folder / SET_FILE).read_text(encoding="utf-8"))["classes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{folder / SET_FILE}: cannot be read ({error}); run asr-kd train-specialists") from error
