@@ -26,6 +26,17 @@ def boolean(text: str) -> bool:
     return text == "true"
 
 
+def share(text: str) -> float:
+    """The type of an option that is a share, from 0 to 1; raises argparse's error for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
+    return value
+
+
 def run_main(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import boolean, log, run_main
+from asr_kd.cli_common import boolean, log, run_main, share
 from asr_kd.corpus.tables import to_text
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--write-utt2spk", type=Path, metavar="FILE", help="write the speakers of the utterances too")
     parser.add_argument(
         "--max-bad-share",
-        type=float,
+        type=share,
         default=0.0,
         help="share of utterances that may be left out of feats.h5 since they are empty or not finite; default: 0",
     )

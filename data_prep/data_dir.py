@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.cli_common import log, run_main
+from asr_kd.cli_common import log, run_main, share
 from asr_kd.corpus import subsets
 from asr_kd.corpus.datadir import check_disjoint, find_problems, load_data_dir, read_data_dir, to_utterances
 from asr_kd.corpus.fix import fix_data_dir
@@ -198,7 +198,7 @@ def _add_perturb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-pipes", action="store_true", help="run commands in wav.scp")
     parser.add_argument(
         "--max-bad-share",
-        type=float,
+        type=share,
         default=0.01,
         help="recordings that cannot be read are listed and left out up to this share of all; default: 0.01",
     )

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import log, run_main
+from asr_kd.cli_common import boolean, log, run_main, share
 from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
@@ -48,12 +48,6 @@ HELP = {
     "delta_order": "derivatives to append, as add-deltas does; 2 with --add-deltas, 0 without",
     "delta_window": "frames on either side that a derivative is taken over",
 }
-
-
-def _boolean(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text == "true"
 
 
 def _zero(text: str) -> float:
@@ -92,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--max-bad-share",
-        type=float,
+        type=share,
         default=0.01,
         help="utterances that cannot be used are listed and skipped up to this share of all; default: 0.01",
     )
@@ -138,7 +132,7 @@ def _add_option(group: argparse._ArgumentGroup, name: str) -> None:
         default = ", ".join(f"{value} for {kind}" for kind, value in defaults.items())
     group.add_argument(
         "--" + name.replace("_", "-"),
-        type=_boolean if field.type is bool else field.type,
+        type=boolean if field.type is bool else field.type,
         metavar="true|false" if field.type is bool else field.type.__name__.upper(),
         help=f"{HELP[name]}; default: {default}",
     )

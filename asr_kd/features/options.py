@@ -6,6 +6,7 @@ option for it. A warp of the mel axis (VTLN) is one for all utterances: Kaldi's 
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 
 from asr_kd.errors import AsrKdError
@@ -49,7 +50,10 @@ class FrontEndOptions:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # 8000 and 8000.0 are one option and must give one digest
-            object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
+            value = field.type(getattr(self, field.name))
+            if isinstance(value, float) and not math.isfinite(value):
+                raise AsrKdError(f"{field.name} {value:g} is not a finite number")
+            object.__setattr__(self, field.name, value)
         if self.window_type not in WINDOW_TYPES:
             raise AsrKdError(f"window_type {self.window_type!r} is not one of {', '.join(WINDOW_TYPES)}")
         if self.window_size < 2 or self.window_shift < 1:
