@@ -1,3 +1,4 @@
+import argparse
 import importlib
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from asr_kd.cli import main
+from asr_kd.cli_common import share
 from asr_kd.commands.environment import check_part
 
 ROOT = Path(__file__).parents[1]
@@ -84,3 +86,10 @@ def test_a_missing_wheel_is_one_clear_sentence(monkeypatch, tmp_path, capsys):
     wheels.kaldi.cache_clear() if hasattr(wheels.kaldi, "cache_clear") else None
     with pytest.raises(AsrKdError, match=r"asr_kd\[hmm\]"):
         wheels.kaldi()
+
+
+@pytest.mark.parametrize("text", ["-1", "nan", "1.5", "some"])
+def test_a_share_lies_between_0_and_1(text):
+    assert share("0.25") == 0.25
+    with pytest.raises(argparse.ArgumentTypeError, match="not a share"):
+        share(text)

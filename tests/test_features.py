@@ -320,3 +320,9 @@ def test_negative_context_and_orders_are_refused():
     for function in (lambda f: splice(f, 1, 1), add_deltas):
         with pytest.raises(AsrKdError, match="without frames"):
             function(feats[:0])
+
+
+@pytest.mark.parametrize("option", ["frame_length", "low_freq", "energy_floor"])
+def test_options_that_are_not_numbers_are_refused(option):
+    with pytest.raises(AsrKdError, match=f"{option} nan"):
+        FbankOptions(**{option: float("nan")})
