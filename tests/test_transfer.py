@@ -1,3 +1,6 @@
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -487,3 +490,37 @@ def test_omitted_states_come_back_from_soft_targets_and_a_corrected_bias(copied,
     assert right[tmp_path / "corrected"][omitted].mean() > right[out / "seed1"][omitted].mean()
     assert right[tmp_path / "corrected"].mean() > right[out / "seed1"].mean()
     assert record["transfer"]["omitted_pdfs"] == [2, 3]
+
+
+# Experiments
+
+
+@pytest.mark.parametrize("name", ["regularisers", "transfer_sets", "temperature_size"])
+def test_an_experiment_says_what_it_is_and_refuses_what_it_does_not_know(name, tmp_path):
+    script = Path(__file__).parents[1] / "recipes/paper" / f"{name}.sh"
+    shown = subprocess.run(["bash", script, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "Hinton, Vinyals & Dean 2015" in shown.stdout
+    without_base = subprocess.run(["bash", script, "--out", tmp_path], capture_output=True, text=True)
+    assert without_base.returncode == 2
+    assert "--base is needed" in without_base.stderr
+
+
+def test_the_table_averages_over_seeds_and_names_the_papers_figures(copied, tmp_path):
+    run("train", *copied_sets(copied), *SMALL, "--num-epochs", 1, "--seeds", "1-2", "--out", tmp_path / "nets")
+    nets = [tmp_path / f"nets/seed{seed}" for seed in (1, 2)]
+    run("count-errors", "--nets", *nets, "--feats", copied / "dev.h5", "--ali", copied / "dev.ali.h5", *CPU,
+        "--out", tmp_path / "errors.json")  # fmt: skip
+    (tmp_path / "kinds").write_text(f"labels\t{tmp_path / 'nets'}\t67.3\t-\n")
+    script = Path(__file__).parents[1] / "recipes/paper/net_table.py"
+    argv = ["--kinds", tmp_path / "kinds", "--errors", tmp_path / "errors.json", "--states", "2,3"]
+    done = subprocess.run(
+        [sys.executable, script, *argv, "--out", tmp_path / "rows.json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads((tmp_path / "rows.json").read_text())
+    ali = AliReader(copied / "dev.ali.h5")
+    right = [log_posteriors(net, copied / "dev.h5").argmax(-1).numpy() == ali.pdf for net in nets]
+    assert row["accuracy"] == pytest.approx([100 * each.mean() for each in right])
+    assert row["accuracy_on_states"] == pytest.approx([100 * each[np.isin(ali.pdf, (2, 3))].mean() for each in right])
+    assert "| 67.3 % |" in done.stdout

@@ -56,7 +56,7 @@ def bias_for_reduced(
     """bias_for_shares of what reduce_classes gives."""
     shares = torch.as_tensor(shares, dtype=torch.float64, device=reduced.device)
     _check_shares(reduced, shares)
-    # Of all classes, only differences matter; the minimum-norm step keeps the sum of the biases at 0.
+    # Of all classes, only differences matter: the sum of the biases is kept at 0.
     all_classes = bool(torch.isinf(reduced[:, -1]).all())
     shares = shares / shares.sum() if all_classes else shares
     mean = reduced[:, :-1].exp().mean(dim=0)
@@ -78,7 +78,7 @@ def bias_for_reduced(
         # A step that went uphill, as it may where the curvature is all rounding, is replaced by one of scaling.
         if not float(step @ gradient) < 0:
             step = (shares.log() - post.mean(dim=0).clamp(min=1e-300).log()).clamp(-_LONGEST_STEP, _LONGEST_STEP)
-            step = step - step.mean() if all_classes else step
+        step = step - step.mean() if all_classes else step
         post, value, bias = _step_downhill(posteriors, bias, step, value, float(step @ gradient))
     raise AsrKdError(f"no biases were found that give the shares {[round(float(s), 6) for s in shares]}")
 
