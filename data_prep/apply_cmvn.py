@@ -20,7 +20,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.store.exchange import FeatureSource, source_of_feats, write_feats, write_table_of
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.kaldi_ark import read_matrices, write_matrices
+from asr_kd.store.kaldi_ark import is_table, read_matrices, write_matrices
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 GLOBAL = "global"
@@ -65,7 +65,7 @@ def _groups(reader: FeatsReader, mode: str) -> list[str]:
 
 def load_stats(stats: str, mode: str) -> dict[str, np.ndarray]:
     """Kaldi's statistics of each group, from feats.h5 or a table; raises AsrKdError for what holds none."""
-    if stats.endswith(".h5"):
+    if not is_table(stats):
         reader = FeatsReader(stats)
         return cmvn.pool(reader.cmvn_stats, _groups(reader, mode))
     found = dict(read_matrices(stats, np.float64))
@@ -105,7 +105,7 @@ def _settings(args: argparse.Namespace) -> dict:
 
 def _is_up_to_date(out: str, digest: str) -> bool:
     try:
-        return out.endswith(".h5") and FeatsReader(out).attrs["inputs_digest"] == digest
+        return not is_table(out) and FeatsReader(out).attrs["inputs_digest"] == digest
     except AsrKdError:
         return False
 
@@ -133,7 +133,7 @@ def main(args: argparse.Namespace) -> None:
         normalised(source, stats_from, stats, args),
         source.dtype,
     )
-    if args.out.endswith(".h5"):
+    if not is_table(args.out):
         num_utts = write_feats(args.out, result, inputs_digest=hashed.hexdigest(), log=log)
     else:
         num_utts = write_table_of(args.out, result, compression_method=args.compression_method, log=log)

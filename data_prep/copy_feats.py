@@ -24,6 +24,7 @@ from asr_kd.store.exchange import (
     write_table_of,
 )
 from asr_kd.store.feats import DTYPES, FeatsReader
+from asr_kd.store.kaldi_ark import is_table
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 
@@ -66,9 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def open_source(args: argparse.Namespace) -> FeatureSource:
     """Where the features come from; raises AsrKdError if an archive's front end is not given."""
-    if args.source.endswith(".h5"):
+    if not is_table(args.source):
         return source_of_feats(FeatsReader(args.source))
-    if args.out.endswith(".h5") and (args.kind is None or args.sample_frequency is None):
+    if not is_table(args.out) and (args.kind is None or args.sample_frequency is None):
         raise AsrKdError(f"{args.source} does not say how its features were made: give --kind and --sample-frequency")
     front_end = ForeignFrontEnd(
         args.kind or "unknown", args.sample_frequency or 1, args.frame_length, args.frame_shift, args.snip_edges
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
             yield utt_id, spk_id, feats
 
     noted = FeatureSource(source.name, source.kind, source.options, noting_speakers(), source.dtype)
-    if args.out.endswith(".h5"):
+    if not is_table(args.out):
         if args.compression_method:
             raise AsrKdError("--compression-method is for archives; feats.h5 is stored as float32 or float16 (--dtype)")
         num_utts = write_feats(args.out, noted, dtype=args.dtype, max_bad_share=args.max_bad_share, log=log)

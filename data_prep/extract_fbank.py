@@ -19,6 +19,7 @@ from asr_kd.features.extract import extract, extract_to_archive
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 from asr_kd.features.wav_list import read_wav_list, utterances_of_files
 from asr_kd.store.feats import DTYPES
+from asr_kd.store.kaldi_ark import is_table
 
 HELP = {
     "sample_frequency": "sample rate in Hz; recordings of another rate are refused unless --resample is given",
@@ -74,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         required=True,
-        help="feats.h5 to write, or a Kaldi table as Kaldi names it: ark:FILE, ark,t:FILE, ark,scp:ARK,SCP",
+        help="feats.h5 to write, or a Kaldi table: FILE.ark, ark:FILE, ark,t:FILE (text) or ark,scp:ARK,SCP",
     )
     parser.add_argument("--kind", choices=sorted(OPTIONS_OF_KIND), default="fbank", help="default: fbank")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of a stored value; default: {DTYPES[0]}")
@@ -172,8 +173,9 @@ def main(args: argparse.Namespace) -> None:
     how = {"dtype": args.dtype, "nj": args.nj, "max_bad_share": args.max_bad_share}
     how |= {"resample": args.resample, "allow_pipes": args.allow_pipes}
     how |= {"accept_truncated": args.accept_truncated, "log": log}
+    to_archive = is_table(args.out)
     utterances = utterances_of(args)
-    if args.out.startswith("ark") and ":" in args.out:
+    if to_archive:
         if args.append:
             raise AsrKdError("--append is for HDF5 files; Kaldi archives are concatenated with cat")
         extract_to_archive(utterances, args.out, options, compression_method=args.compression_method, **how)

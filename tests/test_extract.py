@@ -369,6 +369,16 @@ def test_kaldi_archive_out(script, data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "feats.ark", "feats.h5", "feats.scp"]
 
 
+def test_a_bare_archive_is_an_archive_and_other_names_are_refused(script, data, tmp_path, capsys):
+    common = ["--data", data, "--sample-frequency=8000", "--num-mel-bins=3"]
+    assert script(*common, "--out", tmp_path / "feats.ark") == 0
+    assert len(dict(read_matrices(f"ark:{tmp_path}/feats.ark"))) == 7
+    for name in ("feats.txt", "feats.scp"):
+        assert script(*common, "--out", tmp_path / name) == 1
+        assert "ark,scp:FILE.ark,FILE.scp" in capsys.readouterr().err.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "feats.ark"]
+
+
 def test_command_line_options(monkeypatch, capsys):
     monkeypatch.syspath_prepend(SCRIPT.parent)
     module = importlib.import_module("extract_fbank")

@@ -21,6 +21,7 @@ from hypothesis.extra.numpy import arrays
 from asr_kd.errors import AsrKdError
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_ark import (
+    is_table,
     read_int_vectors,
     read_matrices,
     read_vectors,
@@ -342,6 +343,23 @@ def test_copy_feats_asks_for_what_an_archive_does_not_say_and_lists_what_it_leav
     assert not h5.exists()
     assert copy_feats(ark, h5, "--kind", "fbank", "--sample-frequency", 16000, "--max-bad-share", 0.1).returncode == 0
     assert FeatsReader(h5).skipped[0][0] == "u3"
+
+
+@pytest.mark.parametrize("name", ["x.h5", "a/x.hdf5", "x.ark", "x.ark.gz", "x.scp", "scp:x", "ark,t:-", "ark:x.h5"])
+def test_a_name_says_whether_it_is_a_table(name):
+    assert is_table(name) == (name not in ("x.h5", "a/x.hdf5"))
+
+
+@pytest.mark.parametrize("name", ["x", "x.txt", "h5", "-", "."])
+def test_a_name_that_says_nothing_is_told_both_forms(name):
+    with pytest.raises(AsrKdError, match="FILE.h5 .*ark:FILE"):
+        is_table(name)
+
+
+@pytest.mark.parametrize("name", ["x.scp", "scp:x.scp", "scp,t:x"])
+def test_a_script_alone_is_not_written(name):
+    with pytest.raises(AsrKdError, match="ark,scp:FILE.ark,FILE.scp"):
+        write_matrices(name, [])
 
 
 @pytest.mark.parametrize("out", ["ark:x.ark", "ark,scp:x.ark,x.scp", "ark:x.ark.gz", "x.h5"])

@@ -29,7 +29,7 @@ from asr_kd.features.window import num_frames, require_a_frame
 from asr_kd.store.atomic import atomic_path
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter, join_shards, publish_shard
-from asr_kd.store.kaldi_ark import write_matrices
+from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
 from asr_kd.store.lock import only_writer
 
 # Of audio, a killed extraction repeats at most this much for each process, which takes some seconds ...
@@ -375,7 +375,7 @@ def extract_to_archive(
     They are made as feats.h5 first, beside the archive, so that a run that was cut off continues; `how` is that of
     extract. Raises AsrKdError as extract does.
     """
-    archive = Path(wspecifier.partition(":")[2].split(",")[0])
+    archive = Path(parse_wspecifier(wspecifier).archive)
     made = archive.with_name(f".{archive.name}.feats.h5")
     extract(utterances, made, options, log=log, **how)
     with FeatsReader(made) as reader:

@@ -201,6 +201,47 @@ def _parse_specifier(specifier: str) -> tuple[list[str], str]:
     raise AsrKdError(f"{specifier!r} does not say what it is: write ark:FILE or scp:FILE")
 
 
+def is_table(name: str) -> bool:
+    """Whether a name is that of a table (True), or of an HDF5 file (ending in .h5 or .hdf5).
+
+    Raises AsrKdError for a name that says neither.
+    """
+    if name.startswith(("ark:", "ark,", "scp:", "scp,")) or name.endswith((".ark", ".ark.gz", ".scp")):
+        return True
+    if name.endswith((".h5", ".hdf5")):
+        return False
+    raise AsrKdError(
+        f"{name!r} does not say what it is: name an HDF5 file FILE.h5 (or .hdf5), or a Kaldi table ark:FILE, "
+        "ark,t:FILE (text) or ark,scp:FILE.ark,FILE.scp (scp:FILE to read one)"
+    )
+
+
+class Destination(NamedTuple):
+    """What a wspecifier names: the archive, whether it is text, and the script that points into it ("" for none)."""
+
+    archive: str
+    text: bool
+    script: str
+
+
+def parse_wspecifier(wspecifier: str) -> Destination:
+    """Where a table is written: "ark:F", "ark,t:F", "ark,scp:F.ark,F.scp", or a path that ends in .ark or .ark.gz.
+
+    Raises AsrKdError for anything else, also for a script alone, which is nothing without its archive.
+    """
+    kinds, name = _parse_specifier(wspecifier)
+    with_script = "scp" in kinds
+    unknown = set(kinds) - {"ark", "scp", "b", "t", "f", "nf"}
+    if unknown or "ark" not in kinds or (with_script and name.count(",") != 1):
+        raise AsrKdError(f"{wspecifier!r}: write to ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp")
+    if name.startswith("|"):
+        raise AsrKdError(f"{wspecifier!r} is a command, and commands are not run; write to ark:- and pipe from there")
+    archive, _, script = name.partition(",") if with_script else (name, "", "")
+    if with_script and (archive == "-" or archive.endswith(".gz")):
+        raise AsrKdError(f"{wspecifier!r}: a script needs an archive in a plain file to point into")
+    return Destination(archive, "t" in kinds, script)
+
+
 def _read(rspecifier: str, read: Callable[[KaldiStream], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     kinds, name = _parse_specifier(rspecifier)
     unknown = set(kinds) - {"ark", "scp"} - _IGNORED_OPTIONS
@@ -327,21 +368,11 @@ def _write_archive(
 def _write(
     wspecifier: str, items: Iterable[tuple[str, np.ndarray]], encode: Callable[[np.ndarray, bool], bytes]
 ) -> int:
-    kinds, name = _parse_specifier(wspecifier)
-    text = "t" in kinds
-    with_script = "scp" in kinds
-    unknown = set(kinds) - {"ark", "scp", "b", "t", "f", "nf"}
-    if unknown or "ark" not in kinds or (with_script and name.count(",") != 1):
-        raise AsrKdError(f"{wspecifier!r}: write to ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp")
-    if name.startswith("|"):
-        raise AsrKdError(f"{wspecifier!r} is a command, and commands are not run; write to ark:- and pipe from there")
-    archive, _, script = name.partition(",") if with_script else (name, "", "")
-    if with_script and (archive == "-" or archive.endswith(".gz")):
-        raise AsrKdError(f"{wspecifier!r}: a script needs an archive in a plain file to point into")
+    archive, text, script = parse_wspecifier(wspecifier)
     count = 0
     with contextlib.ExitStack() as stack:
         lines = None
-        if with_script:  # renamed into its place after the archive that it names
+        if script:  # renamed into its place after the archive that it names
             lines = stack.enter_context(open(stack.enter_context(atomic_path(script)), "w", encoding="utf-8"))
         if archive == "-":
             file = sys.stdout.buffer
@@ -366,7 +397,7 @@ def write_matrices(wspecifier: str, items: Iterable[tuple[str, np.ndarray]], com
 
     Raises AsrKdError for a key with spaces, an array that is no matrix, and what cannot be compressed.
     """
-    if compression_method and "t" in _parse_specifier(wspecifier)[0]:
+    if compression_method and parse_wspecifier(wspecifier).text:
         raise AsrKdError(f"{wspecifier!r}: archives of text are not compressed")
     return _write(wspecifier, items, lambda array, text: _encode_matrix(array, text, compression_method))
 
