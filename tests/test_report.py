@@ -186,6 +186,35 @@ def test_headline_does_not_claim_more_than_the_test(results, p, wording):
     assert wording in headline_sentences(changed)[1]
 
 
+def test_page_says_what_its_intervals_hold_for(systems, results, page, tmp_path):
+    tested, shared = "other utterances and these seeds", "other utterances and other seeds"
+    assert page.count(f"for {tested}") >= 4
+    assert f"for {shared})." in headline_sentences(results)[0]
+    test = next(c for c in results["comparisons"] if c["metric"] == "wer")
+    gain = results["gain_recovered"]["wer"]["ensemble_minus_baseline"]
+    assert gain["difference"] == pytest.approx(test["difference"])
+    assert gain["ci95"][0] < test["ci95"][0] < test["ci95"][1] < gain["ci95"][1]
+    # An ensemble that is worse: the same sign in the sentence as in the table of tests, which is surer of it.
+    lost = copy.deepcopy(results)
+    lost["gain_recovered"]["wer"].update(
+        value=None,
+        ci95=None,
+        p_at_least_086=None,
+        reason="no gain",
+        ensemble_minus_baseline={"difference": 12.33, "ci95": [-33.0, 57.0]},
+    )
+    for system in lost["systems"]:
+        system["seeds"] = system["seeds"][:2]
+    assert headline_sentences(lost)[2].endswith(
+        "undefined: no gain (ensemble minus baseline: +12.33 points, 95\u00a0% interval \u221233.00 to +57.00 "
+        f"for {shared}, whose variance rests on 2 seeds; a gain is below 0)."
+    )
+    for system in lost["systems"]:
+        system["seeds"] = system["seeds"][:1]
+    write_report(tmp_path, lost, ReportContext())
+    assert shared not in (tmp_path / "index.html").read_text(), "one seed says nothing of others"
+
+
 def test_rows_for_results_md_fit_their_header(results):
     rows = results_row(results).splitlines()
     assert len(rows) == 3

@@ -354,9 +354,11 @@ def test_coverage_of_fiellers_interval_and_size_of_the_086_test():
     assert 0.03 <= np.mean(rejected) <= 0.07
 
 
-@pytest.mark.parametrize(("ensemble", "wording"), [(50.1, "not above 0"), (48.0, "not above 0")])
+@pytest.mark.parametrize(("ensemble", "wording"), [(50.1, "no gain"), (48.0, "no gain")])
 def test_share_is_undefined_without_a_gain(ensemble, wording):
     share = share_of_gain([50.0], [ensemble], [50.05], 0.04 * np.eye(3), 100)
     assert (share.value, share.ci95, share.p_at_least) == (None, None, None)
     assert wording in share.reason
+    assert share.gain == pytest.approx(ensemble - 50.0)
+    assert share.gain_ci95[0] < 0 < share.gain_ci95[1] or share.gain_ci95[1] < 0
     assert share.shortfall == pytest.approx(ensemble - 50.05)

@@ -19,7 +19,7 @@ from asr_kd.scoring.results import check_results
 from asr_kd.scoring.schema import HEADLINE
 from asr_kd.scoring.significance import SHARE_CLAIMED
 from asr_kd.scoring.svg import ROLE_COLOURS
-from asr_kd.scoring.tables import NBSP, Table, equal_or_less, format_count, format_share, write_tables
+from asr_kd.scoring.tables import NBSP, Table, equal_or_less, format_count, format_points, format_share, write_tables
 from asr_kd.scoring.utterance_plot import UtteranceView, utterance_plot
 from asr_kd.store.atomic import write_json, write_text
 
@@ -104,6 +104,9 @@ def _page(
         "headline": headline_sentences(results),
         "tables": tables,
         "share_claimed": SHARE_CLAIMED,
+        "scope_of_tests": report_tables.scope_of_tests(results),
+        "scope_of_share": report_tables.scope_of_share(results),
+        "seeds_of": {system["name"]: len(system["seeds"]) for system in report_tables.headline_systems(results)},
         "systems_svg": Markup(systems_plot(systems)),
         "curves_svg": Markup(curves_plot(context.curves)) if context.curves else None,
         "sweep_svg": Markup(sweep_plot(context.sweep)) if context.sweep else None,
@@ -162,28 +165,33 @@ def render(template: str, **values: Any) -> str:
 def headline_sentences(results: Mapping[str, Any]) -> list[str]:
     """What was found, in words: the share kept and how sure it is, for frame accuracy and then WER; then the scores."""
     by_name = {system["name"]: system for system in results["systems"]}
-    gains = results["gain_recovered"]
     scores = []
     for metric in ("frame_accuracy", "wer"):
         values = [f"{role} {by_name[results['headline'][role]][metric]['value']:.2f}{NBSP}%" for role in HEADLINE]
         scores.append(f"{METRIC_NAMES[metric].capitalize()}: {', '.join(values)}.")
     sentences = [
-        _share_sentence("frame_accuracy", gains["frame_accuracy"]),
-        _verdict(gains["frame_accuracy"]["p_at_least_086"]),
-        _share_sentence("wer", gains["wer"]),
+        _share_sentence("frame_accuracy", results),
+        _verdict(results["gain_recovered"]["frame_accuracy"]["p_at_least_086"]),
+        _share_sentence("wer", results),
         " ".join(scores),
     ]
     return [sentence for sentence in sentences if sentence]
 
 
-def _share_sentence(metric: str, gain: Mapping[str, Any]) -> str:
-    name = METRIC_NAMES[metric]
+def _share_sentence(metric: str, results: Mapping[str, Any]) -> str:
+    name, gain, scope = METRIC_NAMES[metric], results["gain_recovered"][metric], report_tables.scope_of_share(results)
     if gain["value"] is None:
-        return f"What the distilled net keeps of the ensemble’s gain in {name} is undefined: {gain['reason']} (points)."
+        test = gain["ensemble_minus_baseline"]
+        low, high = map(format_points, test["ci95"])
+        return (
+            f"What the distilled net keeps of the ensemble’s gain in {name} is undefined: {gain['reason']} (ensemble "
+            f"minus baseline: {format_points(test['difference'])} points, 95{NBSP}% interval {low} to {high} for "
+            f"{scope}{'; a gain is below 0' if metric == 'wer' else ''})."
+        )
     low, high = map(format_share, gain["ci95"])
     return (
         f"The distilled net keeps {format_share(gain['value'])} of the ensemble’s gain in {name} "
-        f"(95{NBSP}% interval {low} to {high})."
+        f"(95{NBSP}% interval {low} to {high} for {scope})."
     )
 
 

@@ -129,10 +129,31 @@ def seeds_table(results: Mapping[str, Any]) -> Table:
     return Table("seeds", "Scores of each seed.", columns, rows)
 
 
+def scope_of_tests(results: Mapping[str, Any]) -> str:
+    """What intervals and p values of scores and of their differences speak of."""
+    return f"other {results['resampling_unit']}s and these seeds"
+
+
+def scope_of_share(results: Mapping[str, Any]) -> str:
+    """What intervals of the share kept, and of the gain that it is a share of, speak of."""
+    seeds = {len(system["seeds"]) for system in headline_systems(results)} - {1}
+    if not seeds:
+        return scope_of_tests(results)
+    known = f", whose variance rests on {min(seeds)} seeds" if min(seeds) < 3 else ""
+    return f"other {results['resampling_unit']}s and other seeds{known}"
+
+
+def headline_systems(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Entries of baseline, ensemble and student."""
+    by_name = {system["name"]: system for system in results["systems"]}
+    return [by_name[name] for name in results["headline"].values()]
+
+
 def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
     """Share of the ensemble's gain that the student keeps."""
     columns = (
         Column("metric", "Metric", text=True),
+        Column("ensemble_minus_baseline", "Ensemble − baseline, points", format_points, interval=True),
         Column("share", "Share kept", format_share, interval=True),
         Column("p", f"p of “at least {format_share(share_claimed)}”", format_p_value),
         Column("shortfall", "Student short of the ensemble, points", format_points),
@@ -141,8 +162,12 @@ def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
     for metric, gain in results["gain_recovered"].items():
         share = None if gain["value"] is None else {"value": gain["value"], "ci95": gain["ci95"]}
         cells = {"metric": METRIC_NAMES[metric], "share": share, "p": gain["p_at_least_086"]}
-        rows.append(Row({**cells, "shortfall": gain["shortfall_points"]}, gain["reason"] or ""))
-    caption = "Share of the ensemble's gain over the baseline that the student keeps, with 95 % intervals (Fieller)."
+        cells |= {"shortfall": gain["shortfall_points"], "ensemble_minus_baseline": gain["ensemble_minus_baseline"]}
+        rows.append(Row(cells, gain["reason"] or ""))
+    caption = (
+        "Share of the ensemble’s gain over the baseline that the student keeps. 95 % intervals (of the share by "
+        f"Fieller) for {scope_of_share(results)}."
+    )
     return Table("gain", caption, columns, rows)
 
 
@@ -167,7 +192,10 @@ def comparisons_table(results: Mapping[str, Any]) -> Table:
             cells["metric"] += " (nats)"
         significant = test["p_value"] is not None and test["p_value"] < 0.05
         rows.append(Row(cells, test.get("reason", ""), significant))
-    caption = "Differences between systems in points, with 95 % intervals and two-sided p values."
+    caption = (
+        "Differences between systems in points; 95 % intervals and two-sided p values, not corrected for their number, "
+        f"for {scope_of_tests(results)}."
+    )
     return Table("comparisons", caption, columns, rows)
 
 

@@ -31,7 +31,8 @@ def build_results(
     are in percent, differences in points (a − b), shares are fractions; `ci95` are bootstrap intervals over
     `resampling_unit` for the mean over seeds, and p values are those of `ClusterBootstrap.compare` and `mapsswe`, not
     corrected for the number of comparisons. In `gain_recovered` a gain is an increase of accuracy or a reduction of
-    the error rate, and `shortfall_points` is the ensemble's gain less the student's, for both.
+    the error rate, and `shortfall_points` is the ensemble's gain less the student's, for both; its
+    `ensemble_minus_baseline` has the sign of `comparisons`, but an interval that counts the variance of seeds in.
     Beyond the schema there are: of each system `frame_accuracy_nonsil` (null where all is silence),
     `frame_accuracy_top5` and `calibration` (null where they were not scored); `refused_tests` (a comparison that could
     not be tested, with its reason), `num_speakers`, `bootstrap`, `resampling_note` (why that unit), `per_phone` (of
@@ -151,5 +152,9 @@ def _gain_entry(estimates: Estimates, trio: Mapping[str, SystemScores], metric: 
         "ci95": None if share.ci95 is None else list(share.ci95),
         "p_at_least_086": share.p_at_least,
         "shortfall_points": share.shortfall,
+        "ensemble_minus_baseline": {
+            "difference": sign * share.gain,
+            "ci95": sorted(sign * bound for bound in share.gain_ci95),
+        },
         "reason": share.reason,
     }

@@ -170,6 +170,7 @@ _GAIN = {
     "ci95": _or_null(_interval),
     "p_at_least_086": _or_null(_number(0, 1)),
     "shortfall_points": _number(),
+    "ensemble_minus_baseline": _object({"difference": _number(), "ci95": _interval}),
     "reason": _or_null(_string),
 }
 _RESULTS = _object(
@@ -184,7 +185,7 @@ _RESULTS = _object(
         "headline": _object(dict.fromkeys(HEADLINE, _string)),
         "systems": _list_of(_object(_SYSTEM, _SYSTEM_EXTRAS)),
         "comparisons": _list_of(_object(_COMPARISON)),
-        "gain_recovered": _object({"frame_accuracy": _object(_GAIN), "wer": _object(_GAIN)}),
+        "gain_recovered": _object(dict.fromkeys(("frame_accuracy", "wer"), _object(_GAIN))),
     },
     {"per_phone": _list_of(_object(_PHONE)), "confusions": _values(_object(_CONFUSIONS))},
 )

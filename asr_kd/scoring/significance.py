@@ -275,8 +275,8 @@ def segment_differences(
 class GainShare:
     """Share of the ensemble's gain that the student keeps, (s − b) / (e − b), and its test.
 
-    `shortfall` is e − s. Where the share means nothing, `value`, `ci95` and `p_at_least` are None and `reason` says
-    why. `p_at_least` is the one-sided p value of the null "share ≥ 0.86": small where the student keeps less, near 1
+    `shortfall` is e − s; `gain` is e − b, with the 95 % interval by which it is judged. Where the share
+    means nothing, `value`, `ci95` and `p_at_least` are None and `reason` says why. `p_at_least` is the one-sided p value of the null "share ≥ 0.86": small where the student keeps less, near 1
     (1 − p below 0.05) where the claim of at least 0.86 is itself shown.
     """
 
@@ -284,6 +284,8 @@ class GainShare:
     ci95: tuple[float, float] | None
     p_at_least: float | None
     shortfall: float
+    gain: float
+    gain_ci95: tuple[float, float]
     reason: str | None
 
 
@@ -315,19 +317,20 @@ def share_of_gain(
     means = np.array([scores.mean() for scores in seeds])
     variance = _ContrastVariance(utterance_covariance, num_units, seeds)
     b, e, s = means
-    gain_margin = variance.quantile(_GAIN) * np.sqrt(variance.of(_GAIN))
-    if e - b <= gain_margin:
-        reason = f"the ensemble's gain over the baseline, {e - b:.4g} ± {gain_margin:.2g}, is not above 0 at 95 %"
-        return GainShare(None, None, None, float(e - s), reason)
+    gain, margin = float(e - b), float(variance.quantile(_GAIN) * np.sqrt(variance.of(_GAIN)))
+    points = {"shortfall": float(e - s), "gain": gain, "gain_ci95": (gain - margin, gain + margin)}
+    if gain <= margin:
+        reason = "at 95 % the ensemble has no gain over the baseline"
+        return GainShare(None, None, None, **points, reason=reason)
     share = (s - b) / (e - b)
     interval = _fieller(s - b, e - b, variance, variance.quantile(_contrast(share)))
     if interval is None:
-        return GainShare(None, None, None, float(e - s), "Fieller's interval of the share is unbounded")
+        return GainShare(None, None, None, **points, reason="Fieller’s interval of the share is unbounded")
     contrast = _contrast(claimed)
     spread = np.sqrt(variance.of(contrast))
     excess = float(contrast @ means)
     p_at_least = float(stdtr(variance.freedom(contrast), excess / spread)) if spread > 0 else float(excess >= 0)
-    return GainShare(float(share), interval, p_at_least, float(e - s), None)
+    return GainShare(float(share), interval, p_at_least, **points, reason=None)
 
 
 _GAIN = np.array([-1.0, 1.0, 0.0])
