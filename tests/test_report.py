@@ -408,12 +408,30 @@ def test_score_frames_compares_posteriors_and_writes_a_page(frame_files, capsys)
     }
 
 
+def test_score_frames_without_states_of_silence_says_nothing_of_frames_without_it(frame_files, capsys):
+    ali = AliReader(frame_files / "ali.h5")
+    pdfs = [(utt_id, ali.pdf[ali.layout.rows(utt_id)]) for utt_id in ali.layout.utt_ids]
+    (frame_files / "ali.ark").write_text("".join(f"{utt_id} {' '.join(map(str, pdf))}\n" for utt_id, pdf in pdfs))
+    given = ["--posteriors", f"{frame_files}/two.h5", "--ali", f"ark:{frame_files}/ali.ark", "--num-resamples", "50"]
+    by_silence = []
+    for sil_pdfs in ([], ["--sil-pdfs", "0,1,2"]):
+        assert main(["score-frames", *given, *sil_pdfs, "--out", str(frame_files / "out")]) == 0
+        (system,) = json.loads((frame_files / "out" / "scores.json").read_text())["systems"]
+        by_silence.append(system["frame_accuracy_nonsil"])
+        header = (frame_files / "out" / "tables" / "systems.csv").read_text().splitlines()[0]
+        assert ("nonsil" in header) == bool(sil_pdfs)
+        assert ("without silence" in capsys.readouterr().out) == bool(sil_pdfs)
+    assert by_silence[0] is None
+    assert by_silence[1]["value"] != system["frame_accuracy"]["value"]
+
+
 def test_score_frames_of_one_system_and_of_bad_input(frame_files, capsys):
     one = ["--posteriors", f"{frame_files}/two.h5", "--out", str(frame_files / "out")]
     assert main(["score-frames", *one, "--ali", f"{frame_files}/ali.h5", "--sil-pdfs", "0,1"]) == 0
     assert not (frame_files / "out" / "tables" / "comparisons.csv").exists()
     for bad, message in (
         (["--ali", f"{frame_files}/ali.h5", "--sil-pdfs", "x"], "--sil-pdfs x: expected whole numbers"),
+        (["--ali", f"{frame_files}/ali.h5", "--sil-pdfs", "0,12"], "silence is said to be state 12"),
         (["--ali", f"{frame_files}/two.h5"], "two.h5: is of format None"),
         (["--ali", f"ark:{frame_files}/none.ark"], "none.ark"),
     ):

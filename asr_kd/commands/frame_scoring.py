@@ -27,7 +27,7 @@ from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS
     option("--logits", "the values are outputs before the softmax", action="store_true"),
     path("--counts", "the values are log-likelihoods; this ali_train_pdf.counts made their priors", required=False),
     option("--prior-floor", "the smallest of these priors (default 1e-8)", type=float, default=1e-8),
-    option("--sil-pdfs", "states of silence, like 0,1,2 (default: those of ali.h5)"),
+    option("--sil-pdfs", "states of silence, like 0,1,2 (default: those of ali.h5; an archive tells none)"),
     path("--utt2spk", "speakers of the utterances", required=False),
     option("--resampling-unit", "auto: speakers from 20 on", choices=RESAMPLING_UNITS, default="auto"),
     option("--num-resamples", f"bootstrap resamples (default {NUM_RESAMPLES})", type=int, default=NUM_RESAMPLES),

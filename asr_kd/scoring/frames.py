@@ -25,14 +25,14 @@ class FrameLabels:
     """What outputs are scored against.
 
     pdf: (num_frames,) states, -1 where there is no label; utt_offset: (num_utts + 1,) as in feats.h5; sil_pdfs: states
-    of silence. phone: (num_frames,) index into `phones`, -1 where pdf is; without it nothing is said of phones.
+    of silence, None where they are not known: then nothing is said of frames without silence. phone: (num_frames,) index into `phones`, -1 where pdf is; without it nothing is said of phones.
 
     Raises AsrKdError where the offsets or phones do not fit the frames.
     """
 
     pdf: np.ndarray
     utt_offset: np.ndarray
-    sil_pdfs: Sequence[int] = ()
+    sil_pdfs: Sequence[int] | None = ()
     phone: np.ndarray | None = None
     phones: Sequence[str] = ()
 
@@ -108,6 +108,9 @@ class FrameScorer:
             low, high, num_pdfs = self._labels.pdf.min(initial=0), self._labels.pdf.max(initial=-1), outputs.shape[1]
             if low < -1 or high >= num_pdfs:
                 raise AsrKdError(f"labels span {low}..{high}, the net has the outputs 0..{num_pdfs - 1}.")
+            known = () if self._labels.sil_pdfs is None else self._labels.sil_pdfs
+            if odd := [pdf for pdf in known if not 0 <= pdf < num_pdfs]:
+                raise AsrKdError(f"silence is said to be state {odd[0]}, the net has the outputs 0..{num_pdfs - 1}.")
             self._by_width = _StateCounts(self._labels, num_pdfs)
         if outputs.shape[1] != self._by_width.num_pdfs:
             raise AsrKdError(f"the net's output has {outputs.shape[1]} columns after {self._by_width.num_pdfs}.")
@@ -152,7 +155,8 @@ class FrameScorer:
         missing = np.flatnonzero(labelled & ~self._seen)
         if len(missing) or self._by_width is None:
             raise AsrKdError(f"the net's output lacks {len(missing)} of the {labelled.sum()} labelled frames.")
-        nonsil = labelled & ~np.isin(labels.pdf, np.asarray(labels.sil_pdfs, dtype=np.int64))
+        silence = labels.sil_pdfs if labels.sil_pdfs is not None else np.arange(self._by_width.num_pdfs)
+        nonsil = labelled & ~np.isin(labels.pdf, np.asarray(silence, dtype=np.int64))
         utt = np.repeat(np.arange(num_utts), np.diff(labels.utt_offset))
 
         def count(which: np.ndarray) -> np.ndarray:

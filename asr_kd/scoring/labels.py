@@ -36,7 +36,8 @@ class LabelledSet:
 def read_labels(path: str | Path, sil_pdfs: Sequence[int] | None = None) -> LabelledSet:
     """States from an ali.h5, or from a Kaldi archive of pdf-ids (ali-to-pdf), named as kaldi_ark.py says.
 
-    sil_pdfs: the states of silence, where the file does not tell them or tells others. Phones that differ only in
+    sil_pdfs: the states of silence, where the file does not tell them, as an archive never does, or tells others.
+    Phones that differ only in
     their position in the word are taken together.
 
     Raises AsrKdError for a file that is missing, damaged or of another form.
@@ -55,7 +56,7 @@ def read_labels(path: str | Path, sil_pdfs: Sequence[int] | None = None) -> Labe
     if not pdfs:
         raise AsrKdError(f"{path}: holds no utterance")
     offset = np.concatenate([[0], np.cumsum([len(pdf) for pdf in pdfs.values()])])
-    return LabelledSet(tuple(pdfs), FrameLabels(np.concatenate(list(pdfs.values())), offset, sil_pdfs or ()))
+    return LabelledSet(tuple(pdfs), FrameLabels(np.concatenate(list(pdfs.values())), offset, sil_pdfs))
 
 
 def ali_labels(ali: AliReader, sil_pdfs: Sequence[int] | None = None) -> FrameLabels:

@@ -276,8 +276,9 @@ class GainShare:
     """Share of the ensemble's gain that the student keeps, (s − b) / (e − b), and its test.
 
     `shortfall` is e − s; `gain` is e − b, with the 95 % interval by which it is judged. Where the share
-    means nothing, `value`, `ci95` and `p_at_least` are None and `reason` says why. `p_at_least` is the one-sided p value of the null "share ≥ 0.86": small where the student keeps less, near 1
-    (1 − p below 0.05) where the claim of at least 0.86 is itself shown.
+    means nothing, `value`, `ci95` and `p_at_least` are None and `reason` says why. `p_at_least` is the one-sided p
+    value of the null "share ≥ 0.86": small where the student keeps less, near 1 (1 − p below 0.05) where the claim of
+    at least 0.86 is itself shown.
     """
 
     value: float | None
