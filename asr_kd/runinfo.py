@@ -13,6 +13,7 @@ from typing import Any
 
 from asr_kd import __version__
 from asr_kd.cli_common import log
+from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_json
 
 
@@ -70,6 +71,8 @@ def file_digest(paths: Iterable[str | Path]) -> str:
 
 
 def _stamp_path(output: Path) -> Path:
+    if output.name in ("", ".."):
+        raise AsrKdError(f"{output}: name the output itself, with a stamp of what it was made from beside it")
     return output.with_name(f".{output.name}.stamp.json")
 
 

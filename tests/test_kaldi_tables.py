@@ -352,13 +352,13 @@ def test_a_name_says_whether_it_is_a_table(name):
 
 @pytest.mark.parametrize("name", ["x", "x.txt", "h5", "-", "."])
 def test_a_name_that_says_nothing_is_told_both_forms(name):
-    with pytest.raises(AsrKdError, match="FILE.h5 .*ark:FILE"):
+    with pytest.raises(AsrKdError, match=r"FILE\.h5 .*ark:FILE"):
         is_table(name)
 
 
 @pytest.mark.parametrize("name", ["x.scp", "scp:x.scp", "scp,t:x"])
 def test_a_script_alone_is_not_written(name):
-    with pytest.raises(AsrKdError, match="ark,scp:FILE.ark,FILE.scp"):
+    with pytest.raises(AsrKdError, match=r"ark,scp:FILE\.ark,FILE\.scp"):
         write_matrices(name, [])
 
 

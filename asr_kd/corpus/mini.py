@@ -28,7 +28,7 @@ from asr_kd.corpus.espeak_phones import Segment, label_speech, pronunciations
 from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, write_lexicon
 from asr_kd.corpus.processes import run_apart
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.atomic import place_of_folder, write_json, write_text
 
 SAMPLE_RATE = 16000
 SETS = ("train", "dev", "test")
@@ -82,7 +82,7 @@ def build_mini(out_dir: str | Path, options: MiniOptions, nj: int, log: Callable
     Raises AsrKdError for bad options, a folder that holds something else, or a missing espeakng-loader.
     """
     options.check()
-    out_dir = Path(out_dir)
+    out_dir = place_of_folder(out_dir)
     recipe = {**asdict(options), "format_version": FORMAT_VERSION, "espeakng_loader": _loader_version()}
     if _is_up_to_date(out_dir, recipe):
         return False

@@ -26,7 +26,7 @@ from asr_kd.features.mfcc import compute_mfccs
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.quality import remark_on
 from asr_kd.features.window import num_frames, require_a_frame
-from asr_kd.store.atomic import atomic_path
+from asr_kd.store.atomic import atomic_path, place_of_file
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter, join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
@@ -313,7 +313,7 @@ def extract(
     Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
     if an id occurs twice, if the disk is full, or if another process is at the same file.
     """
-    out = Path(out)
+    out = place_of_file(out)
     if not utterances:
         raise AsrKdError(f"{out}: there are no utterances to extract")
     if len({utt.utt_id for utt in utterances}) < len(utterances):
@@ -375,7 +375,10 @@ def extract_to_archive(
     They are made as feats.h5 first, beside the archive, so that a run that was cut off continues; `how` is that of
     extract. Raises AsrKdError as extract does.
     """
-    archive = Path(parse_wspecifier(wspecifier).archive)
+    destination = parse_wspecifier(wspecifier)
+    archive = place_of_file(destination.archive)
+    if destination.script:
+        place_of_file(destination.script)  # refused now rather than when all is extracted
     made = archive.with_name(f".{archive.name}.feats.h5")
     extract(utterances, made, options, log=log, **how)
     with FeatsReader(made) as reader:

@@ -4,10 +4,41 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
+
+
+def place_of_file(path: str | Path) -> Path:
+    """Where a file that is named `path` is written: where a symbolic link leads, else `path` itself.
+
+    Raises AsrKdError where there is something that is no plain file (a folder, a device, a pipe), or a link to itself:
+    a rename would put a file into its place.
+    """
+    path = Path(path)
+    try:
+        place = path.resolve(strict=False) if path.is_symlink() else path
+        if not stat.S_ISREG(path.stat().st_mode):
+            what = "a folder" if path.is_dir() else "not a plain file"
+            raise AsrKdError(f"{path}: is {what}, and is not written over; name a file")
+    except FileNotFoundError:
+        return place
+    except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError before Python 3.13
+        raise AsrKdError(f"{path}: could not be written ({getattr(error, 'strerror', None) or error})") from error
+    return place
+
+
+def place_of_folder(path: str | Path) -> Path:
+    """As place_of_file, for an output that is a folder; raises AsrKdError where there is something else."""
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise AsrKdError(f"{path}: is replaced as a whole, so that it must have a name of its own")
+    place = path.resolve() if path.is_symlink() else path
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        raise AsrKdError(f"{path}: is not a folder, and is not written over; name a folder")
+    return place
 
 
 @contextlib.contextmanager
@@ -15,11 +46,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     The file is flushed to the disk before the rename: after a power cut there is the old file or the new one.
-    A leftover of a killed process is overwritten, since the temporary name depends on `path` alone.
+    A leftover of a killed process is overwritten, since the temporary name depends on `path` alone. A symbolic link
+    stays, and what it leads to is written.
 
-    Raises AsrKdError where the disk is full or the folder cannot be written.
+    Raises AsrKdError where the disk is full, the folder cannot be written, or `path` is there and no plain file.
     """
-    path = Path(path)
+    path = place_of_file(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,9 +83,9 @@ def write_json(path: str | Path, value: object) -> None:
 def atomic_dir(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path` that replaces `path` as a whole on success.
 
-    Raises AsrKdError where it cannot be written.
+    Raises AsrKdError where it cannot be written, or `path` is there and no folder.
     """
-    path = Path(path)
+    path = place_of_folder(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
+from asr_kd.store.atomic import place_of_file
 
 try:
     import fcntl
@@ -17,9 +18,9 @@ except ImportError:  # Windows has other locks; there, nobody is told
 def only_writer(path: str | Path) -> Iterator[None]:
     """Hold the lock of an output while the block runs; it ends with the process, however that ends.
 
-    Raises AsrKdError if another process holds it, or the folder cannot be written.
+    Raises AsrKdError if another process holds it, the folder cannot be written, or `path` is there and no plain file.
     """
-    path = Path(path)
+    path = place_of_file(path)
     if fcntl is None:
         yield
         return

@@ -1,0 +1,59 @@
+"""Outputs go where a link leads, and never into the place of what is no file."""
+
+import os
+
+import pytest
+
+from asr_kd.errors import AsrKdError
+from asr_kd.runinfo import up_to_date
+from asr_kd.store.atomic import atomic_dir, atomic_path, write_text
+from asr_kd.store.lock import only_writer
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    target, link = tmp_path / "far" / "x.txt", tmp_path / "link"
+    target.parent.mkdir()
+    link.symlink_to("far/x.txt")
+    for text in ("new", "again"):  # the link leads nowhere at first
+        write_text(link, text)
+        assert link.is_symlink()
+        assert target.read_text() == text
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["far", "link", "x.txt"]
+
+
+def test_a_link_to_a_folder_stays(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far")
+    with atomic_dir(tmp_path / "link") as work:
+        (work / "x").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "x").exists()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink(path.name, path)])
+def test_what_is_no_file_is_refused_and_stays(tmp_path, make):
+    make(tmp_path / "x")
+    before = os.lstat(tmp_path / "x")
+    for write in (atomic_path, only_writer):
+        with pytest.raises(AsrKdError, match=f"{tmp_path / 'x'}: "), write(tmp_path / "x"):
+            pytest.fail("was let in")
+    assert os.lstat(tmp_path / "x").st_ino == before.st_ino
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(AsrKdError, match="is not a folder"), atomic_dir(tmp_path / "x"):
+        pytest.fail("was let in")
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    for write in (atomic_path, atomic_dir, only_writer):
+        with pytest.raises(AsrKdError), write(name):
+            pytest.fail("was let in")
+    with pytest.raises(AsrKdError):
+        up_to_date(name, "")
+    assert (tmp_path / "a" / "b").is_dir()
