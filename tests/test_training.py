@@ -1,7 +1,9 @@
+import hashlib
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,16 @@ from hypothesis import strategies as st
 
 from asr_kd.cli import main
 from asr_kd.config import DnnConfig, resolve
+from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
 from asr_kd.store import tensors
-from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.ali import AliReader, write_ali
+from asr_kd.store.feats import FeatsReader, content_digest
+from asr_kd.store.feats_writer import FeatsWriter
+from asr_kd.store.hdf5 import Layout, read_layout
 from asr_kd.store.targets import TargetsReader
 from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet, load_set
@@ -450,22 +455,25 @@ def test_any_context_and_depth_trains(toy, tmp_path, shape):
 
 
 def test_features_that_are_not_numbers_are_named(toy, tmp_path, capsys):
-    import shutil
-
-    shutil.copy(toy["feats"], tmp_path / "nan.h5")
-    with h5py.File(tmp_path / "nan.h5", "r+") as file:
-        utt_id = file["utt/id"].asstr()[2]
-        file["feats"][int(file["utt/offset"][2]) + 1, 5] = np.nan
-    argv = ["train", *sets({**toy, "feats": tmp_path / "nan.h5"}), *SMALL, "--out", tmp_path / "out"]
+    path = tmp_path / "nan.h5"
+    shutil.copy(toy["feats"], path)
+    with h5py.File(path, "r+") as file:
+        utt_id, begin, end = file["utt/id"].asstr()[2], *file["utt/offset"][2:4]
+        file["feats"][int(begin) + 1, 5] = np.nan
+        values = np.ascontiguousarray(file["feats"][begin:end])
+    argv = ["train", *sets({**toy, "feats": path}), *SMALL, "--out", tmp_path / "out"]
     assert main([str(a) for a in argv]) == 1
-    message = capsys.readouterr().err
-    assert f"features of {utt_id} are not finite" in message
-    assert "nan.h5" in message
+    assert f"{path}: features of {utt_id} are damaged" in capsys.readouterr().err
+    # The same from a program that writes its digests over whatever it has.
+    with h5py.File(path, "r+") as file:
+        file["utt/digest"][2] = np.frombuffer(hashlib.sha256(values).digest(), np.uint8)
+        layout, speakers = read_layout(file), file["utt/spk"].asstr()[:]
+        file.attrs["content_digest"] = content_digest(file.attrs, layout, speakers, file["utt/digest"][:])
+    assert main([str(a) for a in argv]) == 1
+    assert f"{path}: features of {utt_id} are not finite" in capsys.readouterr().err
 
 
 def test_labels_beyond_the_number_of_states_are_refused(toy, tmp_path, capsys):
-    import shutil
-
     shutil.copy(toy["ali"], tmp_path / "ali.h5")
     with h5py.File(tmp_path / "ali.h5", "r+") as file:
         file["pdf"][3] = 6
@@ -530,8 +538,6 @@ def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(toy, tmp_path
 
 
 def test_a_changed_weight_file_is_refused(members, tmp_path, capsys):
-    import shutil
-
     from asr_kd.errors import AsrKdError
 
     shutil.copytree(members[0], tmp_path / "net")
@@ -606,12 +612,10 @@ def test_the_sweep_tries_every_setting_and_names_the_best(members, toy, tmp_path
 
 
 def test_baseline_and_student_leave_out_frames_without_a_label(members, toy, tmp_path):
-    import shutil
-
-    shutil.copy(toy["ali"], tmp_path / "ali.h5")
-    with h5py.File(tmp_path / "ali.h5", "r+") as file:
-        end = int(file["utt/offset"][1])
-        file["pdf"][:end] = -1
+    ali = AliReader(toy["ali"])
+    end, pdf = int(ali.layout.offsets[1]), ali.pdf.copy()
+    pdf[:end] = -1
+    write_ali(tmp_path / "ali.h5", ali.layout, pdf, num_pdfs=ali.num_pdfs, model_digest="toy", sil_pdfs=[0])
     options = [*sets({**toy, "ali": tmp_path / "ali.h5"}), *SMALL]
     run("train", *options, "--num-epochs", 1, "--out", tmp_path / "hard")
     run("distill", *options, "--teachers", *members, "--student-epochs", 1, "--out", tmp_path / "soft")
@@ -656,11 +660,12 @@ def test_the_training_side_imports_without_librosa_torchaudio_and_the_kaldi_whee
 
 
 def test_nets_are_not_applied_to_features_of_another_front_end(members, toy, tmp_path, capsys):
-    import shutil
-
-    shutil.copy(toy["feats"], tmp_path / "other.h5")
-    with h5py.File(tmp_path / "other.h5", "r+") as file:
-        file.attrs["sample_rate"] = 8000
+    with (
+        FeatsReader(toy["feats"]) as reader,
+        FeatsWriter(tmp_path / "other.h5", kind="fbank", options=FbankOptions(), sample_rate=8000) as writer,
+    ):
+        for utt_id, spk_id in zip(reader.layout.utt_ids, reader.spk_ids, strict=True):
+            writer.append(utt_id, spk_id, reader[utt_id])
     argv = ["soft-targets", "--teachers", *members, "--feats", tmp_path / "other.h5", "--out", tmp_path / "t.h5"]
     assert main([str(arg) for arg in argv]) == 1
     assert "another front end" in capsys.readouterr().err

@@ -119,7 +119,7 @@ class AliReader:
             self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
             self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
             self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
-            values_digest = file.attrs.get("values_digest")  # files of before 0.3 have none
+            values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
         _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
         if values_digest is not None and values_digest != digest_of(self.pdf, self.phone):
             raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")

@@ -217,7 +217,7 @@ class FeatsReader:
         """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64; raises AsrKdError if damaged."""
         with readable(self.path):
             stats = self._opened()["cmvn/stats"][:]
-        expected = self.attrs.get("cmvn_digest")  # files of before 0.3 have none
+        expected = self.attrs.get("cmvn_digest")  # files of before 0.2 have none
         if expected is not None and hashlib.sha256(np.ascontiguousarray(stats)).hexdigest() != expected:
             raise AsrKdError(f"{self.path}: its CMVN statistics are damaged; remove the file and make it again")
         return stats

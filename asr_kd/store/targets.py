@@ -79,7 +79,7 @@ class TargetsReader:
             self.prob = file["prob"][:]
             self.pdf = file["pdf"][:] if "pdf" in file else None
             self.tail = file["tail"][:] if "tail" in file else None
-            values_digest = file.attrs.get("values_digest")  # files of before 0.3 have none
+            values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
         self._check()
         if values_digest is not None and values_digest != " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))):
             raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
