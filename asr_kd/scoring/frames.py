@@ -25,7 +25,8 @@ class FrameLabels:
     """What outputs are scored against.
 
     pdf: (num_frames,) states, -1 where there is no label; utt_offset: (num_utts + 1,) as in feats.h5; sil_pdfs: states
-    of silence, None where they are not known: then nothing is said of frames without silence. phone: (num_frames,) index into `phones`, -1 where pdf is; without it nothing is said of phones.
+    of silence, None where they are not known: then nothing is said of frames without silence. phone: (num_frames,)
+    index into `phones`, -1 where pdf is; without it nothing is said of phones.
 
     Raises AsrKdError where the offsets or phones do not fit the frames.
     """

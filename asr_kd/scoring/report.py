@@ -67,6 +67,7 @@ def _tables(results: Mapping[str, Any], context: ReportContext) -> dict[str, Tab
     return {
         "summary": report_tables.summary_table(results),
         "systems": report_tables.systems_table(results),
+        "cost": report_tables.cost_table(results),
         "seeds": report_tables.seeds_table(results),
         "gain": report_tables.gain_table(results, SHARE_CLAIMED),
         "comparisons": report_tables.comparisons_table(results),

@@ -11,6 +11,7 @@ from asr_kd.scoring.tables import (
     Row,
     Table,
     format_count,
+    format_mean_count,
     format_number,
     format_p_value,
     format_points,
@@ -51,36 +52,59 @@ def systems_table(results: Mapping[str, Any]) -> Table:
     """Every system with its scores; headline systems are set off."""
     columns = (
         Column("name", "System", text=True),
-        Column("parameters_m", "Parameters, M", format_number(2)),
+        Column("role", "Role", text=True),
         *_FRAME_COLUMNS,
         Column("cross_entropy", "Cross-entropy", _NATS),
         Column("ece", "ECE, points", _PERCENT),
         Column("wer", "WER %", _PERCENT, interval=True),
         Column("errors", "ins / del / sub"),
         Column("per", "PER %", _PERCENT, interval=True),
+    )
+    rows = []
+    for system in _by_role(results):
+        cells = {column.key: system.get(column.key) for column in columns}
+        cells["errors"] = " / ".join(map(format_mean_count, system["wer"]["mean"].values()))
+        cells["ece"] = system["calibration"]["ece"] if system.get("calibration") else None
+        rows.append(Row(cells, _system_note(system), system["name"] in results["headline"].values()))
+    caption = (
+        f"{results['recipe']} ({results['preset']}), {results['split']} set: scores, means over seeds, with 95 % "
+        f"intervals for {scope_of_tests(results)}. Cross-entropy in nats per frame; ECE: expected calibration error; "
+        "insertions, deletions and substitutions are means over seeds, too."
+    )
+    return with_values(Table("systems", caption, columns, rows))
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """Size of every system, and the time that its training and its decoding take."""
+    columns = (
+        Column("name", "System", text=True),
+        Column("num_members", "Nets", format_count),
+        Column("num_seeds", "Seeds", format_count),
+        Column("parameters_m", "Parameters, M", format_number(2)),
         Column("decode_rtf", "Decoding RTF", format_number(3)),
         Column("train_frames_per_second", "Training frames/s", format_count),
         Column("train_seconds", "Training time", format_seconds),
     )
-    systems = sorted(results["systems"], key=lambda system: ROLE_ORDER.index(system["role"]))
     rows = []
-    for system in systems:
-        cells = {column.key: system.get(column.key) for column in columns}
-        cells["parameters_m"] = system["num_parameters"] / 1e6
-        cells["errors"] = " / ".join(str(system["wer"][kind]) for kind in ("ins", "del", "sub"))
-        cells["ece"] = system["calibration"]["ece"] if system.get("calibration") else None
-        rows.append(Row(cells, _system_note(system), system["name"] in results["headline"].values()))
+    for system in _by_role(results):
+        cells = {"parameters_m": system["num_parameters"] / 1e6, "num_seeds": len(system["seeds"])}
+        rows.append(Row({**system, **cells}, marked=system["name"] in results["headline"].values()))
     caption = (
-        f"{results['recipe']} ({results['preset']}), {results['split']} set: scores with 95 % intervals. "
-        "Cross-entropy in nats per frame, ECE: expected calibration error."
+        "What systems cost. Parameters: of all nets that answer together; RTF: seconds of decoding for a second of "
+        "speech, forward pass included; training: of one net a second, and of all nets of a seed."
     )
-    return with_values(Table("systems", caption, columns, rows))
+    return Table("cost", caption, columns, rows)
+
+
+def _by_role(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return sorted(results["systems"], key=lambda system: ROLE_ORDER.index(system["role"]))
 
 
 def summary_table(results: Mapping[str, Any]) -> Table:
     """Baseline, ensemble and student, in as few columns as a paper has room for."""
     columns = (
-        Column("role", "System", text=True),
+        Column("role", "", text=True),
+        Column("name", "System", text=True),
         Column("num_members", "Nets", format_count),
         Column("parameters_m", "Parameters, M", format_number(2)),
         Column("frame_accuracy", "Frame accuracy %", _PERCENT, interval=True),
@@ -94,16 +118,17 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     for role, name in results["headline"].items():
         cells = {**by_name[name], "role": role, "parameters_m": by_name[name]["num_parameters"] / 1e6}
         kept = role == "student" and gain["value"] is not None
-        rows.append(Row({**cells, "share": gain if kept else None}, name if name != role else ""))
+        rows.append(Row({**cells, "share": gain if kept else None}))
     caption = (
         f"{results['recipe']} ({results['preset']}), {results['split']} set: baseline, ensemble and student with 95 % "
-        "intervals; the share is of the gain in frame accuracy."
+        f"intervals for {scope_of_tests(results)}; the share is of the gain in frame accuracy, its interval for "
+        f"{scope_of_share(results)}."
     )
     return Table("summary", caption, columns, rows)
 
 
 def _system_note(system: Mapping[str, Any]) -> str:
-    notes = [] if system["role"] == system["name"] else [system["role"]]
+    notes = []
     if system["num_members"] > 1:
         notes.append(f"{system['num_members']} nets")
         notes += [system["combination"]] if system["combination"] else []
@@ -282,7 +307,7 @@ def frame_systems_table(results: Mapping[str, Any]) -> Table:
         "Frame scores with 95 % intervals. Cross-entropy in nats per frame; calibration errors (ECE: expected "
         "calibration error) in points."
     )
-    return with_values(Table("systems", caption, columns, rows))
+    return Table("systems", caption, columns, rows)
 
 
 def states_table(details: Mapping[str, FrameDetail]) -> Table:

@@ -11,7 +11,7 @@ from asr_kd.scoring.breakdown import calibration_entry, confusion_entry, per_pho
 from asr_kd.scoring.estimates import FRAME_METRICS, WORD_METRICS, Estimates, comparison_entry
 from asr_kd.scoring.schema import HEADLINE, METRICS, check_results
 from asr_kd.scoring.significance import NUM_RESAMPLES, mapsswe, share_of_gain
-from asr_kd.scoring.systems import SystemScores, mean_over_seeds
+from asr_kd.scoring.systems import SystemScores, error_kinds, mean_over_seeds
 
 
 def build_results(
@@ -33,11 +33,11 @@ def build_results(
     corrected for the number of comparisons. In `gain_recovered` a gain is an increase of accuracy or a reduction of
     the error rate, and `shortfall_points` is the ensemble's gain less the student's, for both; its
     `ensemble_minus_baseline` has the sign of `comparisons`, but an interval that counts the variance of seeds in.
-    Beyond the schema there are: of each system `frame_accuracy_nonsil` (null where all is silence),
-    `frame_accuracy_top5` and `calibration` (null where they were not scored); `refused_tests` (a comparison that could
-    not be tested, with its reason), `num_speakers`, `bootstrap`, `resampling_note` (why that unit), `per_phone` (of
-    the headline systems) and `confusions` (by name of baseline and student), as asr_kd/scoring/breakdown.py describes
-    them.
+    Counts of errors are those of the first seed. Beyond the schema there are: their `mean` over seeds; of each system
+    `frame_accuracy_nonsil` (null where all is silence), `frame_accuracy_top5` and `calibration` (null where they were
+    not scored); `refused_tests` (a comparison that could not be tested, with its reason), `num_speakers`, `bootstrap`,
+    `resampling_note` (why that unit), `per_phone` (of the headline systems) and `confusions` (by name of baseline and
+    student), as asr_kd/scoring/breakdown.py describes them.
 
     Raises AsrKdError where systems were not scored on the same utterances, labels and transcripts.
     """
@@ -101,7 +101,7 @@ def _system_entry(estimates: Estimates, system: SystemScores) -> dict[str, Any]:
     def error_rate(metric: str, errors: np.ndarray | None) -> dict[str, Any] | None:
         entry = estimates.estimate(system, metric)
         if entry is not None:
-            entry.update(zip(("ins", "del", "sub"), errors[0].sum(axis=0).tolist(), strict=True))
+            entry.update(error_kinds(errors))
         return entry
 
     return {

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.scoring.systems import ROLES
+from asr_kd.scoring.systems import ERROR_KINDS, ROLES
 
 HEADLINE = ("baseline", "ensemble", "student")
 METRICS = ("frame_accuracy", "wer", "per")
@@ -103,9 +103,8 @@ _ERROR_RATE = {
     "value": _number(0),
     "ci95": _interval,
     "per_seed": _list_of(_number(0)),
-    "ins": _count,
-    "del": _count,
-    "sub": _count,
+    **dict.fromkeys(ERROR_KINDS, _count),
+    "mean": _object(dict.fromkeys(ERROR_KINDS, _number(0))),
 }
 _CALIBRATION = {
     **dict.fromkeys(("ece", "ece_equal_mass", "max_error", "mean_confidence"), _number(0, 100)),

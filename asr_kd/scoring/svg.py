@@ -53,6 +53,9 @@ def to_svg(figure: Figure, prefix: str, label: str) -> str:
     svg = svg[svg.index("<svg") :]
     for part in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<!--.*?-->"):
         svg = re.sub(part, "", svg, flags=re.DOTALL)
+    # matplotlib makes some ids of addresses in memory.
+    for number, generated in enumerate(dict.fromkeys(re.findall(r'\bid="([a-z][0-9a-f]{10})"', svg))):
+        svg = svg.replace(generated, f"g{number}")
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r"url\(#", f"url(#{prefix}-", svg)
     svg = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', svg).replace("xlink:href=", "href=")

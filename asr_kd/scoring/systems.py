@@ -161,6 +161,17 @@ def _array(value: object, dtype: type, what: str) -> np.ndarray:
     return converted
 
 
+ERROR_KINDS = ("ins", "del", "sub")
+
+
+def error_kinds(errors: np.ndarray) -> dict[str, object]:
+    """Errors (S, U, 3) by kind: `ins`, `del`, `sub` of the first seed, and `mean` over seeds, whole if there is one."""
+    per_seed = np.asarray(errors).sum(axis=1)
+    mean = per_seed[0] if len(per_seed) == 1 else per_seed.mean(axis=0)
+    first, mean = (dict(zip(ERROR_KINDS, kinds.tolist(), strict=True)) for kinds in (per_seed[0], mean))
+    return {**first, "mean": mean}
+
+
 def mean_over_seeds(per_seed: np.ndarray) -> np.ndarray:
     """Average (S, U) counts over the seeds of a system, (U,) float64: seeds are averaged before systems are paired."""
     return np.asarray(per_seed, dtype=np.float64).mean(axis=0)

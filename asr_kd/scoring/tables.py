@@ -36,6 +36,11 @@ def format_count(count: float) -> str:
     return f"{round(count):,}".replace(",", "\u202f")
 
 
+def format_mean_count(count: float) -> str:
+    """A count as it is, a mean of counts with one decimal; of a program's int and float."""
+    return str(count) if isinstance(count, int) else f"{count:.1f}"
+
+
 def format_points(value: float) -> str:
     """A signed difference."""
     return f"{value:+.2f}".replace("-", _MINUS)

@@ -16,7 +16,8 @@ from asr_kd.scoring.significance import (
     matched_pairs,
     place_errors,
 )
-from asr_kd.scoring.tables import Column, Row, Table, format_number
+from asr_kd.scoring.systems import ERROR_KINDS, error_kinds
+from asr_kd.scoring.tables import Column, Row, Table, format_mean_count, format_number
 from asr_kd.scoring.wer import WordScores
 
 
@@ -99,16 +100,13 @@ def _wer(system: WordSystem) -> float:
 def _entry(system: WordSystem, bootstrap: ClusterBootstrap | None) -> dict[str, Any]:
     num, den = f"errors of {system.name}", f"words of {system.name}"
     first = system.seeds[0]
-    ins, dels, sub = first.errors.sum(axis=0).tolist()
     return {
         "name": system.name,
         "wer": {
             "value": 100.0 * _wer(system),
             "ci95": [100.0 * bound for bound in bootstrap.interval(num, den)] if bootstrap else None,
             "per_seed": [100.0 * scores.wer for scores in system.seeds],
-            "ins": ins,
-            "del": dels,
-            "sub": sub,
+            **error_kinds(np.stack([scores.errors for scores in system.seeds])),
         },
         "num_words": int(first.num_ref.sum()),
         "ser": {
@@ -124,19 +122,18 @@ def systems_table(results: dict[str, Any]) -> Table:
     columns = [
         Column("name", "System", text=True),
         Column("wer", "WER %", percent, interval=True),
-        *(Column(kind, kind.capitalize()) for kind in ("ins", "del", "sub")),
+        *(Column(kind, kind.capitalize(), format_mean_count) for kind in ERROR_KINDS),
         Column("ser", "SER %", percent),
         Column("per_seed", "WER % of seeds", text=True),
     ]
     rows = []
     for system in results["systems"]:
         wer = system["wer"]
-        cells = {"name": system["name"], "wer": wer, **{kind: wer[kind] for kind in ("ins", "del", "sub")}}
+        cells = {"name": system["name"], "wer": wer, **wer["mean"]}
         per_seed = " ".join(map(percent, wer["per_seed"])) if len(wer["per_seed"]) > 1 else None
         rows.append(Row({**cells, "ser": system["ser"]["value"], "per_seed": per_seed}))
-    return Table(
-        "systems", "Error rates with 95 % intervals; kinds of errors are those of the first seed.", columns, rows
-    )
+    caption = "Error rates with 95 % intervals; insertions, deletions and substitutions; all are means over seeds."
+    return Table("systems", caption, columns, rows)
 
 
 def results_text(results: dict[str, Any]) -> str:
@@ -146,7 +143,7 @@ def results_text(results: dict[str, Any]) -> str:
     for system in results["systems"]:
         wer = system["wer"]
         interval = "              -" if wer["ci95"] is None else f"[{wer['ci95'][0]:6.2f}, {wer['ci95'][1]:6.2f}]"
-        counts = "".join(f"{wer[kind]:7d}" for kind in ("ins", "del", "sub"))
+        counts = "".join(f"{format_mean_count(count):>7}" for count in wer["mean"].values())
         seeds = len(wer["per_seed"])
         name = f"{system['name']:{width}}"
         lines.append(f"{name}  {wer['value']:7.2f} {interval}{counts} {system['ser']['value']:7.2f} {seeds:6d}")
