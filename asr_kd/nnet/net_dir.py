@@ -115,7 +115,7 @@ def load_card(path: str | Path) -> dict[str, Any]:
     parts = {"architecture", "num_parameters", "digest", "cmvn", "front_end", "labels", "training"}
     if missing := parts - set(contents):
         raise AsrKdError(f"{card}: lacks {min(missing)}; train the net again")
-    if "seal" in contents and contents["seal"] != _seal(contents):  # nets of before 0.3 have none
+    if "seal" in contents and contents["seal"] != _seal(contents):  # nets of before 0.2 have none
         raise AsrKdError(f"{card}: was changed after the net was trained; train it again")
     return contents
 
