@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--nj",
         type=int,
         default=1,
-        help="processes; more than one write shards into OUT.shards, which stays; default: 1",
+        help="processes; shards in OUT.shards become one file at the end, but stay beyond 1 GiB of features; default: 1",
     )
     parser.add_argument(
         "--max-bad-share",

@@ -63,7 +63,7 @@ def data(tmp_path) -> Path:
 def small_shards(monkeypatch):
     """Two of the recordings fill a shard."""
     monkeypatch.setattr("asr_kd.features.extract.SHARD_BYTES", 40_000)
-    monkeypatch.setattr("asr_kd.features.extract.MIN_BYTES_PER_PROCESS", 1)
+    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 0)
 
 
 def same(a: Path, b: Path) -> None:
@@ -274,6 +274,25 @@ def test_processes_equal_one_process_and_shards_are_reused(data, tmp_path, small
 def test_a_file_of_its_own_leaves_no_shards(data, tmp_path):
     extract(read_data_dir(data), tmp_path / "feats.h5", OPTIONS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "feats.h5"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_small_shards_become_one_file(data, tmp_path, small_shards, monkeypatch, dtype):
+    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 1 << 20)
+    monkeypatch.setattr("asr_kd.store.feats_writer.BUFFER_ROWS", 31)  # of 18 to 24 frames an utterance
+    utts, lines = read_data_dir(data), []
+    extract(utts, tmp_path / "copied.h5", OPTIONS, dtype=dtype, log=lines.append)
+    assert "4 of 4 shards are finished" in lines
+    assert not FeatsReader(tmp_path / "copied.h5").shards
+    assert not (tmp_path / "copied.h5.shards").exists()
+    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 0)
+    extract(utts, tmp_path / "joined.h5", OPTIONS, dtype=dtype)
+    assert len(FeatsReader(tmp_path / "joined.h5").shards) == 4
+    monkeypatch.setattr("asr_kd.features.extract.SHARD_BYTES", 1 << 30)
+    extract(utts, tmp_path / "once.h5", OPTIONS, dtype=dtype)
+    same(tmp_path / "copied.h5", tmp_path / "once.h5")
+    same(tmp_path / "copied.h5", tmp_path / "joined.h5")
+    assert not extract(utts, tmp_path / "copied.h5", OPTIONS, dtype=dtype)
 
 
 def test_other_rates_are_resampled_when_asked(data, tmp_path):

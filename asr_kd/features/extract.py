@@ -32,12 +32,13 @@ from asr_kd.store.feats_writer import FeatsWriter, join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
 from asr_kd.store.lock import only_writer
 
-# Of audio, a killed extraction repeats at most this much for each process, which takes some seconds ...
-SHARD_BYTES = 1 << 30
+# Of audio (an hour at 16 kHz), a killed extraction repeats at most this much for each process: seconds of work, about
+# as long as a process takes to start ...
+SHARD_BYTES = 128 << 20
 # ... up to this many shards: a reader looks at each of them when it opens the file.
 MAX_SHARDS = 512
-# Below this a process spends more on its start than on its share of the work.
-MIN_BYTES_PER_PROCESS = 64 << 20
+# So many bytes of features (17 hours) are copied into one file that needs no other; of more, the shards stay.
+COPIED_BYTES = 1 << 30
 FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
 # Frames that are computed together.
 BATCH_FRAMES = 4096
@@ -186,8 +187,8 @@ class _Shards:
         self._out, self._recipe, self._nj = out, recipe, nj
         stamps = inputs.stamps(utterances, recipe)
         num_bytes = sum(stamp.num_bytes + FILE_BYTES for stamp in stamps)
-        processes = min(nj, math.ceil(num_bytes / MIN_BYTES_PER_PROCESS))
-        count = min(len(utterances), MAX_SHARDS, max(processes, math.ceil(num_bytes / SHARD_BYTES)))
+        # Whatever the number of processes, so that a run with more or fewer of them continues this one.
+        count = min(len(utterances), MAX_SHARDS, math.ceil(num_bytes / SHARD_BYTES))
         # Cut by their number, so that a recording that is repaired does not move the others to other shards.
         bounds = np.linspace(0, len(utterances), count + 1).astype(int).tolist()
         spans = [slice(*pair) for pair in itertools.pairwise(bounds)]
@@ -208,8 +209,10 @@ class _Shards:
         if min(self._nj, len(jobs)) > 1:
             self._make_in_processes(jobs, log)
         else:
+            say = _finished(log, len(self.paths), len(jobs))
             for job in jobs:
                 _write_shard(*job, log)
+                say()
         return [FeatsReader(path) for path in self.paths]
 
     def _make_in_processes(self, jobs: list[tuple], log: Log) -> None:
@@ -219,15 +222,30 @@ class _Shards:
         )
         try:
             running = [pool.submit(_write_shard, *job) for job in jobs]
-            for finished, job in enumerate(as_completed(running), start=1):
+            say = _finished(log, len(self.paths), len(jobs))
+            for job in as_completed(running):
                 job.result()
-                log(f"shard {finished + len(self.paths) - len(jobs)} of {len(self.paths)} is finished")
+                say()
         except BrokenProcessPool as error:
             raise AsrKdError(
                 f"{self._out}: a process was killed (out of memory?); the same command continues"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _finished(log: Log, num_shards: int, num_missing: int) -> Callable[[], None]:
+    """What says how many shards are finished, called after each: every few seconds and at the end."""
+    done, reported = num_shards - num_missing, time.monotonic()
+
+    def say() -> None:
+        nonlocal done, reported
+        done += 1
+        if num_shards > 1 and (done == num_shards or time.monotonic() - reported > PROGRESS_SECONDS):
+            reported = time.monotonic()
+            log(f"{done} of {num_shards} shards are finished")
+
+    return say
 
 
 def _folder(out: Path) -> Path:
@@ -304,10 +322,10 @@ def extract(
 ) -> bool:
     """Make feats.h5 of utterances; False if it is there already, made from the same inputs in the same way.
 
-    options: FbankOptions or MfccOptions; dtype: "float32" or "float16"; nj: processes. More than a gibibyte of audio,
-    or what several processes make, lies in shards in the folder `<out>.shards`, which belongs to the file; finished
-    shards are reused if the work was cut off. append: add the utterances to those of a file made with the same options,
-    without copying it. Memory does not grow with the number of recordings, but for their ids. Utterances that cannot
+    options: FbankOptions or MfccOptions; dtype: "float32" or "float16"; nj: processes. The work is done in shards in
+    the folder `<out>.shards`, and those that are finished are reused if it was cut off; at the end they are copied into
+    one file, but of more than a gibibyte of features, where they stay and belong to the file. append: add the
+    utterances to those of a file made with the same options, without copying it, in shards too. Memory does not grow with the number of recordings, but for their ids. Utterances that cannot
     be used are skipped, listed through `log` and noted in the file, as are those that are clipped or silent.
 
     Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
@@ -349,15 +367,19 @@ def _publish(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_sha
         publish_shard(out, paths[0], max_bad_share=max_bad_share)
         paths = []
     else:
-        attrs = [FeatsReader(path).attrs for path in paths]
+        readers = [FeatsReader(path) for path in paths]
+        attrs = [reader.attrs for reader in readers]
         known = all(a.get("inputs_digest") and a.get("inputs_stamp") for a in attrs)
+        copy = not older and sum(4 * reader.layout.num_frames * reader.feat_dim for reader in readers) <= COPIED_BYTES
         join_shards(
             out,
             paths,
+            copy=copy,
             inputs_digest=inputs.add(*(a["inputs_digest"] for a in attrs)) if known else "",
             inputs_stamp=inputs.add(*(a["inputs_stamp"] for a in attrs)) if known else "",
             max_bad_share=max_bad_share,
         )
+        paths = [] if copy else paths
     _remove_other_shards(out, paths)
 
 

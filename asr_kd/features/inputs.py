@@ -22,6 +22,7 @@ FRONT_END_VERSION = 2
 _MODULUS = 1 << 256
 WHOLE_BYTES = 1 << 26
 READ_BYTES = 1 << 20
+COMMAND_BYTES = 1 << 20  # running a command takes as long as this much audio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +88,7 @@ def stamps(utterances: Iterable[Utterance], recipe: Recipe) -> list[Stamp]:
         num_bytes = 0
         if utt.recording.is_pipe:
             file: object = source
+            num_bytes = COMMAND_BYTES
         else:
             try:
                 stat = os.stat(source)
