@@ -1,5 +1,6 @@
 """Words: alignment, formats, counts and tables, against compute-wer, sclite and brute force."""
 
+import csv
 import json
 import random
 import re
@@ -442,6 +443,11 @@ def score_words_of(tmp_path, *options):
     return main(["score-words", "--out", str(tmp_path / "out"), *map(str, options)])
 
 
+def seed_counts(path):
+    """Errors of a wer.txt by kind."""
+    return {kind: int(count) for count, kind in re.findall(r"(\d+) (ins|del|sub)", path.read_text())}
+
+
 def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     ref, a, b = (GOLDEN / f"plain.{name}.trn" for name in ("ref", "a", "b"))
     options = ("--weights", "sclite", "--num-resamples", "500")
@@ -467,6 +473,20 @@ def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     assert (tmp_path / "out/systems.csv").read_text().splitlines()[
         0
     ] == "name,wer,wer_low,wer_high,ins,del,sub,ser,per_seed"
+    page = (tmp_path / "out/index.html").read_text()
+    assert not re.search(r"<script|<link|<img|@import|src=|https?://", page)
+    assert re.findall(r'<section id="(\w+)">', page) == ["systems", "tests", "errors", "made"]
+    best = min(both, only_b, key=lambda system: system["wer"]["value"])
+    assert f"{best['name']} has a word error rate of {best['wer']['value']:.2f}" in page
+    assert "for other utterances and these seeds" in page
+    worst = re.findall(r"Scores: \(#C #S #D #I\) \d+ (\d+) (\d+) (\d+)", page)
+    errors = [sum(map(int, counts)) for counts in worst[: len(worst) // 2]]
+    every = csv.DictReader((tmp_path / "out/both/seed1/utterances.csv").open())
+    assert errors == sorted((sum(int(row[k]) for k in ("sub", "del", "ins")) for row in every), reverse=True)[:5]
+    mean = np.mean([scores["sub"] for scores in (seed_counts(tmp_path / f"out/both/seed{k}/wer.txt") for k in (1, 2))])
+    assert both["wer"]["mean"]["sub"] == mean
+    assert both["wer"]["sub"] == seed_counts(tmp_path / "out/both/seed1/wer.txt")["sub"]
+    assert f",{mean}," in (tmp_path / "out/systems.csv").read_text()
     printed = capsys.readouterr().out
     assert f"{both['wer']['value']:.2f} [" in printed
     assert "MAPSSWE, n = " in printed

@@ -11,14 +11,14 @@ from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
 from asr_kd.scoring import wer
 from asr_kd.scoring.alignment import WEIGHTS
-from asr_kd.scoring.report_tables import comparisons_table
 from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS, resampling_unit
 from asr_kd.scoring.tables import write_tables
 from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, select_utterances
-from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text, systems_table
+from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text
+from asr_kd.scoring.word_report import write_word_report
 from asr_kd.scoring.word_sets import FORMATS, Hypotheses, References, convert, read_hypotheses, read_references
 from asr_kd.scoring.word_tables import alignment_text, confusion_table, group_table, group_text, utterance_table
-from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.atomic import write_text
 
 
 @command(
@@ -32,7 +32,7 @@ from asr_kd.store.atomic import write_json, write_text
         required=True,
         metavar="[NAME=]FILE",
     ),
-    path("--out", "folder of the tables"),
+    path("--out", "folder of the tables and the report"),
     option("--ref-format", "format of the references, where the name does not tell", choices=FORMATS),
     option("--hyp-format", "format of the hypotheses, where the name does not tell", choices=FORMATS[:3]),
     path("--utt2spk", "speakers, where the references do not name them", required=False),
@@ -58,7 +58,7 @@ def score_words(args: argparse.Namespace) -> None:
     Alignment and counts are compute-wer's (--weights kaldi) or sclite's (--weights sclite; sclite -s -D). A CTM is cut
     at the segments of an STM by the middles of its words. Word maps (GLM) and fragments are not applied: filter first.
     Every pair of systems is tested; p values are not corrected for the number of pairs.
-    Prints the table and writes OUT/scores.json, systems and comparisons (.csv and .tex), and in OUT/NAME, for several
+    Prints the table and writes OUT/index.html, OUT/scores.json, systems and comparisons (.csv, .tex), and in OUT/NAME, for several
     seeds OUT/NAME/seedK, wer.txt, alignment.txt, utterances, confusions and, where speakers or labels of segments are
     known, speakers and labels (.csv, .tex and .txt).
     """
@@ -103,15 +103,14 @@ def score_words(args: argparse.Namespace) -> None:
         **compared,
         "run": run_info(args.command_line),
     }
-    write_tables(args.out, [systems_table(results), *([comparisons_table(results)] if len(systems) > 1 else [])])
-    write_json(args.out / "scores.json", results)
+    write_word_report(args.out, results, systems, args.command_line)
     if len(systems) == len(systems[0].seeds) == 1:
         print(kaldi_lines(systems[0].seeds[0]), end="")
     print(results_text(compared), end="")
     if len(utt_ids) < len(refs):
         log(f"{len(refs) - len(utt_ids)} of {len(refs)} utterances are left out, since some hypotheses lack them")
     log(f"intervals over {unit}s: {why}")
-    log(f"{args.out / 'scores.json'}")
+    log(f"{args.out / 'index.html'}")
 
 
 def parse_systems(given: Sequence[str], flag: str = "--hyp") -> dict[str, list[Path]]:
@@ -124,7 +123,7 @@ def parse_systems(given: Sequence[str], flag: str = "--hyp") -> dict[str, list[P
     for text in given:
         name, mark, file = text.partition("=")
         if not mark or "/" in name:
-            name, file = Path(text).stem, text
+            name, file = Path(re.sub(r"^(ark|scp)[,a-z]*:", "", text).removesuffix(".gz")).stem, text
             if name in files:
                 raise AsrKdError(f"{flag} {text}: another file is named {name}, too; write {flag} NAME={text}")
             unnamed.add(name)

@@ -75,17 +75,18 @@ def _page(
 def headline(results: Mapping[str, Any]) -> str:
     """One sentence: the accuracy of a single system, or which of several is best and how sure that is."""
     systems = sorted(results["systems"], key=lambda system: -system["frame_accuracy"]["value"])
-    best = systems[0]
-    text = f"{best['name']} classifies {best['frame_accuracy']['value']:.2f}{NBSP}% of the frames correctly"
-    if len(systems) == 1:
-        low, high = best["frame_accuracy"]["ci95"] or (None, None)
-        return text + (f" (95{NBSP}% interval {low:.2f} to {high:.2f})." if low is not None else ".")
-    second = systems[1]
-    gap = best["frame_accuracy"]["value"] - second["frame_accuracy"]["value"]
-    text += f", {gap:.2f} points more than {second['name']}"
-    pair = {best["name"], second["name"]}
-    tests = [t for t in results["comparisons"] if t["metric"] == "frame_accuracy" and {t["a"], t["b"]} == pair]
-    return text + (f" (paired bootstrap, p{NBSP}{equal_or_less(tests[0]['p_value'])})." if tests else ".")
+    best = systems[0]["frame_accuracy"]
+    level = [system["name"] for system in systems if best["value"] - system["frame_accuracy"]["value"] < 1e-6]
+    verb = "classify" if len(level) > 1 else "classifies"
+    text = f"{report_tables.joined(level)} {verb} {best['value']:.2f}{NBSP}% of the frames correctly"
+    if len(level) == len(systems):
+        if len(systems) == 1 and best["ci95"]:
+            return text + f" (95{NBSP}% interval {best['ci95'][0]:.2f} to {best['ci95'][1]:.2f})."
+        return text + (": there is no difference in accuracy." if len(systems) > 1 else ".")
+    second = systems[len(level)]
+    text += f", {best['value'] - second['frame_accuracy']['value']:.2f} points more than {second['name']}"
+    test = report_tables.find_test(results, level[0], second["name"], "frame_accuracy")
+    return text + (f" (paired bootstrap, p{NBSP}{equal_or_less(test['p_value'])})." if test else ".")
 
 
 def results_text(results: Mapping[str, Any]) -> str:

@@ -174,6 +174,19 @@ def headline_systems(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [by_name[name] for name in results["headline"].values()]
 
 
+def joined(names: Sequence[str]) -> str:
+    """Names as they stand in a sentence."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def find_test(results: Mapping[str, Any], a: str, b: str, metric: str) -> Mapping[str, Any] | None:
+    """The bootstrap test of two systems, whichever comes first; None where there was none."""
+    for test in results["comparisons"]:
+        if {test["a"], test["b"]} == {a, b} and (test["metric"], test["test"]) == (metric, "paired bootstrap"):
+            return test
+    return None
+
+
 def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
     """Share of the ensemble's gain that the student keeps."""
     columns = (

@@ -20,13 +20,20 @@ _SPREAD: dict[str, Callable[[Sequence[float]], float]] = {
 }
 
 
-def alignment_text(scores: WordScores, times: Mapping[str, Times] | None = None, width: int = 120) -> str:
+def alignment_text(
+    scores: WordScores,
+    times: Mapping[str, Times] | None = None,
+    width: int = 120,
+    utts: Sequence[int] | None = None,
+) -> str:
     """Each utterance's reference above its hypothesis, and under each error its letter, S, D or I.
 
     `times`, where given, adds a line with the start of each recognised word. Long utterances continue on further lines.
+    `utts`, where given, are the indices of the only utterances to show.
     """
     blocks = []
-    for utt_id, alignment in zip(scores.utt_ids, scores.alignments, strict=True):
+    for u in range(len(scores.utt_ids)) if utts is None else utts:
+        utt_id, alignment = scores.utt_ids[u], scores.alignments[u]
         counts = (alignment.num_correct, alignment.num_sub, alignment.num_del, alignment.num_ins)
         head = f"id: ({utt_id})\nScores: (#C #S #D #I) {' '.join(map(str, counts))}\n"
         blocks.append(head + _aligned_lines(alignment, times and times.get(utt_id), width))
@@ -121,9 +128,9 @@ def utterance_table(scores: WordScores, spk_of: Mapping[str, str] | None) -> Tab
 _KIND = {"S": "substitution", "D": "deletion", "I": "insertion"}
 
 
-def confusion_table(scores: WordScores) -> Table:
-    """Every error with its number, the most frequent first."""
-    ordered = sorted(scores.confusions().items(), key=lambda item: (-item[1], str(item[0])))
+def confusion_table(scores: WordScores, at_most: int | None = None) -> Table:
+    """Every error with its number, the most frequent first; or so many of them."""
+    ordered = sorted(scores.confusions().items(), key=lambda item: (-item[1], str(item[0])))[:at_most]
     columns = [Column("count", "Count"), Column("error", "Error", text=True)]
     columns += [Column(key, key.capitalize(), text=True) for key in ("reference", "hypothesis")]
     rows = [
