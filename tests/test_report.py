@@ -20,12 +20,13 @@ from asr_kd.errors import AsrKdError
 from asr_kd.scoring.plots import curve_group, systems_plot
 from asr_kd.scoring.report import RESULTS_HEADER, ReportContext, headline_sentences, results_row, write_report
 from asr_kd.scoring.results import build_results
-from asr_kd.scoring.tables import Column, Row, Table, escape_latex, format_number, format_p_value
+from asr_kd.scoring.tables import Column, Row, Table, escape_latex, format_number, format_p_value, format_points
 from asr_kd.scoring.utterance_plot import Tier, UtteranceView, audio_picture, differing, mel_picture, utterance_plot
 from asr_kd.scoring.utterance_view import choose_utterance, view_utterance
 from asr_kd.scoring.word_times import Span, runs, word_spans
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.hdf5 import Layout
+from asr_kd.store.kaldi_ark import write_matrices
 
 
 def curve(num_epochs):
@@ -287,6 +288,10 @@ def test_one_table_as_csv_and_as_latex():
     assert table.latex().count("{") == table.latex().count("}")
 
 
+def test_differences_have_one_minus_sign_and_zero_has_none():
+    assert [format_points(value) for value in (1.5, -1.5, 1e-9, -1e-9)] == ["+1.50", "−1.50", "0.00", "0.00"]
+
+
 def test_small_p_values_are_not_printed_as_zero():
     assert [format_p_value(p) for p in (0.04999, 0.00005, 0.00004)] == ["0.0500", "0.0001", "< 0.0001"]
 
@@ -412,6 +417,23 @@ def test_score_frames_compares_posteriors_and_writes_a_page(frame_files, capsys)
     assert {"systems.csv", "comparisons.tex", "phones.csv", "states.csv"} <= {
         p.name for p in (out / "tables").iterdir()
     }
+
+
+def test_score_frames_of_equal_systems_finds_no_difference(frame_files, capsys):
+    same = (frame_files / "two.h5", frame_files / "prob.ark")
+    with h5py.File(same[0]) as file:
+        write_matrices(f"ark:{same[1]}", ((utt_id, values[:]) for utt_id, values in file.items()))
+    given = [f"--posteriors={same[0]}", f"--posteriors=ark:{same[1]}", "--ali", f"{frame_files}/ali.h5"]
+    out = frame_files / "out"
+    assert main(["score-frames", *given, "--num-resamples", "200", "--out", str(out)]) == 0
+    assert {test["p_value"] for test in json.loads((out / "scores.json").read_text())["comparisons"]} == {1.0}
+    page = (out / "index.html").read_text()
+    assert "two and prob classify" in page
+    assert "there is no difference in accuracy" in page
+    assert "+0.00" not in page
+    one = f"--posteriors=one={frame_files}/one1.h5"
+    assert main(["score-frames", *given, one, "--num-resamples", "200", "--out", str(out)]) == 0
+    assert re.search("two and prob classify .* points more than one \\(paired", (out / "index.html").read_text())
 
 
 def test_score_frames_without_states_of_silence_says_nothing_of_frames_without_it(frame_files, capsys):

@@ -95,6 +95,17 @@ def test_swapping_systems_flips_the_sign_and_identical_systems_do_not_differ(row
     assert (aa.difference, aa.ci95, aa.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
+def test_differences_that_are_only_rounding_are_none():
+    rng = np.random.default_rng(21)
+    frames, xent = rng.integers(50, 500, size=40).astype(float), rng.uniform(50, 500, size=40)
+    noise = frames * rng.uniform(2e-7, 9e-7, size=40)  # all on one side, so that any test would find it
+    names = [str(u) for u in range(40)]
+    columns = {"a": xent, "b": xent + noise, "c": xent + 100 * noise, "frames": frames}
+    bootstrap = ClusterBootstrap(names, columns, num_resamples=500)
+    assert bootstrap.compare("b", "a", "frames").p_value == 1.0
+    assert bootstrap.compare("c", "a", "frames").p_value < 0.01
+
+
 def test_p_value_is_never_zero_and_detects_a_clear_difference():
     frames = np.full(50, 100)
     rng = np.random.default_rng(5)

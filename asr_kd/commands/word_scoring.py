@@ -58,9 +58,9 @@ def score_words(args: argparse.Namespace) -> None:
     Alignment and counts are compute-wer's (--weights kaldi) or sclite's (--weights sclite; sclite -s -D). A CTM is cut
     at the segments of an STM by the middles of its words. Word maps (GLM) and fragments are not applied: filter first.
     Every pair of systems is tested; p values are not corrected for the number of pairs.
-    Prints the table and writes OUT/index.html, OUT/scores.json, systems and comparisons (.csv, .tex), and in OUT/NAME, for several
-    seeds OUT/NAME/seedK, wer.txt, alignment.txt, utterances, confusions and, where speakers or labels of segments are
-    known, speakers and labels (.csv, .tex and .txt).
+    Prints the table and writes OUT/index.html, a report that loads nothing, OUT/scores.json, systems and comparisons
+    (.csv, .tex), and in OUT/NAME, for several seeds OUT/NAME/seedK, wer.txt, alignment.txt, utterances, confusions
+    and, where speakers or labels of segments are known, speakers and labels (.csv, .tex and .txt).
     """
     if args.num_resamples < 1:
         raise AsrKdError(f"--num-resamples {args.num_resamples}: at least one is needed")

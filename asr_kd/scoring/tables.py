@@ -42,8 +42,9 @@ def format_mean_count(count: float) -> str:
 
 
 def format_points(value: float) -> str:
-    """A signed difference."""
-    return f"{value:+.2f}".replace("-", _MINUS)
+    """A signed difference; one that is rounded to 0 has no sign."""
+    text = f"{value:+.2f}".replace("-", _MINUS)
+    return text if text.strip(f"+{_MINUS}0.") else "0.00"
 
 
 def format_number(digits: int) -> Callable[[float], str]:
