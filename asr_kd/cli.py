@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 from asr_kd import __version__
-from asr_kd.cli_common import run_main
+from asr_kd.cli_common import Parser, run_main
 from asr_kd.commands.command import Command
 
 # Where each command lives, in the order in which an experiment takes them; `a-b` is the attribute a_b of its module.
@@ -48,16 +48,9 @@ def _load(name: str) -> Command:
     return getattr(importlib.import_module(f"asr_kd.commands.{COMMANDS[name]}"), name.replace("-", "_"))
 
 
-class _Parser(argparse.ArgumentParser):
-    """Options by their whole names only: an abbreviation that works today breaks when a key is added."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**{"allow_abbrev": False, **kwargs})
-
-
 def build_parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser of the commands `names`; only their modules are imported, since some of them take seconds."""
-    parser = _Parser(prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size.")
+    parser = Parser(prog="asr-kd", description="Distil an ensemble of acoustic models into one net of the same size.")
     parser.add_argument("--version", action="version", version=f"asr-kd {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in names:

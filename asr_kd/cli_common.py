@@ -37,6 +37,20 @@ def share(text: str) -> float:
     return value
 
 
+class Parser(argparse.ArgumentParser):
+    """Options by their whole names only: an abbreviation that works today breaks when an option is added."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**{"allow_abbrev": False, **kwargs})
+
+
+class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the defaults behind it, of options that have one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def run_main(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None = None
 ) -> int:

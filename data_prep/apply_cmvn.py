@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.cli_common import boolean, log, run_main
+from asr_kd.cli_common import Parser, boolean, log, run_main
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.store.exchange import FeatureSource, source_of_feats, write_feats, write_table_of
@@ -29,7 +29,7 @@ MODES = (GLOBAL, "speaker", "utterance", "sliding")
 
 def build_parser() -> argparse.ArgumentParser:
     """Kaldi's options under Kaldi's names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="apply_cmvn.py",
         description=__doc__,
         epilog="example: apply_cmvn.py train.h5 train_norm.h5 --cmvn speaker --norm-vars true",

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import boolean, log, run_main, share
+from asr_kd.cli_common import Parser, boolean, log, run_main, share
 from asr_kd.corpus.tables import to_text
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
@@ -30,7 +30,7 @@ from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 def build_parser() -> argparse.ArgumentParser:
     """Kaldi's options under Kaldi's names."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="copy_feats.py",
         description=__doc__,
         epilog="example: copy_feats.py scp:data/train/feats.scp train.h5 --kind mfcc --sample-frequency 16000 "

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.cli_common import log, run_main, share
+from asr_kd.cli_common import Parser, log, run_main, share
 from asr_kd.corpus import subsets
 from asr_kd.corpus.datadir import check_disjoint, find_problems, load_data_dir, read_data_dir, to_utterances
 from asr_kd.corpus.fix import fix_data_dir
@@ -41,7 +41,7 @@ def _factors(text: str) -> list[float]:
 def build_parser() -> argparse.ArgumentParser:
     """The subcommands and their options."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="data_dir.py", description=__doc__, formatter_class=raw)
+    parser = Parser(prog="data_dir.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, function, add_options in (
         ("validate", validate, _add_validate),

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import boolean, log, run_main, share
+from asr_kd.cli_common import Parser, boolean, log, run_main, share
 from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
@@ -59,7 +59,7 @@ def _zero(text: str) -> float:
 
 def build_parser() -> argparse.ArgumentParser:
     """All options of the front end, each under Kaldi's name."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="extract_fbank.py",
         description=__doc__,
         epilog="example: extract_fbank.py --data exp/fsdd/data/train --out exp/fsdd/feats/train.h5 "
@@ -68,9 +68,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, metavar="DIR", help="Kaldi data directory")
-    source.add_argument("--wav", type=Path, nargs="+", metavar="FILE", help="audio files; a file's name is its id")
     source.add_argument(
-        "--wav-list", metavar="FILE", help="list of audio files, a line each: ID PATH, or PATH alone; - is stdin"
+        "--wav",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="audio files; a file's name without its last suffix is its id",
+    )
+    source.add_argument(
+        "--wav-list",
+        metavar="FILE",
+        help="list of audio files, a line each: ID PATH, or PATH alone, whose file name without its last suffix is the "
+        "id; a line that names a file as a whole is a PATH, blanks and all; - is stdin",
     )
     parser.add_argument(
         "--out",
@@ -83,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--nj",
         type=int,
         default=1,
-        help="processes; shards in OUT.shards become one file at the end, but stay beyond 1 GiB of features; default: 1",
+        help="processes; their shards (OUT.shards) become one file at the end, but beyond 1 GiB they stay; default: 1",
     )
     parser.add_argument(
         "--max-bad-share",
@@ -162,7 +171,9 @@ def utterances_of(args: argparse.Namespace) -> list[Utterance]:
     if args.channel is None:
         return utterances
     return [
-        dataclasses.replace(utt, recording=dataclasses.replace(utt.recording, channel=args.channel))
+        dataclasses.replace(
+            utt, recording=dataclasses.replace(utt.recording, channel=args.channel, may_be_separated=False)
+        )
         for utt in utterances
     ]
 

@@ -5,13 +5,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main
 from asr_kd.corpus.fsdd import URL, build_fsdd, download
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for data directories, lexicon and wav")
     parser.add_argument("--corpus", type=Path, help="a copy of the corpus, or its recordings; fetched if not given")
     parser.add_argument("--downloads", type=Path, default=Path("downloads"), help="where a fetched corpus is kept")

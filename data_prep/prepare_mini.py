@@ -6,14 +6,14 @@ import os
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main
 from asr_kd.corpus.mini import MiniOptions, build_mini
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
     defaults = MiniOptions()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the corpus: data directories, lexicon, wav")
     for name in ("train", "dev", "test"):
         default = getattr(defaults, f"hours_{name}")

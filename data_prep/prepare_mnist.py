@@ -5,14 +5,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main
 from asr_kd.corpus.mnist import MIRRORS, download, read_corpus, split, write_sets
 from asr_kd.runinfo import make
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=DefaultsFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for {train,dev,test}.{feats,ali}.h5")
     parser.add_argument(
         "--corpus", type=Path, help="folder of the four IDX files, .gz or unpacked; fetched if not given"

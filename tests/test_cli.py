@@ -1,5 +1,6 @@
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,8 +42,11 @@ def test_every_data_prep_script_has_help_and_refuses_unknown_options(script):
     helped = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
     assert helped.returncode == 0
     assert helped.stdout.startswith(f"usage: {script.name}")
-    refused = subprocess.run([sys.executable, script, "--no-such-option"], capture_output=True, text=True)
-    assert refused.returncode == 2
+    assert "default: None" not in helped.stdout
+    assert os.access(script, os.X_OK)
+    for option in ("--no-such-option", "--hel"):
+        refused = subprocess.run([sys.executable, script, option], capture_output=True, text=True)
+        assert refused.returncode == 2, option
 
 
 @pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)

@@ -367,6 +367,28 @@ def test_lists_that_are_refused(script, tmp_path, capsys, content, message):
     assert pytest.approx(1) == len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error")])
 
 
+def test_a_line_that_is_a_file_is_that_file(script, data, tmp_path, capsys):
+    (data / "wav" / "0.wav").rename(data / "wav" / "my own.wav")
+    lines = [f"{data}/wav/my own.wav", f"x {data}/wav/1.wav"]
+    (tmp_path / "list").write_text("\n".join(lines))
+    common = ["--wav-list", tmp_path / "list", "--out", tmp_path / "feats.h5", "--sample-frequency=8000"]
+    assert script(*common) == 0
+    assert FeatsReader(tmp_path / "feats.h5").layout.utt_ids == ("my_own", "x")
+    (tmp_path / "my own.wav").touch()
+    (tmp_path / "list").write_text("\n".join([*lines, f"{tmp_path}/my own.wav"]))
+    assert script(*common) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert all(part in said for part in (f"{data}/wav/my own.wav", f"{tmp_path}/my own.wav", "list:3", "ID PATH"))
+
+
+def test_a_channel_that_is_not_there_is_asked_for(script, data, tmp_path, capsys):
+    out = tmp_path / "feats.h5"
+    assert script("--data", data, "--out", out, "--sample-frequency=8000", "--channel=3") == 1
+    assert "has 1 channel, but channel 3" in capsys.readouterr().err
+    (data / "reco2file_and_channel").write_text("".join(f"s{i // 4}-u{i} f{i} B\n" for i in range(7)))
+    assert script("--data", data, "--out", out, "--sample-frequency=8000") == 0  # of a conversation, and separated
+
+
 def test_a_channel_of_several(script, tmp_path):
     samples = np.random.default_rng(0).integers(-9000, 9000, (2000, 2), dtype=np.int16)
     soundfile.write(tmp_path / "a.wav", samples, 8000)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asr_kd.corpus import tables
@@ -17,11 +17,14 @@ class Recording:
     """Where audio comes from: `source` is a path, or a command that writes it to its stdout and ends in "|".
 
     `channel` counts from 0; None stands for the only one, and a recording of several is refused then.
+    `may_be_separated`: the channel is that of a conversation (reco2file_and_channel), and where the audio has only one
+    channel, it is that one already (sph2pipe -c 1).
     """
 
     rec_id: str
     source: str
     channel: int | None = None
+    may_be_separated: bool = field(default=False, compare=False)
 
     @property
     def is_pipe(self) -> bool:
@@ -85,7 +88,7 @@ def to_utterances(data: DataDir) -> list[Utterance]:
     """The utterances of a valid data directory, in C-locale order."""
     channels = {rec_id: CHANNELS[value.split()[1]] for rec_id, value in data.rows("reco2file_and_channel").items()}
     recordings = {
-        rec_id: Recording(rec_id, str(tables.find_source(data.path, value)), channels.get(rec_id))
+        rec_id: Recording(rec_id, str(tables.find_source(data.path, value)), channels.get(rec_id), rec_id in channels)
         for rec_id, value in data.rows("wav.scp").items()
     }
     segments = data.rows("segments")

@@ -88,7 +88,7 @@ def read_audio(
     no such channel, or holds NaN or infinity.
     """
     with _open_path(Path(path), accept_truncated) as audio:
-        return _read_part(audio, sample_rate, channel, resample, start_s, end_s)
+        return _read_part(audio, sample_rate, pick_channel(audio, channel), resample, start_s, end_s)
 
 
 def read_samples(
@@ -114,8 +114,8 @@ def read_samples(
         else:
             opened = open_recording(utterance.recording, allow_pipes, accept_truncated)
         with opened as audio:
-            channel, start_s, end_s = utterance.recording.channel, utterance.start_s, utterance.end_s
-            return _read_part(audio, sample_rate, channel, resample, start_s, end_s)
+            channel = pick_channel(audio, utterance.recording.channel, utterance.recording.may_be_separated)
+            return _read_part(audio, sample_rate, channel, resample, utterance.start_s, utterance.end_s)
     except AsrKdError as error:
         raise AsrKdError(f"{utterance.utt_id}: {error}") from error
 
@@ -152,23 +152,21 @@ def _open_content(content: bytes, name: str, accept_truncated: bool) -> Iterator
         yield audio
 
 
-def pick_channel(audio: AudioFile, channel: int | None) -> int:
-    """The channel to read, from 0.
-
-    A file of one channel is read whatever channel is asked for: reco2file_and_channel tells the channel of the
-    conversation, and wav.scp often has it separated already (sph2pipe -c 1).
+def pick_channel(audio: AudioFile, channel: int | None, may_be_separated: bool = False) -> int:
+    """The channel to read, from 0; may_be_separated as in Recording.
 
     Raises AsrKdError if there is no such channel, or there are several and none is asked for.
     """
-    if audio.num_channels == 1:
+    if audio.num_channels == 1 and (channel is None or may_be_separated):
         return 0
     if channel is None:
         raise AsrKdError(
             f"{audio.name}: has {audio.num_channels} channels, but one was expected; "
-            "choose one, in a data directory by reco2file_and_channel"
+            "choose one by --channel, or in a data directory by reco2file_and_channel"
         )
     if not 0 <= channel < audio.num_channels:
-        raise AsrKdError(f"{audio.name}: has {audio.num_channels} channels, but channel {channel} (from 0) was asked")
+        has = f"{audio.num_channels} channel{'s' * (audio.num_channels > 1)}"
+        raise AsrKdError(f"{audio.name}: has {has}, but channel {channel} (they count from 0) was asked for")
     return channel
 
 
@@ -209,17 +207,17 @@ def _open_path(path: Path, accept_truncated: bool) -> Iterator[AudioFile]:
 
 
 def _read_part(
-    audio: AudioFile, sample_rate: int, channel: int | None, resample: bool, start_s: float | None, end_s: float | None
+    audio: AudioFile, sample_rate: int, channel: int, resample: bool, start_s: float | None, end_s: float | None
 ) -> np.ndarray:
     if audio.num_samples == 0:
         raise AsrKdError(f"{audio.name}: holds no samples")
     if audio.sample_rate != sample_rate and not resample:
         raise AsrKdError(
-            f"{audio.name}: expected {sample_rate} Hz, found {audio.sample_rate}; ask for resampling or set the "
-            f"sample frequency to {audio.sample_rate}"
+            f"{audio.name}: expected {sample_rate} Hz, found {audio.sample_rate}; give --resample, or features "
+            f"and models of {audio.sample_rate} Hz (--sample-frequency)"
         )
     start, stop = _sample_range(audio, start_s, end_s)
-    samples = audio.read(start, stop, pick_channel(audio, channel))
+    samples = audio.read(start, stop, channel)
     if audio.sample_rate != sample_rate:
         return resample_audio(samples, audio.sample_rate, sample_rate)
     return samples

@@ -325,8 +325,9 @@ def extract(
     options: FbankOptions or MfccOptions; dtype: "float32" or "float16"; nj: processes. The work is done in shards in
     the folder `<out>.shards`, and those that are finished are reused if it was cut off; at the end they are copied into
     one file, but of more than a gibibyte of features, where they stay and belong to the file. append: add the
-    utterances to those of a file made with the same options, without copying it, in shards too. Memory does not grow with the number of recordings, but for their ids. Utterances that cannot
-    be used are skipped, listed through `log` and noted in the file, as are those that are clipped or silent.
+    utterances to those of a file made with the same options, without copying it, in shards too. Memory does not grow
+    with the number of recordings, but for their ids. Utterances that cannot be used are skipped, listed through `log`
+    and noted in the file, as are those that are clipped or silent.
 
     Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
     if an id occurs twice, if the disk is full, or if another process is at the same file.

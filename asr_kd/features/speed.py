@@ -200,7 +200,10 @@ def _write_one(task: Task, allow_pipes: bool) -> str | None:
         with open_recording(recording, allow_pipes) as audio:
             if audio.num_samples == 0:
                 return f"{recording.source}: holds no samples"
-            samples, rate = audio.read(0, audio.num_samples, pick_channel(audio, recording.channel)), audio.sample_rate
+            samples, rate = (
+                audio.read(0, audio.num_samples, pick_channel(audio, recording.channel, recording.may_be_separated)),
+                audio.sample_rate,
+            )
     except AsrKdError as error:
         return str(error)
     perturbed = resample_audio(samples, rate * factor, rate)

@@ -12,25 +12,29 @@ def _utterance(utt_id: str, source: str) -> Utterance:
     return Utterance(utt_id, utt_id, Recording(utt_id, source))
 
 
-def utterances_of_files(paths: Iterable[str | Path]) -> list[Utterance]:
-    """An utterance a file, its own speaker, named after the file without its suffix, in the order given.
+def _id_of(path: Path) -> str:
+    return "_".join(path.stem.split())
 
-    Raises AsrKdError if two files have one name, or a name has a blank.
+
+def utterances_of_files(paths: Iterable[str | Path]) -> list[Utterance]:
+    """An utterance a file, its own speaker, in the order given; its id is the file's name without its last suffix.
+
+    Blanks in a name become _ in the id. Raises AsrKdError if two files would have one id.
     """
     found: dict[str, Path] = {}
     for path in map(Path, paths):
-        if path.stem in found:
-            raise AsrKdError(f"{path}: has the name of {found[path.stem]}; give them ids in a list (--wav-list)")
-        if len(path.stem.split()) != 1:
-            raise AsrKdError(f"{path}: an id cannot have blanks; give it one in a list (--wav-list)")
-        found[path.stem] = path
+        utt_id = _id_of(path)
+        if utt_id in found:
+            raise AsrKdError(f"{path} has the id {utt_id!r} of {found[utt_id]}; give each one of its own (--wav-list)")
+        found[utt_id] = path
     return [_utterance(utt_id, str(path)) for utt_id, path in found.items()]
 
 
 def read_wav_list(name: str, *, allow_pipes: bool = False) -> list[Utterance]:
     """Utterances of a list, `name` or with "-" stdin: a line is `ID PATH`, as in wav.scp, or a path alone.
 
-    A path alone is an utterance named after the file, as in utterances_of_files. Blank lines are passed over.
+    A path alone is an utterance named after the file, as in utterances_of_files. A line that as a whole is the name of
+    a file is a path alone, whatever blanks it holds. Blank lines are passed over.
 
     Raises AsrKdError, naming the line, for an id that occurs twice, and for a command unless allow_pipes.
     """
@@ -39,18 +43,25 @@ def read_wav_list(name: str, *, allow_pipes: bool = False) -> list[Utterance]:
     except (OSError, UnicodeDecodeError) as error:
         raise AsrKdError(f"{name}: cannot be read as a list of audio files ({error})") from error
     where = "stdin" if name == "-" else name
-    lines: dict[str, int] = {}
+    known: dict[str, tuple[int, str]] = {}
     utterances = []
     for number, line in enumerate(text.splitlines(), start=1):
-        if not (fields := line.split(maxsplit=1)):
+        if not (source := line.strip()):
             continue
-        utt_id, source = fields if len(fields) == 2 else (Path(fields[0]).stem, fields[0])
-        source = source.strip()
+        utt_id, *rest = source.split(maxsplit=1)
+        if rest and not Path(source).is_file():
+            source = rest[0]
+        else:
+            utt_id = _id_of(Path(source))
         if source.endswith("|") and not allow_pipes:
             raise AsrKdError(f"{where}:{number}: is a command, which is not run unless that is allowed (--allow-pipes)")
-        if utt_id in lines:
-            raise AsrKdError(f"{where}:{number}: the id {utt_id!r} is that of line {lines[utt_id]}")
-        lines[utt_id] = number
+        if utt_id in known:
+            other, of_other = known[utt_id]
+            raise AsrKdError(
+                f"{where}:{number}: {source} has the id {utt_id!r} of {of_other} (line {other}); "
+                "give each an id of its own, in lines `ID PATH`"
+            )
+        known[utt_id] = (number, source)
         utterances.append(_utterance(utt_id, source))
     if not utterances:
         raise AsrKdError(f"{where}: lists no recordings")

@@ -10,7 +10,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import run_main
+from asr_kd.cli_common import Parser, run_main
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.runinfo import run_info
 from asr_kd.store.atomic import write_json, write_text
@@ -31,7 +31,7 @@ PUBLISHED = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--errors", type=Path, required=True, help="folder of dev.json and test.json of count-errors")
     parser.add_argument("--nets", type=Path, required=True, help="folder that all of their nets lie below")
     parser.add_argument("--preset", required=True, help="for the record")

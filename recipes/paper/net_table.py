@@ -11,7 +11,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import run_main
+from asr_kd.cli_common import Parser, run_main
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.atomic import write_json
@@ -19,7 +19,7 @@ from asr_kd.store.atomic import write_json
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", type=Path, required=True, help="file of kinds of nets")
     parser.add_argument("--errors", type=Path, required=True, help="made by asr-kd count-errors, of all of their nets")
     parser.add_argument("--states", default="", help="also the accuracy on these states, like 12,13")
