@@ -29,6 +29,9 @@ SWEPT = {
     "combination": "sweep_combinations",
 }
 
+# Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
+TEMPERATURES = (1e-6, 1e6)
+
 
 @dataclass(frozen=True)
 class FbankConfig:
@@ -171,10 +174,13 @@ class DistillConfig:
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that nothing can be distilled with."""
         means = ("arithmetic", "geometric", "specialists")
-        _require(self, "above 0", lambda x: 0 < x < math.inf, "temperature", "student_learning_rate")
+        _require(self, "above 0", lambda x: 0 < x < math.inf, "student_learning_rate")
+        low, high = TEMPERATURES
+        _require(self, f"from {low:g} to {high:g}", lambda x: low <= x <= high, "temperature")
         _require(self, f"one of {', '.join(means)}", lambda x: x in means, "combination")
         _require(self, f"one of {', '.join(means)}", lambda xs: xs and set(xs) <= set(means), "sweep_combinations")
-        _require(self, "above 0", lambda xs: xs and min(xs) > 0, "sweep_temperatures")
+        each = f"one or more, each from {low:g} to {high:g}"
+        _require(self, each, lambda xs: xs and all(low <= x <= high for x in xs), "sweep_temperatures")
         _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
@@ -371,7 +377,7 @@ def _keys(concern: type) -> list[str]:
 
 
 def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
-    """All keys: defaults, then each --config in order, then the options given; raises AsrKdError."""
+    """All keys: defaults, then each --config in order, then the options given; raises AsrKdError for a value that cannot be."""
     values = dict(defaults())
     for path in args.config:
         values.update(load_yaml(path))
@@ -387,4 +393,6 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
             f"num_seeds {values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at most "
             f"num_members, {values['num_members']}"
         )
+    for concern in CONCERNS.values():  # a value that cannot be is told before hours of work, by whichever command
+        resolve(concern, values)
     return values

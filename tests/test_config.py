@@ -85,6 +85,16 @@ def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
     assert "sweep_temperatures: [1.0, 2.0]" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300", "--dropout=1", "--top-n=0"]
+    + ["--sweep-temperatures=2,inf", "--combination=median"],
+)
+def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):
+    assert main(["config", option]) == 1
+    assert f"error: {option[2:].partition('=')[0].replace('-', '_')} " in capsys.readouterr().err
+
+
 def test_more_seeds_than_members_are_refused(capsys):
     assert main(["config", "--num-members", "2", "--num-seeds", "3"]) == 1
     assert "num_seeds 3" in capsys.readouterr().err
