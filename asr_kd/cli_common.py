@@ -2,11 +2,18 @@
 
 import argparse
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 
 from asr_kd.errors import AsrKdError
+
+
+# What torch and numpy say of memory that they do not get, in errors of no type of their own.
+_TOO_LARGE = re.compile(
+    r"can't allocate memory|out of memory|Storage size calculation overflowed|array is too big|Maximum allowed (size|dim)"
+)
 
 
 def command_line(program: str, argv: Sequence[str]) -> str:
@@ -56,7 +63,8 @@ def run_main(
 ) -> int:
     """Parse, print the command line to stderr, call `main`; 0 on success, 1 with one line on an AsrKdError.
 
-    What the system refuses (a file that is missing or may not be read) is the user's to mend too.
+    What the system refuses (a file that is missing or may not be read, memory for sizes beyond it) is the user's to
+    mend too.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
@@ -67,6 +75,12 @@ def run_main(
         sys.stdout.flush()
     except AsrKdError as error:
         log(f"error: {error}")
+        return 1
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not isinstance(error, MemoryError) and not _TOO_LARGE.search(str(error)):
+            raise
+        words = " ".join(str(error).split())
+        log(f"error: sizes that were asked for need more memory than there is ({words or 'out of memory'})")
         return 1
     except BrokenPipeError:
         # The reader of our output went away (`| head`); point stdout elsewhere so that exit does not complain.

@@ -29,6 +29,7 @@ SWEPT = {
     "combination": "sweep_combinations",
 }
 
+MAX_CONTEXT = 1000  # ten seconds; a net whose input is much longer fills the memory of any machine
 # Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
 TEMPERATURES = (1e-6, 1e6)
 
@@ -125,6 +126,7 @@ class DnnConfig:
         counts = ("left_context", "right_context", "num_hidden_layers", "time_masks", "time_mask_width", "freq_masks")
         counts += ("freq_mask_width", "image_jitter", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
         _require(self, "at least 0", lambda x: x >= 0, *counts, "feature_noise", "weight_decay", "max_grad_norm")
+        _require(self, f"at most {MAX_CONTEXT}", lambda x: x <= MAX_CONTEXT, "left_context", "right_context")
         _require(self, "at least 0", lambda x: 0 <= x < math.inf, "max_norm")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio")
@@ -377,7 +379,10 @@ def _keys(concern: type) -> list[str]:
 
 
 def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
-    """All keys: defaults, then each --config in order, then the options given; raises AsrKdError for a value that cannot be."""
+    """All keys: defaults, then each --config in order, then the options given.
+
+    Raises AsrKdError for a key that is not known and a value that cannot be.
+    """
     values = dict(defaults())
     for path in args.config:
         values.update(load_yaml(path))

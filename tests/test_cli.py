@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from asr_kd.cli import main
-from asr_kd.cli_common import share
+from asr_kd.cli_common import Parser, run_main, share
 from asr_kd.commands.environment import check_part
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +49,29 @@ def test_every_data_prep_script_has_help_and_refuses_unknown_options(script):
     for option in ("--no-such-option", "--hel"):
         refused = subprocess.run([sys.executable, script, option], capture_output=True, text=True)
         assert refused.returncode == 2, option
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.empty(1 << 58),
+        lambda: np.empty((1 << 62, 1 << 62)),
+        lambda: torch.empty(1 << 55),
+        lambda: torch.empty(1 << 62, 1 << 62),
+    ],
+)
+def test_sizes_beyond_memory_are_one_sentence(make, capsys):
+    assert run_main(lambda _: make(), Parser(), []) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: sizes that were asked for need more memory than")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError])
+def test_a_mistake_of_the_program_is_not_taken_for_the_users(error):
+    def main(_):
+        raise error("a mistake")
+
+    with pytest.raises(error, match="a mistake"):
+        run_main(main, Parser(), [])
 
 
 @pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)

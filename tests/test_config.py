@@ -87,8 +87,10 @@ def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
 
 @pytest.mark.parametrize(
     "option",
-    ["--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300", "--dropout=1", "--top-n=0"]
-    + ["--sweep-temperatures=2,inf", "--combination=median"],
+    [
+        *("--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300"),
+        *("--sweep-temperatures=2,inf", "--combination=median", "--dropout=1", "--top-n=0", "--left-context=100000"),
+    ],
 )
 def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):
     assert main(["config", option]) == 1

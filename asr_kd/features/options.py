@@ -68,6 +68,10 @@ class FrontEndOptions:
             )
         if self.num_mel_bins < 3:
             raise AsrKdError(f"num_mel_bins is {self.num_mel_bins}, but Kaldi needs at least 3")
+        if self.num_mel_bins > self.fft_size // 2:
+            raise AsrKdError(
+                f"num_mel_bins={self.num_mel_bins} is too many for the {self.fft_size // 2} bins of the FFT"
+            )
         if not 0 <= self.preemphasis_coefficient <= 1:
             raise AsrKdError(f"preemphasis_coefficient {self.preemphasis_coefficient:g} is not between 0 and 1")
         if self.energy_floor < 0:
