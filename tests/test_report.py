@@ -412,6 +412,7 @@ def test_score_frames_compares_posteriors_and_writes_a_page(frame_files, capsys)
     ]
     assert "<b>" not in page
     two = scores["systems"][1]["frame_accuracy"]["value"]
+    assert page.count("for other speakers and these seeds") >= 2
     assert f"two classifies {two:.2f}\u00a0% of the frames correctly" in page
     assert f"{two:.2f} [" in capsys.readouterr().out
     assert {"systems.csv", "comparisons.tex", "phones.csv", "states.csv"} <= {

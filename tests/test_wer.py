@@ -479,6 +479,9 @@ def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     best = min(both, only_b, key=lambda system: system["wer"]["value"])
     assert f"{best['name']} has a word error rate of {best['wer']['value']:.2f}" in page
     assert "for other utterances and these seeds" in page
+    copies = re.findall(r"this table as CSV \(([^)]*)\)", page)
+    assert copies == ["systems.csv", "comparisons.csv", "both/seed1/confusions.csv", "b/confusions.csv"]
+    assert all((tmp_path / "out" / copy).exists() for copy in copies)
     worst = re.findall(r"Scores: \(#C #S #D #I\) \d+ (\d+) (\d+) (\d+)", page)
     errors = [sum(map(int, counts)) for counts in worst[: len(worst) // 2]]
     every = csv.DictReader((tmp_path / "out/both/seed1/utterances.csv").open())
@@ -520,6 +523,10 @@ def test_command_counts_phones_and_characters(tmp_path, capsys):
     files = ("--ref", tmp_path / "ref.txt", "--hyp", tmp_path / "hyp.txt")
     assert score_words_of(tmp_path, *files, "--unit", "char") == 0
     assert "%WER 28.57 [ 2 / 7, 0 ins, 1 del, 1 sub ]" in capsys.readouterr().out
+    assert score_words_of(tmp_path, *files, "--hyp", f"same={tmp_path / 'hyp.txt'}", "--unit", "char") == 0
+    page = (tmp_path / "out/index.html").read_text()
+    assert "hyp and same have a character error rate of 28.57\u00a0%: there is no difference." in page
+    assert "word error rate" not in page
     assert score_words_of(tmp_path, *files, "--unit", "phone", "--lexicon", tmp_path / "lex.txt") == 1
     assert "hyp.txt:2: " in capsys.readouterr().err
     with open(tmp_path / "lex.txt", "a") as lexicon:

@@ -60,6 +60,7 @@ def _page(
     return {
         "results": results,
         "headline": headline(results),
+        "scope_of_tests": report_tables.scope_of_tests(results),
         "tables": tables,
         "reliability_svg": Markup(reliability_plot(calibrations, colours)),
         "phones_svg": gains and Markup(gains),

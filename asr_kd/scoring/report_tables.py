@@ -209,8 +209,8 @@ def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
     return Table("gain", caption, columns, rows)
 
 
-def comparisons_table(results: Mapping[str, Any]) -> Table:
-    """Every test, those that were refused last."""
+def comparisons_table(results: Mapping[str, Any], names: Mapping[str, str] = METRIC_NAMES) -> Table:
+    """Every test, those that were refused last; `names` are those of the metrics."""
     columns = (
         Column("a", "System", text=True),
         Column("b", "minus", text=True),
@@ -223,7 +223,7 @@ def comparisons_table(results: Mapping[str, Any]) -> Table:
     )
     rows = []
     for test in [*results["comparisons"], *results.get("refused_tests", [])]:
-        cells = {**test, "metric": METRIC_NAMES[test["metric"]]}
+        cells = {**test, "metric": names[test["metric"]]}
         cells["unit"] = "segments" if test["test"] == "MAPSSWE" else f"{results['resampling_unit']}s"
         cells["difference"] = {"difference": test["difference"], "ci95": test["ci95"]}
         if test["metric"] == "cross_entropy":
@@ -270,7 +270,7 @@ def phones_table(results: Mapping[str, Any], reference: str) -> Table:
         )
         for row in ordered
     ]
-    caption = "Share of each phone's frames whose state is right, and gains in points with 95 % intervals."
+    caption = "Share of each phone’s frames whose state is right, and gains in points with 95 % intervals."
     return Table("phones", caption, columns, rows)
 
 

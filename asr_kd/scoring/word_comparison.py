@@ -17,7 +17,7 @@ from asr_kd.scoring.significance import (
     place_errors,
 )
 from asr_kd.scoring.systems import ERROR_KINDS, error_kinds
-from asr_kd.scoring.tables import Column, Row, Table, format_mean_count, format_number
+from asr_kd.scoring.tables import Column, Row, Table, format_mean_count, format_number, format_points
 from asr_kd.scoring.wer import WordScores
 
 
@@ -150,7 +150,8 @@ def results_text(results: dict[str, Any]) -> str:
     for test in results["comparisons"]:
         low, high = test["ci95"]
         lines.append(
-            f"{test['a']} − {test['b']}: {test['difference']:+.2f} points [{low:+.2f}, {high:+.2f}], "
+            f"{test['a']} − {test['b']}: {format_points(test['difference'])} points "
+            f"[{format_points(low)}, {format_points(high)}], "
             f"p = {test['p_value']:.3g} ({test['test']}, n = {test['n']})"
         )
     for test in results["refused_tests"]:

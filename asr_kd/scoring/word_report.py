@@ -26,7 +26,8 @@ def write_word_report(
 
     results: of `compare_systems`, with what was scored and how; systems: the same, for excerpts of their first seeds.
     """
-    tables = {"systems": systems_table(results), "comparisons": report_tables.comparisons_table(results)}
+    names = {"wer": UNIT_NAMES[results["unit"]]}
+    tables = {"systems": systems_table(results), "comparisons": report_tables.comparisons_table(results, names)}
     excerpts = [_excerpt(system) for system in systems]
     page = render(
         "word_report.html.j2",
@@ -50,6 +51,7 @@ def _excerpt(system: WordSystem) -> dict[str, Any]:
     confusions = confusion_table(first, NUM_CONFUSIONS)
     return {
         "name": system.name,
+        "folder": f"{system.name}/" if len(system.seeds) == 1 else f"{system.name}/seed1/",
         "alignment": alignment_text(first, utts=utts) if utts else None,
         "confusions": confusions if confusions.rows else None,
     }
