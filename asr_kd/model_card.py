@@ -48,10 +48,11 @@ def card_text(model: "Model") -> str:
 def _what_it_is(model: "Model") -> str:
     first, many = model.nets[0], len(model.nets)
     a, front_end = first.net.architecture, first.front_end
+    layers = f"{a.num_hidden_layers} hidden layer{'s' if a.num_hidden_layers != 1 else ''}"
     nets = "one net" if many == 1 else f"the {model.combination} mean of {many} nets"
     return (
         f"A DNN-HMM speech recogniser: {nets} of {first.net.num_parameters:,} parameters "
-        f"({a.num_hidden_layers} hidden layers of {a.hidden_dim}), which classify "
+        f"({layers} of {a.hidden_dim}), which classify "
         f"{a.left_context + 1 + a.right_context} frames of {a.feat_dim} {front_end['kind']} features "
         f"(at {front_end['sample_rate']} Hz, every {front_end['frame_shift_ms']:g} ms, normalised by "
         f"{first.cmvn.mode}) into {a.num_pdfs} HMM states, decoded with a graph of {len(model.lang.words)} words.\n"

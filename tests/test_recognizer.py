@@ -304,6 +304,7 @@ def test_the_card_says_what_the_model_is(experiment, model, tmp_path):
         "CC0-1.0",
         "It knows 4 words",
         "24 fbank",
+        "(1 hidden layer of ",
         "None were given",
         "on made-up tones",
         "seed: 1",
