@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 from asr_kd.errors import AsrKdError
 
-
 # What torch and numpy say of memory that they do not get, in errors of no type of their own.
 _TOO_LARGE = re.compile(
-    r"can't allocate memory|out of memory|Storage size calculation overflowed|array is too big|Maximum allowed (size|dim)"
+    r"can't allocate memory|out of memory|Storage size calculation overflowed|array is too big|Maximum allowed"
 )
 
 

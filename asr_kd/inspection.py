@@ -248,6 +248,15 @@ def _describe_h5(path: Path, quick: bool) -> Description:
     raise AsrKdError(f"{path}: is an HDF5 file, but not one of this project (its format is {found_format!r})")
 
 
+def _is_audio(path: Path) -> bool:
+    """Whether a file begins as WAV, FLAC, Ogg or NIST sphere does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(7).startswith((b"RIFF", b"fLaC", b"OggS", b"NIST_1A"))
+    except OSError:
+        return False
+
+
 def describe(path: str | Path, quick: bool = False) -> Description:
     """What `path` holds: feats.h5, ali.h5, targets.h5, a folder of nets, an HMM or graph, an ark, scp or rspecifier.
 
@@ -264,6 +273,11 @@ def describe(path: str | Path, quick: bool = False) -> Description:
     elif path.suffix in (".ark", ".scp") or text.endswith(".ark.gz"):
         found = describe_table(text)
     else:
+        if _is_audio(path):
+            raise AsrKdError(
+                f"{path}: is audio; what is looked at here is made of it (features, alignments, targets, nets), and "
+                "recordings are checked by data_prep/data_dir.py validate"
+            )
         found = _describe_h5(path, quick)
     return {"file": text, **found}
 

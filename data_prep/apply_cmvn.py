@@ -20,7 +20,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.store.exchange import FeatureSource, source_of_feats, write_feats, write_table_of
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.kaldi_ark import is_table, read_matrices, write_matrices
+from asr_kd.store.kaldi_ark import is_table, parse_wspecifier, read_matrices, write_matrices
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 GLOBAL = "global"
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example: apply_cmvn.py train.h5 train_norm.h5 --cmvn speaker --norm-vars true",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("feats", type=Path, metavar="IN", help="feats.h5")
+    parser.add_argument("feats", metavar="IN", help="feats.h5 (copy_feats.py makes it of an archive)")
     parser.add_argument("out", metavar="OUT", help="feats.h5, ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp")
     parser.add_argument("--cmvn", choices=MODES, default="utterance", help="over what; default: utterance")
     parser.add_argument("--norm-vars", type=boolean, default=False, help="divide by the deviation too; default: false")
@@ -110,12 +110,24 @@ def _is_up_to_date(out: str, digest: str) -> bool:
         return False
 
 
+def _check_names(feats: str, out: str) -> None:
+    if is_table(feats):
+        raise AsrKdError(
+            f"{feats}: does not say how its features were made, which is kept with what is normalised; "
+            "make feats.h5 of it with copy_feats.py, and give that"
+        )
+    written = [parse_wspecifier(out).archive, parse_wspecifier(out).script] if is_table(out) else [out]
+    if Path(feats).resolve() in [Path(name).resolve() for name in written if name]:
+        raise AsrKdError(f"{feats}: is IN and OUT at once, and would be lost; give OUT another name")
+
+
 def main(args: argparse.Namespace) -> None:
     """Normalise; a feats.h5 that was made from the same features and statistics is left as it is."""
     if args.cmvn == "sliding" and (args.stats or args.write_stats):
         raise AsrKdError("a sliding window has no statistics to read (--stats) or to write (--write-stats)")
+    _check_names(args.feats, args.out)
     reader = FeatsReader(args.feats)
-    stats_from = args.stats or str(args.feats)
+    stats_from = args.stats or args.feats
     stats = {} if args.cmvn == "sliding" else load_stats(stats_from, args.cmvn)
     if args.write_stats:
         write_matrices(args.write_stats, sorted(stats.items()))

@@ -171,6 +171,18 @@ def test_command_takes_and_gives_kaldis_statistics(feats_h5, tmp_path):
     assert "do not fit s0-u0" in unfit.stderr
 
 
+def test_command_refuses_to_replace_what_it_reads_and_archives(feats_h5, tmp_path):
+    before = feats_h5.path.read_bytes()
+    (tmp_path / "link.h5").symlink_to(feats_h5.path)
+    for out in (feats_h5.path, tmp_path / "link.h5", f"ark:{feats_h5.path}", f"ark,scp:{tmp_path}/y,{feats_h5.path}"):
+        done = run(feats_h5.path, out)
+        assert done.returncode == 1
+        assert "IN and OUT at once" in done.stderr
+    assert feats_h5.path.read_bytes() == before
+    for name in ("ark:x", "scp:x", "x.ark"):
+        assert "copy_feats.py" in run(name, tmp_path / "y.h5").stderr
+
+
 def test_command_slides_a_window(feats_h5, tmp_path):
     options = ("--cmvn", "sliding", "--cmn-window", 5, "--min-cmn-window", 3)
     assert run(feats_h5.path, f"ark:{tmp_path}/x.ark", *options).returncode == 0

@@ -118,7 +118,7 @@ def test_appending_refuses_what_does_not_fit(data, tmp_path):
     utts, out = read_data_dir(data), tmp_path / "feats.h5"
     extract(utts[:3], out, OPTIONS)
     for options, dtype, message in (
-        (FbankOptions(sample_frequency=8000, num_mel_bins=4), "float32", "its options is"),
+        (FbankOptions(sample_frequency=8000, num_mel_bins=4), "float32", r"differently: its num_mel_bins is 3, not 4$"),
         (OPTIONS, "float16", "its dtype is float32"),
         (MfccOptions(sample_frequency=8000), "float32", "its kind is fbank"),
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import soundfile
 from conftest import NUM_PDFS
 
 from asr_kd import inspection
@@ -125,6 +126,14 @@ def test_kaldis_tables(tmp_path):
     write_matrices(f"ark:{tmp_path}/empty.ark", [])
     with pytest.raises(AsrKdError, match="empty table"):
         describe(f"{tmp_path}/empty.ark")
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+def test_audio_is_told_from_what_is_damaged(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, np.zeros(800), 8000)
+    with pytest.raises(AsrKdError, match=r"x\..*is audio"):
+        describe_safely(path)
 
 
 def test_folders_by_their_records(tmp_path):

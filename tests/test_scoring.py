@@ -518,3 +518,10 @@ def test_extra_keys_are_allowed_and_nan_is_not(results):
     broken["systems"][0]["cross_entropy"] = float("nan")
     with pytest.raises(AsrKdError, match=r"systems\[0\].cross_entropy must be a finite number"):
         check_results(broken)
+
+
+def test_an_alignment_in_text_is_told_its_name(tmp_path):
+    (tmp_path / "ali.txt").write_text("u1 3 3 4\n")
+    with pytest.raises(AsrKdError, match=f"name it ark:{tmp_path}/ali.txt"):
+        read_labels(tmp_path / "ali.txt")
+    assert read_labels(f"ark:{tmp_path}/ali.txt").utt_ids == ("u1",)

@@ -1,6 +1,7 @@
 """From recordings to feats.h5: in one process or several, in portions that a kill does not undo."""
 
 import itertools
+import json
 import math
 import multiprocessing
 import os
@@ -172,8 +173,14 @@ def _difference(reader: FeatsReader, recipe: Recipe) -> str:
     """How the features of a file are made differently, empty if they are not."""
     expected = {"kind": recipe.kind, "dtype": recipe.dtype, "options": recipe.options.to_json()}
     for name, value in expected.items():
-        if reader.attrs[name] != value:
-            return f"its {name} is {reader.attrs[name]}, not {value}"
+        found = reader.attrs[name]
+        if found == value:
+            continue
+        if name != "options" or recipe.kind != reader.attrs["kind"]:
+            return f"its {name} is {found}, not {value}"
+        theirs, ours = json.loads(found), json.loads(value)
+        keys = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+        return ", ".join(f"its {key} is {theirs.get(key)}, not {ours.get(key)}" for key in keys)
     return ""
 
 

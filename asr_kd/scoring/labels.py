@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
@@ -44,6 +45,10 @@ def read_labels(path: str | Path, sil_pdfs: Sequence[int] | None = None) -> Labe
     """
     path = str(path)
     if not is_table(path):
+        if Path(path).is_file() and not h5py.is_hdf5(path):
+            raise AsrKdError(
+                f"{path}: is no HDF5 file; if it holds Kaldi's alignment, as text or not, name it ark:{path}"
+            )
         ali = AliReader(path)
         return LabelledSet(ali.layout.utt_ids, ali_labels(ali, sil_pdfs))
     pdfs: dict[str, np.ndarray] = {}
