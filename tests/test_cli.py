@@ -80,7 +80,15 @@ def test_a_recipe_tells_its_options_and_refuses_what_it_does_not_know(script, tm
     helped = recipe(script, "--help")
     assert helped.returncode == 0
     assert "01_data" in helped.stdout
-    for argv in (["--no-such-key", "1"], ["--stage"], ["--stage", "x"], ["stray"], ["--preset", "no-such-preset"]):
+    stages = (["--stage", "99"], ["--stage", "2", "--stop-stage", "1"], ["--stop-stage", "0"])
+    for argv in (
+        *stages,
+        ["--no-such-key", "1"],
+        ["--stage"],
+        ["--stage", "x"],
+        ["stray"],
+        ["--preset", "no-such-preset"],
+    ):
         refused = recipe(script, "--exp", str(tmp_path / "exp"), *argv)
         assert refused.returncode == 2, argv
         assert "error" in refused.stderr

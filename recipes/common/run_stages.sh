@@ -69,6 +69,9 @@ done
   echo "error: --preset $preset: recipes/$recipe has $(cd "$root/recipes/$recipe" && ls ./*.yaml | xargs -n1 basename -s .yaml | xargs)" >&2
   exit 2
 }
+last_stage=$((10#$(stage_names | sed 's#_.*##' | tail -n 1)))
+[ "$stage" -le "$last_stage" ] || { echo "error: --stage $stage: the last stage is $last_stage" >&2; exit 2; }
+[ "$stage" -le "$stop_stage" ] || { echo "error: --stop-stage $stop_stage is before --stage $stage" >&2; exit 2; }
 [ -z "$corpus" ] || corpus=$(cd "$corpus" 2>/dev/null && pwd) || { echo "error: --corpus: no such folder" >&2; exit 2; }
 
 . "$root/recipes/common/environment.sh"
