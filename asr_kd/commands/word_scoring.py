@@ -15,7 +15,6 @@ from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS, resampl
 from asr_kd.scoring.tables import write_tables
 from asr_kd.scoring.wer import MODES, WordScores, kaldi_lines, select_utterances
 from asr_kd.scoring.word_comparison import WordSystem, compare_systems, results_text
-from asr_kd.scoring.word_report import write_word_report
 from asr_kd.scoring.word_sets import FORMATS, Hypotheses, References, convert, read_hypotheses, read_references
 from asr_kd.scoring.word_tables import alignment_text, confusion_table, group_table, group_text, utterance_table
 from asr_kd.store.atomic import write_text
@@ -62,6 +61,8 @@ def score_words(args: argparse.Namespace) -> None:
     (.csv, .tex), and in OUT/NAME, for several seeds OUT/NAME/seedK, wer.txt, alignment.txt, utterances, confusions
     and, where speakers or labels of segments are known, speakers and labels (.csv, .tex and .txt).
     """
+    from asr_kd.scoring.word_report import write_word_report  # matplotlib and jinja2 would slow every command down
+
     if args.num_resamples < 1:
         raise AsrKdError(f"--num-resamples {args.num_resamples}: at least one is needed")
     references = read_references(args.ref, args.ref_format, args.utt2spk)
