@@ -253,7 +253,7 @@ def test_damaged_files_give_samples_or_one_sentence(tmp_path, data):
 def test_resampling_keeps_a_tone(tmp_path, rate):
     time_s = np.arange(rate) / rate
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 1000 * time_s), rate, subtype="FLOAT")
-    with pytest.raises(AsrKdError, match=f"expected 16000 Hz, found {rate}; ask for resampling"):
+    with pytest.raises(AsrKdError, match=f"expected 16000 Hz, found {rate}; give --resample"):
         read_audio(tmp_path / "a.wav", 16000)
     samples = read_audio(tmp_path / "a.wav", 16000, resample=True)
     assert len(samples) == 16000

@@ -9,8 +9,8 @@
 
 Attributes: format, version, kind, options (JSON), sample_rate, frame_length_ms, frame_shift_ms, snip_edges,
 num_mel_bins, dtype, layout_digest, content_digest, cmvn_digest, max_bad_share (how large a share of the utterances
-could have been skipped), and of what the features were made from inputs_digest (options and contents) and inputs_stamp (options, names,
-sizes and times of files); both are empty if unknown.
+could have been skipped), and of what the features were made from inputs_digest (options and contents) and inputs_stamp
+(options, names, sizes and times of files); both are empty if unknown.
 
 A file joined from shards has the same contents and digests; its /feats is a virtual data set over the shards, which
 it names relative to its own folder, together with their content digests in /shards.
