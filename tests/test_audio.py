@@ -165,7 +165,10 @@ def test_every_format_channel_and_part(tmp_path, name, options, channels):
 
 def test_one_channel_is_read_whatever_the_conversation_calls_it(tmp_path):
     path = write(tmp_path / "a.wav", {}, channels=1)
-    np.testing.assert_array_equal(read_audio(path, 8000, channel=1), read_audio(path, 8000))
+    side = Utterance("u", "s", Recording("r", str(path), channel=1, may_be_separated=True))
+    np.testing.assert_array_equal(read_samples(side, 8000), read_audio(path, 8000))
+    with pytest.raises(AsrKdError, match="has 1 channel, but channel 1"):
+        read_audio(path, 8000, channel=1)
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
