@@ -63,7 +63,6 @@ def data(tmp_path) -> Path:
 def small_shards(monkeypatch):
     """Two of the recordings fill a shard."""
     monkeypatch.setattr("asr_kd.features.extract.SHARD_BYTES", 40_000)
-    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 0)
 
 
 def same(a: Path, b: Path) -> None:
@@ -277,22 +276,14 @@ def test_a_file_of_its_own_leaves_no_shards(data, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_small_shards_become_one_file(data, tmp_path, small_shards, monkeypatch, dtype):
-    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 1 << 20)
-    monkeypatch.setattr("asr_kd.store.feats_writer.BUFFER_ROWS", 31)  # of 18 to 24 frames an utterance
-    utts, lines = read_data_dir(data), []
-    extract(utts, tmp_path / "copied.h5", OPTIONS, dtype=dtype, log=lines.append)
-    assert "4 of 4 shards are finished" in lines
-    assert not FeatsReader(tmp_path / "copied.h5").shards
-    assert not (tmp_path / "copied.h5.shards").exists()
-    monkeypatch.setattr("asr_kd.features.extract.COPIED_BYTES", 0)
+def test_shards_hold_what_one_file_holds(data, tmp_path, small_shards, monkeypatch, dtype):
+    utts = read_data_dir(data)
     extract(utts, tmp_path / "joined.h5", OPTIONS, dtype=dtype)
     assert len(FeatsReader(tmp_path / "joined.h5").shards) == 4
     monkeypatch.setattr("asr_kd.features.extract.SHARD_BYTES", 1 << 30)
     extract(utts, tmp_path / "once.h5", OPTIONS, dtype=dtype)
-    same(tmp_path / "copied.h5", tmp_path / "once.h5")
-    same(tmp_path / "copied.h5", tmp_path / "joined.h5")
-    assert not extract(utts, tmp_path / "copied.h5", OPTIONS, dtype=dtype)
+    same(tmp_path / "once.h5", tmp_path / "joined.h5")
+    assert not extract(utts, tmp_path / "once.h5", OPTIONS, dtype=dtype)
 
 
 def test_other_rates_are_resampled_when_asked(data, tmp_path):

@@ -662,7 +662,9 @@ def test_the_training_side_imports_without_librosa_torchaudio_and_the_kaldi_whee
 def test_nets_are_not_applied_to_features_of_another_front_end(members, toy, tmp_path, capsys):
     with (
         FeatsReader(toy["feats"]) as reader,
-        FeatsWriter(tmp_path / "other.h5", kind="fbank", options=FbankOptions(sample_frequency=8000), sample_rate=8000) as writer,
+        FeatsWriter(
+            tmp_path / "other.h5", kind="fbank", options=FbankOptions(sample_frequency=8000), sample_rate=8000
+        ) as writer,
     ):
         for utt_id, spk_id in zip(reader.layout.utt_ids, reader.spk_ids, strict=True):
             writer.append(utt_id, spk_id, reader[utt_id])

@@ -180,9 +180,7 @@ def _how_called(combination: str, values: dict[str, Any]) -> dict[str, int]:
     return {"top_n": values["top_n"]} if combination == SPECIALISTS else {}
 
 
-def _key(
-    members: Sequence[TrainedNet], combination: str, values: str, config_values: dict[str, Any]
-) -> dict[str, Any]:
+def _key(members: Sequence[TrainedNet], combination: str, values: str, config_values: dict[str, Any]) -> dict[str, Any]:
     called = _how_called(combination, config_values)
     return {"members": [member.digest for member in members], "combination": combination, "values": values, **called}
 

@@ -38,8 +38,6 @@ from asr_kd.store.lock import only_writer
 SHARD_BYTES = 128 << 20
 # ... up to this many shards: a reader looks at each of them when it opens the file.
 MAX_SHARDS = 512
-# So many bytes of features (17 hours) are copied into one file that needs no other; of more, the shards stay.
-COPIED_BYTES = 1 << 30
 FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
 # Frames that are computed together.
 BATCH_FRAMES = 4096
@@ -378,16 +376,13 @@ def _publish(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_sha
         readers = [FeatsReader(path) for path in paths]
         attrs = [reader.attrs for reader in readers]
         known = all(a.get("inputs_digest") and a.get("inputs_stamp") for a in attrs)
-        copy = not older and sum(4 * reader.layout.num_frames * reader.feat_dim for reader in readers) <= COPIED_BYTES
         join_shards(
             out,
             paths,
-            copy=copy,
             inputs_digest=inputs.add(*(a["inputs_digest"] for a in attrs)) if known else "",
             inputs_stamp=inputs.add(*(a["inputs_stamp"] for a in attrs)) if known else "",
             max_bad_share=max_bad_share,
         )
-        paths = [] if copy else paths
     _remove_other_shards(out, paths)
 
 

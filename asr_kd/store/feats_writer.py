@@ -241,25 +241,6 @@ def _create_feats(file: h5py.File, feat_dim: int, dtype: np.dtype) -> h5py.Datas
     return file.create_dataset("feats", (0, feat_dim), dtype, maxshape=(None, feat_dim), chunks=chunks)
 
 
-def _copy_frames(file: h5py.File, shards: Sequence[FeatsReader]) -> None:
-    """The frames of all shards into /feats, in whole chunks as they are read."""
-    dtype = np.dtype(shards[0].attrs["dtype"]).newbyteorder("<")
-    feats = _create_feats(file, shards[0].feat_dim, dtype)
-    buffer, held = np.empty((BUFFER_ROWS, shards[0].feat_dim), dtype), 0
-    for shard in shards:
-        done = 0
-        while done < shard.layout.num_frames:
-            taken = min(shard.layout.num_frames - done, BUFFER_ROWS - held)
-            buffer[held : held + taken] = shard.read_rows(slice(done, done + taken))
-            held, done = held + taken, done + taken
-            if held == BUFFER_ROWS:
-                _extend(feats, buffer)
-                held = 0
-        shard.close()
-    if held:
-        _extend(feats, buffer[:held])
-
-
 def _virtual_layout(names: Sequence[str], shards: Sequence[FeatsReader]) -> h5py.VirtualLayout:
     feat_dim = shards[0].feat_dim
     dtype = np.dtype(shards[0].attrs["dtype"]).newbyteorder("<")
@@ -276,22 +257,20 @@ def join_shards(
     path: str | Path,
     shard_paths: Sequence[str | Path],
     *,
-    copy: bool = False,
     inputs_digest: str = "",
     inputs_stamp: str = "",
     max_bad_share: float | None = None,
 ) -> None:
     """Make one feats.h5 of shards, in their order, with all digests as if it had been written in one go.
 
-    copy: take the frames into the file; else it names the shards by relative path, and they must lie in the folder
-    `<path>.shards` and stay there.
+    The file names the shards by relative path: they must lie in the folder `<path>.shards` and stay there.
 
     Raises AsrKdError if there are none, if they are elsewhere, were made with different options or share utterances.
     """
     path = Path(path)
     if not shard_paths:
         raise AsrKdError(f"{path}: there are no shards to join")
-    names = [] if copy else [_relative_name(path, Path(shard)) for shard in shard_paths]
+    names = [_relative_name(path, Path(shard)) for shard in shard_paths]
     shards = [FeatsReader(shard) for shard in shard_paths]
     _check_alike(shards)
     with create_h5(path, FORMAT_NAME) as file:
@@ -299,10 +278,8 @@ def join_shards(
         file.attrs.update(inputs_digest=inputs_digest, inputs_stamp=inputs_stamp)
         if max_bad_share is not None:
             file.attrs["max_bad_share"] = max_bad_share
-        if copy:
-            _copy_frames(file, shards)
-        else:  # what HDF5 gives for a lost shard is the fill value
-            file.create_virtual_dataset("feats", _virtual_layout(names, shards), fillvalue=np.nan)
+        # What HDF5 gives for a lost shard is the fill value.
+        file.create_virtual_dataset("feats", _virtual_layout(names, shards), fillvalue=np.nan)
         stats, tables, stats_digest = _create_stats(file, shards[0].feat_dim), _Tables(), hashlib.sha256()
         for shard in shards:  # one is open at a time: there may be more shards than a process may have files
             tables.add_file(shard)
@@ -311,9 +288,8 @@ def join_shards(
             _extend(stats, of_shard)
             shard.close()
         file.attrs["cmvn_digest"] = stats_digest.hexdigest()
-        if not copy:
-            _write_strings(file, "shards/path", names)
-            _write_strings(file, "shards/content_digest", [shard.content_digest for shard in shards])
+        _write_strings(file, "shards/path", names)
+        _write_strings(file, "shards/content_digest", [shard.content_digest for shard in shards])
         tables.write(file)
 
 
