@@ -39,29 +39,9 @@ $(stage_names | sed 's#^#  #')
 USAGE
 }
 
-overrides=()
-parse_options() {
-  while [ $# -gt 0 ]; do
-    case $1 in
-      -h | --help) show_usage; exit 0 ;;
-      --out | --config) echo "error: $1 is not for run.sh; see --help" >&2; exit 2 ;;
-      --*) ;;
-      *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
-    esac
-    [ $# -ge 2 ] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
-    local name=${1#--}
-    name=${name//-/_}
-    if [[ " $common $own_options " == *" $name "* ]]; then
-      printf -v "$name" '%s' "$2"
-    else
-      overrides+=("$1=$2") # in one word, for values such as -2,0,2
-    fi
-    shift 2
-  done
-}
-
+. "$root/recipes/common/options.sh"
 echo "# recipes/$recipe/run.sh $*" >&2
-parse_options "$@"
+parse_options run.sh "$common $own_options" "--out --config" "$@"
 for name in stage stop_stage seed nj; do
   [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
 done
@@ -78,12 +58,7 @@ last_stage=$((10#$(stage_names | sed 's#_.*##' | tail -n 1)))
 mkdir -p "$exp"
 exp_shown=$exp
 exp=$(cd "$exp" && pwd)
-# One run at a time in a folder; the lock goes with this process, whatever ends it.
-exec 9>"$exp/.lock"
-if ! "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then
-  echo "error: another run is at work in $exp" >&2
-  exit 1
-fi
+lock_folder "$exp"
 asr_kd config --config "$root/recipes/$recipe/$preset.yaml" --gmm-seed "$seed" ${overrides[@]+"${overrides[@]}"} \
   --out "$exp/config.yaml"
 

@@ -25,25 +25,9 @@ Options of all of recipes/paper:
 USAGE
 }
 
-overrides=()
+. "$root/recipes/common/options.sh"
 shown_arguments="$*"
-while [ $# -gt 0 ]; do
-  case $1 in
-    -h | --help) show_usage; exit 0 ;;
-    --config) echo "error: $1 is not for $name.sh; see --help" >&2; exit 2 ;;
-    --*) ;;
-    *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
-  esac
-  [ $# -ge 2 ] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
-  option=${1#--}
-  option=${option//-/_}
-  if [[ " base out seeds device nj ${own_options:-} " == *" $option "* ]]; then
-    printf -v "$option" '%s' "$2"
-  else
-    overrides+=("$1=$2") # in one word, for values such as -2,0,2
-  fi
-  shift 2
-done
+parse_options "$name.sh" "base out seeds device nj ${own_options:-}" --config "$@"
 for option in base out; do
   [ -n "${!option}" ] || { echo "error: --$option is needed; see --help" >&2; exit 2; }
 done
@@ -58,12 +42,7 @@ base=$(cd "$base" && pwd)
 mkdir -p "$out/log"
 exp_shown=$out
 out=$(cd "$out" && pwd)
-# One run at a time in a folder; the lock goes with this process, whatever ends it.
-exec 9>"$out/.lock"
-"$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
-  echo "error: another run is at work in $out" >&2
-  exit 1
-}
+lock_folder "$out"
 config=$out/config.yaml
 swept=()
 [ ! -f "$base/sweep/best.yaml" ] || swept=(--config "$base/sweep/best.yaml")

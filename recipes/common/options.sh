@@ -1,0 +1,35 @@
+# Sourced by what a user starts: its options, and the lock of the folder that it writes to.
+
+# parse_options SCRIPT KNOWN REFUSED ARGUMENT…: as in Kaldi, `--its-name value` sets the variable its_name, for every name
+# in KNOWN (a list with blanks). Any other is taken for a configuration key and kept in `overrides`; REFUSED is an error.
+overrides=()
+parse_options() {
+  local script=$1 known=$2 refused=$3 option
+  shift 3
+  while [ $# -gt 0 ]; do
+    case $1 in
+      -h | --help) show_usage; exit 0 ;;
+      --*) ;;
+      *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
+    esac
+    [[ " $refused " != *" $1 "* ]] || { echo "error: $1 is not for $script; see --help" >&2; exit 2; }
+    [ $# -ge 2 ] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
+    option=${1#--}
+    option=${option//-/_}
+    if [[ " $known " == *" $option "* ]]; then
+      printf -v "$option" '%s' "$2"
+    else
+      overrides+=("$1=$2") # in one word, for values such as -2,0,2
+    fi
+    shift 2
+  done
+}
+
+# One run at a time in a folder; the lock goes with this process, whatever ends it.
+lock_folder() {
+  exec 9>"$1/.lock"
+  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+    echo "error: another run is at work in $1" >&2
+    exit 1
+  }
+}
