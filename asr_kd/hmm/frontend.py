@@ -1,12 +1,11 @@
 """What the GMM sees: MFCC, mean-normalised per utterance or speaker, with first and second derivatives."""
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features.cmvn import mean_and_istd
+from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.features.deltas import add_deltas
 from asr_kd.store.feats import FeatsReader
 
@@ -31,9 +30,7 @@ class GmmFeats:
         self.cmvn, self.norm_vars = cmvn, norm_vars
         self._stats = self.reader.cmvn_stats
         if cmvn == "speaker":
-            total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(self._stats.shape[1:]))
-            for spk_id, stats in zip(self.reader.spk_ids, self._stats, strict=True):
-                total[spk_id] += stats
+            total = pool(self._stats, self.reader.spk_ids)
             self._stats = np.array([total[spk_id] for spk_id in self.reader.spk_ids])
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features.cmvn import mean_and_istd
+from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 
@@ -79,9 +79,7 @@ class Cmvn:
         if self.fixed:
             return {"": (self.mean, self.istd)}, [""] * reader.layout.num_utts
         groups = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
-        totals: dict[str, np.ndarray] = {}
-        for group, stats in zip(groups, reader.cmvn_stats, strict=True):
-            totals[group] = totals.get(group, 0) + stats
+        totals = pool(reader.cmvn_stats, groups)
         return {group: mean_and_istd(stats, norm_vars=True) for group, stats in totals.items()}, groups
 
 
