@@ -91,6 +91,8 @@ class DnnConfig:
     max_norm: float
     label_smoothing: float
     feature_noise: float
+    time_warp: float
+    freq_warp: float
     time_masks: int
     time_mask_width: int
     freq_masks: int
@@ -129,6 +131,7 @@ class DnnConfig:
         _require(self, f"at most {MAX_CONTEXT}", lambda x: x <= MAX_CONTEXT, "left_context", "right_context")
         _require(self, "at least 0", lambda x: 0 <= x < math.inf, "max_norm")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
+        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "time_warp", "freq_warp")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "start_halving_impr", "end_halving_impr")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")

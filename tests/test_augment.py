@@ -94,3 +94,31 @@ def test_without_masks_and_noise_the_windows_are_left_alone(values):
     windows = torch.randn(4, 1040)
     assert augmentation(**values)(windows, 0) is windows
     assert not augmentation(**values).active
+
+
+def test_warps_stretch_time_about_the_classified_frame_and_frequency_about_the_lowest_filterbank():
+    ramp = torch.arange(26.0)[:, None].expand(26, 40)
+    warped = augmentation(time_warp=0.2)(ramp.expand(500, 26, 40).reshape(500, -1).clone(), 1).view(500, 26, 40)
+    assert torch.allclose(warped[:, 20], torch.tensor(20.0))
+    slope = (warped[:, 20] - warped[:, 16])[:, 0] / 4
+    assert 0.8 <= float(slope.min()) < 0.82
+    assert 1.18 < float(slope.max()) <= 1.2001
+    assert float(slope.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(warped.min()) >= 0  # nothing from beyond the window
+    assert float(warped.max()) <= 25
+    ramp = torch.arange(40.0).expand(500, 26, 40)
+    warped = augmentation(freq_warp=0.1)(ramp.reshape(500, -1).clone(), 1).view(500, 26, 40)
+    assert torch.equal(warped[:, :, 0], torch.zeros(500, 26))
+    slope = warped[:, 0, 10] / 10
+    assert 0.9 <= float(slope.min()) < 0.92
+    assert 1.08 < float(slope.max()) <= 1.1001
+
+
+@given(st.integers(1, 5), st.integers(1, 6), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 2**40))
+@settings(max_examples=40, deadline=None)
+def test_warped_values_lie_between_those_of_the_window(window, feat_dim, time_warp, freq_warp, seed):
+    windows = torch.randn(20, window * feat_dim, generator=torch.Generator().manual_seed(seed))
+    warped = augmentation(seed, window, feat_dim, time_warp=time_warp, freq_warp=freq_warp)(windows.clone(), 2)
+    assert warped.shape == windows.shape
+    low, high = windows.min(dim=1).values, windows.max(dim=1).values
+    assert bool(((warped >= low[:, None] - 1e-5) & (warped <= high[:, None] + 1e-5)).all())

@@ -707,3 +707,24 @@ def test_a_stamp_does_not_outlive_the_start_of_other_work(tmp_path):
 def test_sizes_of_nothing_are_refused(toy, tmp_path, option, capsys):
     assert main([str(a) for a in ("train", *sets(toy), *SMALL, option, 0, "--out", tmp_path)]) == 1
     assert "must be at least 1" in capsys.readouterr().err
+
+
+def test_a_net_starts_from_another_for_each_seed_or_from_one_for_all(members, toy, tmp_path, capsys):
+    out = tmp_path / "student"
+    two = members[:2]
+    args = [*sets(toy), *SMALL, "--num-epochs", 1, "--learning-rate", 1e-12, "--out", out]
+    run("train", *args, "--seeds", "1-2", "--initialise", *two)
+    for seed, member in enumerate(two, 1):
+        trained, start = load_net(out / f"seed{seed}"), load_net(member)
+        assert trained.training["started_from"] == start.digest
+        for ours, theirs in zip(trained.net.linear, start.net.linear, strict=True):
+            assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+    run("train", *args, "--seeds", "1-2", "--initialise", members[0])
+    assert load_net(out / "seed2").training["started_from"] == load_net(members[0]).digest  # trained anew
+    capsys.readouterr()
+    assert main([str(a) for a in ["train", *args, "--seeds", "1-3", "--initialise", *two]]) == 1
+    assert "2 nets for 3 seeds" in capsys.readouterr().err
+    assert main([str(a) for a in ["train", *args, "--hidden-dim", 7, "--initialise", members[0]]]) == 1
+    assert "is to start from" in capsys.readouterr().err
+    assert main([str(a) for a in ["train", *args, "--cmvn", "global", "--initialise", members[0]]]) == 1
+    assert "normalises by" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
-from asr_kd.commands.training import OUT, TRANSFER, Session, begin
+from asr_kd.commands.training import INITIALISE, OUT, TRANSFER, Session, begin, initial_nets
 from asr_kd.config import DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
@@ -101,6 +101,7 @@ def soft_targets(args: argparse.Namespace) -> None:
     option("--labelled-share", "of the utterances trained on keep their labels", type=float, default=1.0),
     path("--extra-feats", "more frames to train on, unlabelled: untranscribed speech, or copies", required=False),
     path("--extra-targets", "targets.h5 of --extra-feats; not needed with --teachers", required=False),
+    INITIALISE,
     OUT,
     SEEDS,
     DEVICE,
@@ -135,8 +136,9 @@ def distill(args: argparse.Namespace) -> None:
         called = _how_called(config.combination, args.values)
         targets = OnlineTargets(members, config.temperature, config.combination, session.dtype, **called)
         key = _key(members, config.combination, "online", args.values)
+    starts = initial_nets(args.initialise, seeds, session)
     for seed in seeds:
-        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key)
+        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed))
 
 
 def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, dict[str, Any]]:
@@ -186,9 +188,16 @@ def _key(members: Sequence[TrainedNet], combination: str, values: str, config_va
 
 
 def _train_student(
-    out: Path, seed: int, session: Session, config: DistillConfig, targets: SoftTargets, key: dict[str, Any]
+    out: Path,
+    seed: int,
+    session: Session,
+    config: DistillConfig,
+    targets: SoftTargets,
+    key: dict[str, Any],
+    start: TrainedNet | None = None,
 ) -> TrainedNet:
-    return train_student(out, seed, session.dnn, config, session.transfer, session.dev, targets, key, session.dtype)
+    sets = (session.transfer, session.dev)
+    return train_student(out, seed, session.dnn, config, *sets, targets, key, session.dtype, start)
 
 
 @command(

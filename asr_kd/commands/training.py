@@ -1,6 +1,7 @@
 """`asr-kd train`, `train-ensemble`, and what every command that trains begins with."""
 
 import argparse
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from asr_kd.distill.transfer import (
     read_utt_list,
 )
 from asr_kd.errors import AsrKdError
+from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.runinfo import run_info
 from asr_kd.store.ali import AliReader
 from asr_kd.store.atomic import write_json
@@ -39,6 +41,13 @@ TRANSFER = (
     option("--omit-pdfs", "train on no frame of these states, like 12,13"),
     option("--only-pdfs", "train on frames of these states alone"),
     path("--utt2uniq", "originals of perturbed copies (default: by names like sp0.9-…)", required=False),
+)
+INITIALISE = path(
+    "--initialise",
+    "net to start from, or one for each seed (default: random weights)",
+    nargs="+",
+    metavar="DIR",
+    required=False,
 )
 
 
@@ -109,6 +118,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     *TRANSFER,
     OUT,
     SEEDS,
+    INITIALISE,
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
     DEVICE,
     config=[DnnConfig, "student_epochs", "student_learning_rate"],
@@ -119,10 +129,35 @@ def train(args: argparse.Namespace) -> None:
     session = begin(args)
     schedule = student_schedule(session.dnn, resolve(DistillConfig, args.values))
     schedule = schedule if args.student_schedule else session.dnn
-    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session)
+    starts = initial_nets(args.initialise, seeds, session)
+    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session, starts)
 
 
-def train_seeds(out: Path, transfer_sets: dict[int, TransferSet], config: DnnConfig, session: Session) -> None:
+def initial_nets(folders: Sequence[Path] | None, seeds: Sequence[int], session: Session) -> dict[int, TrainedNet]:
+    """The net that each seed starts from; empty where none is named.
+
+    Raises AsrKdError where they are neither one nor one for each seed, or are of other features or states.
+    """
+    if not folders:
+        return {}
+    if len(folders) not in (1, len(seeds)):
+        raise AsrKdError(f"--initialise names {len(folders)} nets for {len(seeds)} seeds; name one, or one for each")
+    nets = [load_net(folder) for folder in folders]
+    for folder, net in zip(folders, nets, strict=True):
+        if (net.labels, net.front_end) != (session.train.labels, session.train.front_end):
+            raise AsrKdError(f"--initialise {folder}: its states or features are not those of the training set")
+        if net.cmvn.mode != session.dnn.cmvn:
+            raise AsrKdError(f"--initialise {folder}: normalises by {net.cmvn.mode}, not by {session.dnn.cmvn}")
+    return {seed: nets[number % len(nets)] for number, seed in enumerate(seeds)}
+
+
+def train_seeds(
+    out: Path,
+    transfer_sets: dict[int, TransferSet],
+    config: DnnConfig,
+    session: Session,
+    starts: Mapping[int, TrainedNet] | None = None,
+) -> None:
     """Train a net on hard labels for every seed, on its transfer set, into `out`/seedN."""
     for seed, transfer in transfer_sets.items():
         train_net(
@@ -137,6 +172,7 @@ def train_seeds(out: Path, transfer_sets: dict[int, TransferSet], config: DnnCon
                 loss_key={"kind": "hard"},
                 dtype=session.dtype,
                 transfer=transfer.record,
+                start=(starts or {}).get(seed),
             )
         )
 

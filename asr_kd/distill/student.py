@@ -49,8 +49,11 @@ def train_student(
     targets: SoftTargets,
     targets_key: dict[str, Any],
     dtype: torch.dtype,
+    start: TrainedNet | None = None,
 ) -> TrainedNet:
-    """Distil into a fresh net, on the frames of the transfer set: by default those that the baseline sees.
+    """Distil on the frames of the transfer set, by default those that the baseline sees.
+
+    start: a net whose weights the student begins with; else they are random.
 
     targets_key: what identifies the targets (members' digests, combination, values), for the fingerprint.
     """
@@ -75,5 +78,6 @@ def train_student(
             loss_key=loss_key,
             dtype=dtype,
             transfer=transfer.record,
+            start=start,
         )
     )

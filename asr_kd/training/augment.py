@@ -1,4 +1,4 @@
-"""Other views of the same windows: images shifted, noise added, spans of time and frequency masked (SpecAugment)."""
+"""Other views of the same windows: warped, shifted, with noise, and with spans of time and frequency masked."""
 
 import math
 
@@ -11,10 +11,15 @@ from asr_kd.errors import AsrKdError
 
 
 class Augmentation:
-    """Shifts, noise and masks for a batch of windows, a function of (seed, step) alone: a resumed run sees the same.
+    """Views of a batch of windows, a function of (seed, step) alone: a resumed run sees the same.
+
+    time_warp and freq_warp draw for every window by how much it is spoken faster or slower, and by a longer or shorter
+    vocal tract (Jaitly & Hinton 2013): both axes are stretched by factors uniform in [1 - w, 1 + w], time about the
+    frame that is classified, the filterbanks about the lowest one, with linear interpolation between frames or
+    filterbanks and the outermost one repeated. Then come shifts and noise, masks last.
 
     Masks (Park et al. 2019, arXiv:1904.08779) are drawn anew for every window: the width uniformly from 0 to the key's,
-    then the place; what is masked gets the mean, which is 0 after normalisation. Noise comes before masks.
+    then the place; what is masked gets the mean, which is 0 after normalisation.
 
     image_jitter takes a frame for the rows of a square image, one after the other, and draws how far it is shifted
     right and down, from every whole number of pixels within the key's, alike for all frames of a window. What enters
@@ -38,7 +43,8 @@ class Augmentation:
             config.time_masks * config.time_mask_width,
             config.freq_masks * config.freq_mask_width,
         )
-        return bool(time_masked or freq_masked or config.feature_noise or config.image_jitter)
+        warped = config.time_warp or config.freq_warp
+        return bool(warped or time_masked or freq_masked or config.feature_noise or config.image_jitter)
 
     def __call__(self, windows: torch.Tensor, step: int) -> torch.Tensor:
         """Other views of `windows` (batch, window * feat_dim), which may be overwritten."""
@@ -48,6 +54,8 @@ class Augmentation:
         mixed = np.random.SeedSequence([self._seed % (1 << 63), step]).generate_state(1, np.uint64)[0]
         self._generator.manual_seed(int(mixed >> 1))
         config, (window, feat_dim) = self._config, self._shape
+        if config.time_warp or config.freq_warp:
+            windows = self._warped(windows)
         if config.image_jitter:
             windows = self._shifted(windows, config.image_jitter)
         if config.feature_noise:
@@ -59,6 +67,23 @@ class Augmentation:
         for _ in range(config.freq_masks):
             view.masked_fill_(self._spans(len(view), feat_dim, config.freq_mask_width, windows.device)[:, None, :], 0.0)
         return windows
+
+    def _warped(self, windows: torch.Tensor) -> torch.Tensor:
+        """Each window stretched along time and frequency."""
+        view = windows.view(-1, *self._shape)
+        if self._config.time_warp:
+            centre = min(self._config.left_context, self._shape[0] - 1)
+            view = torch.bmm(self._stretch(view, self._config.time_warp, self._shape[0], centre), view)
+        if self._config.freq_warp:
+            view = torch.bmm(view, self._stretch(view, self._config.freq_warp, self._shape[1], 0).transpose(1, 2))
+        return view.flatten(1)
+
+    def _stretch(self, view: torch.Tensor, most: float, length: int, fixed: int) -> torch.Tensor:
+        """Matrices (batch, length, length) that interpolate at fixed + (place - fixed) * factor, a factor a window."""
+        factor = torch.empty((len(view), 1), device=view.device).uniform_(1 - most, 1 + most, generator=self._generator)
+        place = torch.arange(length, device=view.device)
+        source = (fixed + (place - fixed) * factor).clamp_(0, length - 1)
+        return (1 - (source[:, :, None] - place).abs_()).clamp_(min=0).to(view.dtype)
 
     def _shifted(self, windows: torch.Tensor, most: int) -> torch.Tensor:
         """Each window's images shifted by -most to most pixels along both axes."""

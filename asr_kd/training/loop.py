@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ def _begin(run: Run, made_from: str) -> TrainingState:
     net = new_net(run.architecture, run.seed)
     if run.initialise:
         run.initialise(net)
+    if run.start:
+        _take_weights(net, run.start, run.out)
     net.to(device)
     schedule = make_schedule(run.config, run.num_steps)
     state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
@@ -93,6 +96,15 @@ def _begin(run: Run, made_from: str) -> TrainingState:
         schedule.begin(evaluate(net, run.dev, run.dtype)["dev_xent"])
         state.accept()
     return state
+
+
+def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
+    """Give `net` the weights of another; raises AsrKdError where it is of another shape."""
+    ours, theirs = ([tuple(layer.weight.shape) for layer in each.linear] for each in (net, start.net))
+    if ours != theirs:
+        raise AsrKdError(f"{out}: has layers of {ours}, the net that it is to start from of {theirs}")
+    for layer, other in zip(net.linear, start.net.linear, strict=True):
+        layer.load_state_dict(other.state_dict())
 
 
 def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
@@ -282,6 +294,7 @@ def _training_record(run: Run, state: TrainingState, made_from: str) -> dict[str
     return {
         "fingerprint": made_from,
         "seed": run.seed,
+        "started_from": run.start.digest if run.start else None,
         "config": asdict(run.config),
         "loss": run.loss_key,
         "best_epoch": best_epoch(state.history, run.config.keep_best),

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from asr_kd.config import DnnConfig
 from asr_kd.nnet.model import Architecture, FrameClassifier
+from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.runinfo import fingerprint
 from asr_kd.training.data import LabelledSet, digest_of
 
@@ -26,6 +27,8 @@ WITHOUT_EFFECT = {
     "max_norm": 0.0,
     "label_smoothing": 0.0,
     "feature_noise": 0.0,
+    "time_warp": 0.0,
+    "freq_warp": 0.0,
     "time_masks": 0,
     "time_mask_width": 5,
     "freq_masks": 0,
@@ -57,7 +60,8 @@ class Run:
 
     transfer_index: frames to train on, (n,) int32. loss_key: whatever loss, draw and initialise depend on, for the
     fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
-    pass. initialise: what gives the net, on the CPU, other weights than random ones.
+    pass. initialise: what gives the net, on the CPU, other weights than random ones. start: a net of the same shape
+    whose weights it begins with.
     transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
     """
 
@@ -73,6 +77,7 @@ class Run:
     transfer: dict[str, Any] = field(default_factory=dict)
     draw: Callable[[torch.Generator], torch.Tensor] | None = None
     initialise: Callable[[FrameClassifier], None] | None = None
+    start: TrainedNet | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -92,6 +97,7 @@ class Run:
             dtype=str(self.dtype),
             device=self.train.frames.device.type,
             **self._chosen_frames,
+            **({"start": self.start.digest} if self.start else {}),
         )
 
     @property
