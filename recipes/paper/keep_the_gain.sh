@@ -9,6 +9,7 @@ soft targets alone at T = 1, unless their name says otherwise:
   smoothing       labels, 10 % of them spread       geometric    geometric mean
   T2, T5          temperature                       mixed        half of the weight on labels
   start           from a member'\''s weights          start-views  both
+  hard-start      labels, from a member'\''s weights
   logits          logits are matched                conditional  labels where the ensemble is wrong (arXiv:1904.12399)
   swap            labels correct the soft targets   born-again   one member is the teacher
   fold            members label only utterances that they were not trained on (they are trained for it: --folds)
@@ -56,6 +57,7 @@ train_arm() {
   case $kind in
     hard) hard ;;
     hard-views) hard "${view[@]}" ;;
+    hard-start) hard --initialise "${starts[@]}" ;;
     smoothing) hard --label-smoothing 0.1 ;;
     soft) of_ensemble T1; student --targets "$targets" ;;
     T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student --targets "$targets" --temperature "${kind#T}" ;;
