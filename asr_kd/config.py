@@ -173,6 +173,7 @@ class DistillConfig:
     student_start: str
     student_epochs: int
     student_learning_rate: float
+    student_patience: int
     sweep_temperatures: list[float]
     sweep_soft_weights: list[float]
     sweep_combinations: list[str]
@@ -192,6 +193,7 @@ class DistillConfig:
         _require(self, "random or member", lambda x: x in ("random", "member"), "student_start")
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
+        _require(self, "at least 0", lambda x: x >= 0, "student_patience")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
 
 

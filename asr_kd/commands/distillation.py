@@ -116,6 +116,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_start",
         "student_epochs",
         "student_learning_rate",
+        "student_patience",
         DnnConfig,
     ],
 )
