@@ -22,7 +22,7 @@ def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
         dnn,
         num_epochs=distill.student_epochs,
         learning_rate=distill.student_learning_rate,
-        patience=distill.student_patience,
+        patience=distill.student_patience or dnn.patience,
     )
 
 
