@@ -242,7 +242,7 @@ def test_saved_model_aligns_alike_in_other_processes(plain, tmp_path):
     loaded = HmmModel.load(tmp_path / "hmm")
     assert loaded.digest == model.digest
     ours = list(align_utterances(model, model.lang, items))
-    theirs = list(align_in_processes(loaded, items, nj=2, chunk_size=13))
+    theirs = list(align_in_processes(loaded, loaded.lang, items, nj=2, chunk_size=13))
     for a, b in zip(ours, theirs, strict=True):
         assert a[0] == b[0]
         np.testing.assert_array_equal(a[1], b[1])

@@ -59,6 +59,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     path("--out", "ali.h5"),
     path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     path("--fit", "feats.h5 that it is for, if another utterance was skipped there than in --feats", required=False),
+    path("--lexicon", "a lexicon in place of the HMM's: the same phones, the words of this set", required=False),
     option("--nj", "processes (default 1)", type=int, default=1),
     config=["max_oov_share", "gmm_max_failed_share"],
 )
@@ -78,7 +79,7 @@ def align(args: argparse.Namespace) -> None:
             "max_oov_share": args.values["max_oov_share"],
             "max_failed_share": args.values["gmm_max_failed_share"],
         }
-        how = {**shares, "fit": args.fit, "progress": log}
+        how = {**shares, "fit": args.fit, "lexicon_path": args.lexicon, "progress": log}
         for utt_id in steps.align(args.feats, args.data, args.hmm, args.out, args.nj, **how):
             log(f"warning: {utt_id} could not be aligned; its frames have no label")
 
@@ -90,6 +91,7 @@ def align(args: argparse.Namespace) -> None:
         text=file_digest([args.data / "text"]),
         hmm=HmmModel.load(args.hmm).digest,
         **({} if args.fit is None else {"fit": FeatsReader(args.fit).layout.digest}),
+        **({} if args.lexicon is None else {"lexicon": file_digest([args.lexicon])}),
     )
     if args.counts:
         ali = AliReader(args.out)

@@ -171,25 +171,28 @@ def align(
     max_failed_share: float = 0.05,
     max_oov_share: float = MAX_OOV_SHARE,
     fit: str | Path | None = None,
+    lexicon_path: str | Path | None = None,
     progress: Progress = lambda line: None,
 ) -> list[str]:
     """Align every utterance of mfcc.h5 and write ali.h5 to `out`; returns the utterances that failed (pdf −1).
 
     fit: another feats.h5 whose frames the alignment is for, where an utterance was skipped in one of the two: those
     that mfcc.h5 lacks fail, those that `fit` lacks are left out.
+    lexicon_path: a lexicon in place of the model's, with the same phones and the words of this set.
     Features are normalised as in training. Utterances with words that the model's lexicon lacks fail. Raises AsrKdError
-    where MFCC options differ from the model's, `fit` has other frames of an utterance, more than `max_oov_share` of the
-    utterances have such words, or more than `max_failed_share` fail.
+    where MFCC options or the lexicon's phones differ from the model's, `fit` has other frames of an utterance, more
+    than `max_oov_share` of the utterances have such words, or more than `max_failed_share` fail.
     """
     model, feats = load_with_feats(hmm_dir, mfcc_h5)
-    transcripts = transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress, feats)
+    lang = model.lang if lexicon_path is None else _lang_of(model, lexicon_path)
+    transcripts = transcripts_of(data_dir, lang.lexicon, max_oov_share, progress, feats)
     layout = feats.reader.layout if fit is None else _layout_to_fit(fit, feats, progress)
     usable = {u: transcripts[u] for u in layout.utt_ids if u in transcripts and u in feats.reader}
     pdf = np.full(layout.num_frames, FAILED, dtype=np.int64)
     phone = np.full(layout.num_frames, FAILED, dtype=np.int64)
     failed = [utt_id for utt_id in layout.utt_ids if utt_id not in usable]
     items = ((utt_id, feats[utt_id], words) for utt_id, words in usable.items())
-    for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, items, nj, options), 1 + len(failed)):
+    for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, lang, items, nj, options), 1 + len(failed)):
         if pdfs is None:
             failed.append(utt_id)
         else:
@@ -212,6 +215,16 @@ def align(
         phones=model.phones,
     )
     return failed
+
+
+def _lang_of(model: HmmModel, lexicon_path: str | Path) -> Lang:
+    """The model's phones with the words of another lexicon; raises AsrKdError where its phones are others."""
+    lang = Lang(read_lexicon(lexicon_path), **model.lang.options)
+    if lang.phones != model.lang.phones:
+        differing = sorted(set(lang.phones) ^ set(model.lang.phones))
+        where = "the lexicon" if differing[0] in lang.phones else "the HMM"
+        raise AsrKdError(f"{lexicon_path}: its phones have to be those of the HMM; only {where} has {differing[0]!r}")
+    return lang
 
 
 def _layout_to_fit(fit: str | Path, feats: GmmFeats, progress: Progress) -> Layout:
