@@ -225,6 +225,13 @@ class DecodeConfig:
     prior_floor: float
 
 
+@dataclass(frozen=True)
+class ScoreConfig:
+    """conf/score.yaml: what is scored beside frames and words."""
+
+    score_letters: bool
+
+
 CONCERNS: dict[str, type] = {
     "fbank": FbankConfig,
     "hmm": HmmConfig,
@@ -233,6 +240,7 @@ CONCERNS: dict[str, type] = {
     "distill": DistillConfig,
     "specialists": SpecialistsConfig,
     "decode": DecodeConfig,
+    "score": ScoreConfig,
 }
 
 

@@ -126,14 +126,15 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
     path("--feats", "features of the set"),
     path("--ali", "its states"),
     path("--data", "Kaldi data directory with the references"),
+    path("--vocabulary", "words.txt of the graph: count the words that it lacks", required=False),
     path("--out", "folder of the scores"),
     DEVICE,
-    config=["precision", "top_n"],
+    config=["precision", "top_n", "score_letters"],
 )
 def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
     from asr_kd.scoring import systems
-    from asr_kd.scoring.decoding import FrameCache, references
+    from asr_kd.scoring.decoding import FrameCache, read_vocabulary, references
     from asr_kd.store.ali import AliReader, require_fit
     from asr_kd.store.feats import FeatsReader
     from asr_kd.training.data import digest_of
@@ -142,11 +143,12 @@ def score(args: argparse.Namespace) -> None:
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     refs = references(args.data, reader)
+    vocabulary = None if args.vocabulary is None else read_vocabulary(args.vocabulary)
     cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
 
         def work(system: SystemSpec = system) -> None:
-            scores = _score_system(args, system, reader, ali, refs, cache, compute)
+            scores = _score_system(args, system, reader, ali, refs, vocabulary, cache, compute)
             scores.save(args.out / f"{system.name}.json")
             num_seeds = len(scores.seeds)
             log(
@@ -169,16 +171,18 @@ def score(args: argparse.Namespace) -> None:
             dtype=compute.dtype,
             version=systems.VERSION,
             **_how_called(system, args.values),
+            **({"score_letters": True} if args.values["score_letters"] else {}),
+            **({} if vocabulary is None else {"vocabulary": sorted(vocabulary)}),
         )
 
 
-def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
+def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, cache, compute):
     from asr_kd.scoring.decoding import load_nets, log_posteriors, read_hyps
     from asr_kd.scoring.frame_detail import over_seeds
     from asr_kd.scoring.frames import per_utterance_frame_scores
     from asr_kd.scoring.labels import ali_labels
     from asr_kd.scoring.systems import SystemScores
-    from asr_kd.scoring.wer import count_errors
+    from asr_kd.scoring.wer import as_letters, count_errors
 
     decoded = args.decoded / system.name
     utt_ids, cards = list(reader.layout.utt_ids), system.cards()
@@ -186,7 +190,7 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
     if record["nets"] != [[card["digest"] for card in seed] for seed in cards]:
         raise AsrKdError(f"{decoded}: decoded with other nets than those of system {system.name} now; decode again")
     labels = ali_labels(ali)
-    by_seed, hyps, errors = [], [], []
+    by_seed, hyps, errors, letter_errors = [], [], [], []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, compute.device)
         if nets[0].labels["model_digest"] != ali.model_digest:
@@ -198,6 +202,9 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
             raise AsrKdError(f"{decoded}/seed{number}/{args.split}.txt: has no line for {missing[0]}; decode again")
         seed_errors, num_ref = count_errors(refs, hyps[-1], utt_ids)
         errors.append(seed_errors)
+        if args.values["score_letters"]:
+            seed_errors, num_letters = count_errors(as_letters(refs), as_letters(hyps[-1]), utt_ids)
+            letter_errors.append(seed_errors)
     trainings = [[card["training"] for card in seed] for seed in cards]
     return SystemScores(
         name=system.name,
@@ -220,9 +227,19 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
         decode_rtf=record["decode_rtf"],
         train_frames_per_second=float(np.mean([t["frames_per_second"] for seed in trainings for t in seed])),
         train_seconds=float(np.mean([sum(t["train_seconds"] for t in seed) for seed in trainings])),
+        num_oov_words=None if vocabulary is None else _count_missing(refs, utt_ids, vocabulary),
+        **(_letter_scores(letter_errors, num_letters) if letter_errors else {}),
         correct_top5=np.stack([scores.correct_top5 for scores in by_seed]),
         detail=over_seeds([scores.detail for scores in by_seed]),
     )
+
+
+def _letter_scores(errors, num_ref) -> dict[str, Any]:
+    return {"phone_errors": np.stack(errors), "num_ref_phones": num_ref, "per_unit": "letter"}
+
+
+def _count_missing(refs: dict[str, str], utt_ids, vocabulary: set[str]) -> np.ndarray:
+    return np.array([sum(word not in vocabulary for word in refs[utt_id].split()) for utt_id in utt_ids])
 
 
 def _decode_record(decoded: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from its training set by sentence.
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +17,7 @@ import soundfile
 
 from asr_kd.corpus.datadir import Recording, Utterance, check_disjoint, write_data_dir
 from asr_kd.corpus.fetch import fetch_archive
+from asr_kd.corpus.letters import letters_of
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import INT16_SCALE, read_audio
@@ -66,22 +66,6 @@ class Corpus:
     sets: dict[str, list[Spoken]]
     left_out: dict[str, str]
     digest: str
-
-
-def letters_of(word: str) -> tuple[str, ...]:
-    """The letters of a word, each with its tone mark, in NFC: a mark that has no letter of its own stays with its base.
-
-    Raises AsrKdError for a character that is no letter.
-    """
-    letters: list[str] = []
-    for character in unicodedata.normalize("NFC", word):
-        if unicodedata.combining(character) and letters:
-            letters[-1] += character
-        elif character.isalpha():
-            letters.append(character)
-        else:
-            raise AsrKdError(f"the word {word!r} has {character!r} in it, which is no letter")
-    return tuple(letters)
 
 
 def read_corpus(corpus: str | Path, any_version: bool, log: Callable[[str], None]) -> Corpus:
@@ -172,6 +156,9 @@ def _read_words(path: Path) -> tuple[str, ...]:
     words = tuple("".join(letters_of(word)) for word in text.split())
     if not words:
         raise AsrKdError("its transcript is empty")
+    for letter in letters_of(text):
+        if not letter[0].isalpha():
+            raise AsrKdError(f"its transcript holds {letter!r}, which is no letter")
     return words
 
 
