@@ -158,12 +158,12 @@ def test_likelihood_is_that_of_kaldi(plain):
 # --- training and alignment
 
 
-def test_subset_is_seeded_and_has_every_word():
-    words = {f"u{i}": ("common",) for i in range(50)} | {"z": ("rare", "common")}
-    chosen = select_subset(words, 5, seed=0)
-    assert "z" in chosen, "every word is needed in training"
+def test_subset_is_seeded_and_has_every_phone():
+    phones = {f"u{i}": {"AH"} for i in range(50)} | {"z": {"ZH", "AH"}}
+    chosen = select_subset(phones, 5, seed=0)
+    assert "z" in chosen, "every phone is needed in training"
     assert 5 <= len(chosen) <= 6
-    assert chosen == select_subset(words, 5, seed=0) != select_subset(words, 5, seed=1)
+    assert chosen == select_subset(phones, 5, seed=0) != select_subset(phones, 5, seed=1)
 
 
 @needs_kaldi

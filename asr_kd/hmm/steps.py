@@ -93,7 +93,7 @@ def train_hmm(
         mono.save(mono_dir)
     if config.gmm_context == "mono":
         return mono
-    chosen = select_subset(usable, config.tri_max_train_utts, config.gmm_seed)
+    chosen = select_subset(_phones_of(lang, usable), config.tri_max_train_utts, config.gmm_seed)
     progress(f"triphones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     options = TriOptions(
         num_iters=config.tri_num_iters,
@@ -129,6 +129,15 @@ def _finished(path: Path, made_from: str, progress: Progress) -> HmmModel | None
     return model
 
 
+def _phones_of(lang: Lang, transcripts: dict[str, tuple[str, ...]]) -> dict[str, set[str]]:
+    """The phones of every utterance, by whichever pronunciation of its words."""
+    of_word = {
+        word: {phone for p in pronunciations for phone in lang.positioned(p)}
+        for word, pronunciations in lang.lexicon.entries.items()
+    }
+    return {utt_id: set().union(*(of_word[word] for word in words)) for utt_id, words in transcripts.items()}
+
+
 def _train_mono(
     lang: Lang,
     feats: GmmFeats,
@@ -146,7 +155,7 @@ def _train_mono(
         max_failed_share=config.gmm_max_failed_share,
         num_static=feats.reader.feat_dim,
     )
-    chosen = select_subset(transcripts, config.gmm_max_train_utts, config.gmm_seed)
+    chosen = select_subset(_phones_of(lang, transcripts), config.gmm_max_train_utts, config.gmm_seed)
     progress(f"monophones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     items = ((utt_id, feats[utt_id], transcripts[utt_id]) for utt_id in chosen)
     model = train_mono(lang, items, options=options, seed=config.gmm_seed, progress=progress)
