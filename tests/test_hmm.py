@@ -578,6 +578,35 @@ def test_a_few_utterances_with_unknown_words_are_left_out(corpus, tmp_path):
 
 
 @needs_kaldi
+def test_words_that_training_lacks_are_aligned_by_another_lexicon_of_the_same_phones(corpus, tmp_path):
+    folder, _ = corpus
+    utterances = read_data_dir(folder / "data")
+    utterances[3] = dataclasses.replace(utterances[3], words=("fan",))
+    write_data_dir(tmp_path / "test", utterances)
+    hmm = folder / "hmm"
+    config = hmm_config(gmm_num_iters=2, gmm_total_gauss=30)
+    steps.train_hmm(folder / "mfcc.h5", folder / "data", folder / "lexicon.txt", hmm, config)
+    write_lexicon(folder / "more.txt", Lexicon({**PLAIN.entries, "fan": [("F", "AH", "N")]}))
+    for nj in (1, 2):
+        aligned = (folder / "mfcc.h5", tmp_path / "test", hmm, tmp_path / f"{nj}.h5", nj)
+        assert steps.align(*aligned, lexicon_path=folder / "more.txt") == []
+    ali = AliReader(tmp_path / "1.h5")
+    assert {ali.phones[phone] for phone in ali.phone[ali.layout.rows(utterances[3].utt_id)]} - {"SIL"} == {
+        "F",
+        "AH",
+        "N",
+    }
+    assert np.array_equal(ali.pdf, AliReader(tmp_path / "2.h5").pdf)
+    others = {"AE": {**PLAIN.entries, "fan": [("F", "AE", "N")]}, "V": {**PLAIN.entries, "five": [("F", "AY")]}}
+    for phone, entries in others.items():
+        write_lexicon(folder / "other.txt", Lexicon(entries))
+        with pytest.raises(
+            AsrKdError, match=rf"other.txt: its phones have to be those of the HMM; only .* has '{phone}'"
+        ):
+            steps.align(folder / "mfcc.h5", folder / "data", hmm, tmp_path / "3.h5", lexicon_path=folder / "other.txt")
+
+
+@needs_kaldi
 def test_steps_refuse_what_does_not_fit(corpus):
     folder, utterances = corpus
     inputs = (folder / "mfcc.h5", folder / "data", folder / "lexicon.txt")
