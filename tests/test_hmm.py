@@ -597,6 +597,9 @@ def test_words_that_training_lacks_are_aligned_by_another_lexicon_of_the_same_ph
         "N",
     }
     assert np.array_equal(ali.pdf, AliReader(tmp_path / "2.h5").pdf)
+    write_lexicon(folder / "phones.txt", Lexicon({f"<{p}>": [(p,)] for p in PLAIN.phones}))
+    graph = steps.make_graph(hmm, None, folder / "graph", lexicon_path=folder / "phones.txt")
+    assert Graph.load(folder / "graph").words == [f"<{phone}>" for phone in PLAIN.phones] == graph.words
     others = {"AE": {**PLAIN.entries, "fan": [("F", "AE", "N")]}, "V": {**PLAIN.entries, "five": [("F", "AY")]}}
     for phone, entries in others.items():
         write_lexicon(folder / "other.txt", Lexicon(entries))

@@ -90,6 +90,11 @@ def test_both_lexicons_spell_and_only_that_of_the_alignment_knows_words_of_test(
     assert "obándá" not in trained.entries
     assert spelled.entries["obándá"] == [("o", "b", "á", "n", "d", "á")]
     assert trained.entries["ikóó"] == [("i", "k", "ó", "ó")]
+    letters = read_lexicon(out / "lexicon_letters.txt")
+    assert all(spelling == [(letter,)] for letter, spelling in letters.entries.items())
+    for whole, spelled in zip(read_data_dir(out / "test"), read_data_dir(out / "letters" / "test"), strict=True):
+        assert "".join(spelled.words) == "".join(whole.words)
+        assert set(spelled.words) <= set(letters.words)
 
 
 def test_repository_folder_and_flac_give_the_same_sets(corpus: Path, tmp_path: Path):

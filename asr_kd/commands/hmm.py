@@ -14,6 +14,7 @@ from asr_kd.runinfo import file_digest, make
 
 DATA = path("--data", "Kaldi data directory with the transcripts")
 HMM = path("--hmm", "folder made by asr-kd train-hmm")
+LEXICON = path("--lexicon", "a lexicon in place of the HMM's, with the same phones and other words", required=False)
 LM = path(
     "--lm", "ARPA file of words, gunzipped where it is named *.gz: the grammar, instead of `grammar`", required=False
 )
@@ -63,7 +64,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     path("--out", "ali.h5"),
     path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     path("--fit", "feats.h5 that it is for, if another utterance was skipped there than in --feats", required=False),
-    path("--lexicon", "a lexicon in place of the HMM's: the same phones, the words of this set", required=False),
+    LEXICON,
     option("--nj", "processes (default 1)", type=int, default=1),
     config=["max_oov_share", "gmm_max_failed_share"],
 )
@@ -95,7 +96,7 @@ def align(args: argparse.Namespace) -> None:
         text=file_digest([args.data / "text"]),
         hmm=HmmModel.load(args.hmm).digest,
         **({} if args.fit is None else {"fit": FeatsReader(args.fit).layout.digest}),
-        **({} if args.lexicon is None else {"lexicon": file_digest([args.lexicon])}),
+        **_made_with(args.lexicon),
     )
     if args.counts:
         ali = AliReader(args.out)
@@ -108,6 +109,7 @@ def align(args: argparse.Namespace) -> None:
     HMM,
     path("--data", "training data directory, for a unigram grammar", required=False),
     LM,
+    LEXICON,
     path("--out", "folder of the graph"),
     config=["grammar", "max_oov_share"],
 )
@@ -122,7 +124,8 @@ def make_graph(args: argparse.Namespace) -> None:
 
     def work() -> None:
         share = args.values["max_oov_share"]
-        graph = steps.make_graph(args.hmm, **grammar, out_dir=args.out, max_oov_share=share, progress=log)
+        how = {"lexicon_path": args.lexicon, "max_oov_share": share, "progress": log}
+        graph = steps.make_graph(args.hmm, **grammar, out_dir=args.out, **how)
         log(f"{args.out}: {graph.arcs.num_states} states, {len(graph.arcs.source)} arcs")
 
     text = grammar["lm"] or (grammar["data_dir"] and grammar["data_dir"] / "text")
@@ -133,7 +136,12 @@ def make_graph(args: argparse.Namespace) -> None:
         hmm=HmmModel.load(args.hmm).digest,
         grammar="ngram" if args.lm else args.values["grammar"],
         text=file_digest([text] if text else []),
+        **_made_with(args.lexicon),
     )
+
+
+def _made_with(lexicon: Path | None) -> dict[str, str]:
+    return {} if lexicon is None else {"lexicon": file_digest([lexicon])}
 
 
 def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | None]:

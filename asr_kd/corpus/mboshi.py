@@ -9,7 +9,7 @@ from its training set by sentence.
 import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -199,10 +199,11 @@ def make_lexicon(words: Iterable[str]) -> Lexicon:
 
 
 def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Callable[[str], None]) -> None:
-    """Write data directories {train,dev,test}, lexicon.txt and lexicon_align.txt in `out_dir`, which appears complete.
+    """Write data directories {train,dev,test} and lexicons in `out_dir`, which appears complete.
 
     lexicon.txt has the words of the training transcripts alone; lexicon_align.txt, for forced alignment, those of dev
-    and test too. Recordings whose header declares more than they hold are written anew in wav/, with a true one.
+    and test too. letters/{train,dev,test} have the letters as words, and lexicon_letters.txt those.
+    Recordings whose header declares more than they hold are written anew in wav/, with a true one.
     Raises AsrKdError as hold_out does.
     """
     train, dev = hold_out(corpus.sets["train"], dev_share)
@@ -213,10 +214,12 @@ def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Calla
         check_disjoint(utterances, by_speaker=False)
         for name, spoken in sets.items():
             write_data_dir(work / name, utterances[name])
+            write_data_dir(work / "letters" / name, [_in_letters(each) for each in utterances[name]])
             log(f"{name}: {_summary(spoken, known, {each.sentence for each in train})}")
         write_lexicon(work / "lexicon.txt", make_lexicon(known))
         every = {word for spoken in sets.values() for each in spoken for word in each.words}
         write_lexicon(work / "lexicon_align.txt", make_lexicon(every))
+        write_lexicon(work / "lexicon_letters.txt", make_lexicon(letters_of("".join(known))))
 
 
 def _utterance(spoken: Spoken, work: Path) -> Utterance:
@@ -227,6 +230,10 @@ def _utterance(spoken: Spoken, work: Path) -> Utterance:
         samples = read_audio(spoken.audio, SAMPLE_RATE, accept_truncated=True)
         soundfile.write(source, (samples / INT16_SCALE), SAMPLE_RATE, subtype="PCM_16")
     return Utterance(spoken.utt_id, spoken.spk_id, Recording(spoken.utt_id, str(source)), words=spoken.words)
+
+
+def _in_letters(utterance: Utterance) -> Utterance:
+    return replace(utterance, words=letters_of("".join(utterance.words or ())))
 
 
 def _summary(spoken: Sequence[Spoken], known: Collection[str], trained: Collection[str]) -> str:

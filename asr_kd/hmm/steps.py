@@ -195,7 +195,7 @@ def align(
     than `max_oov_share` of the utterances have such words, or more than `max_failed_share` fail.
     """
     model, feats = load_with_feats(hmm_dir, mfcc_h5)
-    lang = model.lang if lexicon_path is None else _lang_of(model, lexicon_path)
+    lang = lang_of(model, lexicon_path)
     transcripts = transcripts_of(data_dir, lang.lexicon, max_oov_share, progress, feats)
     layout = feats.reader.layout if fit is None else _layout_to_fit(fit, feats, progress)
     usable = {u: transcripts[u] for u in layout.utt_ids if u in transcripts and u in feats.reader}
@@ -228,8 +228,10 @@ def align(
     return failed
 
 
-def _lang_of(model: HmmModel, lexicon_path: str | Path) -> Lang:
-    """The model's phones with the words of another lexicon; raises AsrKdError where its phones are others."""
+def lang_of(model: HmmModel, lexicon_path: str | Path | None) -> Lang:
+    """The model's language, or its phones with the words of another lexicon; raises AsrKdError where phones differ."""
+    if lexicon_path is None:
+        return model.lang
     lang = Lang(read_lexicon(lexicon_path), **model.lang.options)
     if lang.phones != model.lang.phones:
         differing = sorted(set(lang.phones) ^ set(model.lang.phones))
@@ -260,13 +262,19 @@ def make_graph(
     out_dir: str | Path,
     *,
     lm: str | Path | None = None,
+    lexicon_path: str | Path | None = None,
     max_oov_share: float = MAX_OOV_SHARE,
     progress: Progress = lambda line: None,
 ) -> graphs.Graph:
-    """HCLG over the ARPA file `lm`, a unigram of data_dir's transcripts, or uniform words, into the folder out_dir."""
+    """HCLG over the ARPA file `lm`, a unigram of data_dir's transcripts, or uniform words, into the folder out_dir.
+
+    lexicon_path: a lexicon in place of the model's, with the same phones: other words, or letters. Raises AsrKdError
+    where its phones differ.
+    """
     model = HmmModel.load(hmm_dir)
-    grammar = load_grammar(model.lang, data_dir, lm, max_oov_share, progress)
-    graph = graphs.make_graph(model, model.lang, **grammar, progress=progress)
+    lang = lang_of(model, lexicon_path)
+    grammar = load_grammar(lang, data_dir, lm, max_oov_share, progress)
+    graph = graphs.make_graph(model, lang, **grammar, progress=progress)
     graph.save(out_dir)
     return graph
 
