@@ -92,7 +92,7 @@ def test_both_lexicons_spell_and_only_that_of_the_alignment_knows_words_of_test(
     assert trained.entries["ikóó"] == [("i", "k", "ó", "ó")]
     letters = read_lexicon(out / "lexicon_letters.txt")
     assert all(spelling == [(letter,)] for letter, spelling in letters.entries.items())
-    for whole, spelled in zip(read_data_dir(out / "test"), read_data_dir(out / "letters" / "test"), strict=True):
+    for whole, spelled in zip(read_data_dir(out / "test"), read_data_dir(out / "test_letters"), strict=True):
         assert "".join(spelled.words) == "".join(whole.words)
         assert set(spelled.words) <= set(letters.words)
 

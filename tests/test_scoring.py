@@ -16,7 +16,6 @@ from made_up_systems import HEADLINE, make_labels, make_systems, noisy_outputs
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.calibration import NUM_BINS, NUM_CELLS, ConfidenceHistogram
 from asr_kd.scoring.confusions import PairCounts
-from asr_kd.scoring.decoding import read_vocabulary
 from asr_kd.scoring.frame_results import FrameSystem, build_frame_results, score_posteriors
 from asr_kd.scoring.frames import FrameLabels, FrameScorer, per_utterance_frame_scores
 from asr_kd.scoring.labels import join_positions, read_labels
@@ -489,15 +488,6 @@ def test_letters_keep_their_tone_marks_and_lose_the_boundaries_of_words():
     errors, num_ref = count_errors(as_letters(refs), as_letters(hyps), ["a"])
     assert errors.tolist() == [[0, 0, 1]]
     assert num_ref.tolist() == [7]
-
-
-def test_a_vocabulary_is_read_from_words_txt(tmp_path):
-    path = tmp_path / "words.txt"
-    path.write_text("<eps> 0\nsωndω 1\n", encoding="utf-8")
-    assert read_vocabulary(path) == {"<eps>", "sωndω"}
-    path.write_text("<eps> 0\nsωndω\n", encoding="utf-8")
-    with pytest.raises(AsrKdError, match=r"words.txt:2: expected a word and its number"):
-        read_vocabulary(path)
 
 
 def test_mapsswe_that_was_refused_is_listed_apart(systems):

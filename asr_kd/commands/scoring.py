@@ -134,7 +134,8 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
 def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
     from asr_kd.scoring import systems
-    from asr_kd.scoring.decoding import FrameCache, read_vocabulary, references
+    from asr_kd.lm.text import read_vocabulary
+    from asr_kd.scoring.decoding import FrameCache, references
     from asr_kd.store.ali import AliReader, require_fit
     from asr_kd.store.feats import FeatsReader
     from asr_kd.training.data import digest_of
@@ -143,7 +144,7 @@ def score(args: argparse.Namespace) -> None:
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     refs = references(args.data, reader)
-    vocabulary = None if args.vocabulary is None else read_vocabulary(args.vocabulary)
+    vocabulary = None if args.vocabulary is None else set(read_vocabulary(args.vocabulary))
     cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
 

@@ -202,7 +202,7 @@ def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Calla
     """Write data directories {train,dev,test} and lexicons in `out_dir`, which appears complete.
 
     lexicon.txt has the words of the training transcripts alone; lexicon_align.txt, for forced alignment, those of dev
-    and test too. letters/{train,dev,test} have the letters as words, and lexicon_letters.txt those.
+    and test too. {train,dev,test}_letters have the letters as words, and lexicon_letters.txt those.
     Recordings whose header declares more than they hold are written anew in wav/, with a true one.
     Raises AsrKdError as hold_out does.
     """
@@ -214,7 +214,7 @@ def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Calla
         check_disjoint(utterances, by_speaker=False)
         for name, spoken in sets.items():
             write_data_dir(work / name, utterances[name])
-            write_data_dir(work / "letters" / name, [_in_letters(each) for each in utterances[name]])
+            write_data_dir(work / f"{name}_letters", [_in_letters(each) for each in utterances[name]])
             log(f"{name}: {_summary(spoken, known, {each.sentence for each in train})}")
         write_lexicon(work / "lexicon.txt", make_lexicon(known))
         every = {word for spoken in sets.values() for each in spoken for word in each.words}

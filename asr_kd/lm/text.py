@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.letters import letters_of
 from asr_kd.errors import AsrKdError
 from asr_kd.lm.arpa import open_lines
 from asr_kd.lm.ngram import BOS, EOS
@@ -83,4 +84,4 @@ def in_units(sentences: Iterable[Sequence[str]], unit: str) -> list[Sequence[str
 
 def letters(words: Sequence[str]) -> list[str]:
     """The letters of words in a row, with SPACE between words."""
-    return [letter for index, word in enumerate(words) for letter in ([SPACE] if index else []) + list(word)]
+    return [letter for index, word in enumerate(words) for letter in ([SPACE] if index else []) + [*letters_of(word)]]

@@ -156,18 +156,6 @@ def references(data_dir: str | Path, reader: FeatsReader) -> dict[str, str]:
     return {utt_id: words[utt_id] for utt_id in reader.layout.utt_ids}
 
 
-def read_vocabulary(path: str | Path) -> set[str]:
-    """The words of a words.txt, `word id` a line as Kaldi writes it; raises AsrKdError where the file is not that."""
-    try:
-        rows = [line.split() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise AsrKdError(f"{path}: cannot be read as a list of words ({error})") from error
-    for number, row in enumerate(rows, 1):
-        if len(row) != 2 or not row[1].isdecimal():
-            raise AsrKdError(f"{path}:{number}: expected a word and its number")
-    return {word for word, _ in rows}
-
-
 PATH_FILE = "{split}.path.h5"  # beside the words of a system's first seed: their states, in the form of ali.h5
 
 

@@ -2,16 +2,16 @@
 # The same nets without words: letters under a letter n-gram, for which no word is unknown.
 . "$root/recipes/common/stage.sh"
 last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))
-require "$exp/systems.yaml" "$exp"/data/letters/{train,dev,test}/text "$exp/data/lexicon_letters.txt"
+require "$exp/systems.yaml" "$exp"/data/{train,dev,test}_letters/text "$exp/data/lexicon_letters.txt"
 
-run asr_kd train-lm --data "$exp/data/letters/train" --order 5 --out "$exp/letters/lm.arpa.gz"
+run asr_kd train-lm --data "$exp/data/train_letters" --order 5 --out "$exp/letters/lm.arpa.gz"
 run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --lexicon "$exp/data/lexicon_letters.txt" \
   --lm "$exp/letters/lm.arpa.gz" --out "$exp/letters/graph"
 # Beside the list that it is a part of: nets are named from there.
 grep -v 'role: member' "$exp/systems.yaml" >"$exp/systems_letters.yaml"
 run asr_kd decode --systems "$exp/systems_letters.yaml" --graph "$exp/letters/graph" \
-  --counts "$exp/ali/ali_train_pdf.counts" --dev-feats "$exp/feats/dev.fbank.h5" --dev-data "$exp/data/letters/dev" \
-  --test-feats "$exp/feats/test.fbank.h5" --test-data "$exp/data/letters/test" \
+  --counts "$exp/ali/ali_train_pdf.counts" --dev-feats "$exp/feats/dev.fbank.h5" --dev-data "$exp/data/dev_letters" \
+  --test-feats "$exp/feats/test.fbank.h5" --test-data "$exp/data/test_letters" \
   --device "$device" --config "$config" --out "$exp/letters/decode"
 hyps=()
 for name in baseline baseline-long ensemble-arithmetic student; do
@@ -20,4 +20,4 @@ for name in baseline baseline-long ensemble-arithmetic student; do
     [ ! -f "$hyp" ] || hyps+=(--hyp "$name=$hyp")
   done
 done
-run asr_kd score-words --ref "$exp/data/letters/test/text" "${hyps[@]}" --out "$exp/letters/scores"
+run asr_kd score-words --ref "$exp/data/test_letters/text" "${hyps[@]}" --out "$exp/letters/scores"
