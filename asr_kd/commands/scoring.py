@@ -133,8 +133,8 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
 )
 def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
-    from asr_kd.scoring import systems
     from asr_kd.lm.text import read_vocabulary
+    from asr_kd.scoring import systems
     from asr_kd.scoring.decoding import FrameCache, references
     from asr_kd.store.ali import AliReader, require_fit
     from asr_kd.store.feats import FeatsReader
