@@ -108,7 +108,9 @@ def test_words_that_the_lexicon_lacks_are_left_out_and_told():
 # --- HCLG
 
 
-def random_model(rng: np.random.Generator, lang: Lang) -> HmmModel:
+def random_model(
+    rng: np.random.Generator, lang: Lang, topology: str = "3state", silence_topology: str = "3state"
+) -> HmmModel:
     """Triphones whose states ask a random question about each neighbour; silence has no context."""
     ids = list(lang.phone_id.values())
     fresh = itertools.count()
@@ -119,9 +121,13 @@ def random_model(rng: np.random.Generator, lang: Lang) -> HmmModel:
         left, right = (tuple(sorted(rng.choice([0, *ids], 2, replace=False).tolist())) for _ in range(2))
         return Split(0, left, Leaf(next(fresh)), Split(2, right, Leaf(next(fresh)), Leaf(next(fresh))))
 
-    tree = ContextTree(phone_table({phone: [state(phone) for _ in range(NUM_STATES)] for phone in ids}))
+    silence = [lang.phone_id[phone] for phone in lang.silence_phones]
+    states = {phone: 5 if phone in silence and silence_topology == "5state" else NUM_STATES for phone in ids}
+    tree = ContextTree(phone_table({phone: [state(phone) for _ in range(states[phone])] for phone in ids}))
     gmm = Gmm(np.ones(1), np.zeros((1, 1)), np.ones((1, 1)))
-    return HmmModel.untrained(lang, topology_text(len(ids), "3state"), tree.to_bytes(), gmm, {})
+    return HmmModel.untrained(
+        lang, topology_text(len(ids), topology, silence, silence_topology), tree.to_bytes(), gmm, {}
+    )
 
 
 def spoken(lang: Lang, most: int) -> list[tuple[list[str], list[str], float]]:
@@ -182,7 +188,7 @@ def best_in_time(model: HmmModel, phones: list[str], loglik: np.ndarray, self_lo
     return float(score[-1] + go)
 
 
-def random_case(seed: int) -> tuple[np.random.Generator, Lang, HmmModel, NgramModel]:
+def random_case(seed: int, **topology: str) -> tuple[np.random.Generator, Lang, HmmModel, NgramModel]:
     rng = np.random.default_rng(seed)
     pronunciations = [("K",), ("L",), ("K", "L"), ("L", "K"), ("K", "K")]
     entries = {
@@ -192,7 +198,7 @@ def random_case(seed: int) -> tuple[np.random.Generator, Lang, HmmModel, NgramMo
     first = min(entries)
     lang = Lang(Lexicon(entries, {(first, entries[first][0]): 0.5}), 0.3, bool(rng.integers(2)))
     lm = random_lm(rng, list(entries), int(rng.integers(1, 4)), float(rng.choice([0.0, 1e-2])))
-    return rng, lang, random_model(rng, lang), lm
+    return rng, lang, random_model(rng, lang, **topology), lm
 
 
 @needs_kaldi
@@ -240,10 +246,14 @@ def plainly_composed(model: HmmModel, lang: Lang, lm: NgramModel) -> Graph:
 
 
 @needs_kaldi
-@settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_the_best_path_is_that_of_the_plain_composition(seed):
-    rng, lang, model, lm = random_case(seed)
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    topology=st.sampled_from(["3state", "bakis"]),
+    silence_topology=st.sampled_from(["3state", "5state"]),
+)
+def test_the_best_path_is_that_of_the_plain_composition(seed, topology, silence_topology):
+    rng, lang, model, lm = random_case(seed, topology=topology, silence_topology=silence_topology)
     graph, plain = make_graph(model, lang, None, lm=lm), plainly_composed(model, lang, lm)
     for _ in range(4):
         loglik = rng.normal(0, 3, (int(rng.integers(3, 30)), model.num_pdfs)).astype(np.float32)
