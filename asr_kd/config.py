@@ -220,6 +220,8 @@ class DecodeConfig:
     grammar: str
     beam: float
     min_active: int
+    max_active: int
+    lattice_beam: float
     acwts: list[float]
     insertion_penalties: list[float]
     prior_floor: float

@@ -20,7 +20,9 @@ from asr_kd.store.kaldi_stream import KaldiStream
 
 _ARC_TYPE = b"compactlattice44"
 _HEADER = struct.Struct("<iiQqqq")  # version, flags, properties, start, number of states, of arcs
-_ARC = struct.Struct("<iiffi")  # word twice, graph and acoustic cost, number of transition-ids, which follow; then target
+_ARC = struct.Struct(
+    "<iiffi"
+)  # word twice, graph and acoustic cost, number of transition-ids, which follow; then target
 _FINAL = struct.Struct("<ffi")  # graph and acoustic cost, number of transition-ids, which follow
 _STATIC = 3  # OpenFst's kExpanded and kMutable; it finds out other properties itself
 _NOT_FINAL = _FINAL.pack(np.inf, np.inf, 0)
