@@ -91,7 +91,9 @@ def test_determinised_it_holds_each_word_sequence_within_the_beam_once_at_its_co
 def test_pruning_keeps_exactly_the_arcs_of_paths_within_the_beam(lattice, scales, beam):
     costs, paths = lattice.costs(*scales), all_paths(lattice)
     totals = [costs[path].sum() for path in paths]
-    kept = {arc for path, total in zip(paths, totals, strict=True) if total <= min(totals) + beam + 1e-9 for arc in path}
+    kept = {
+        arc for path, total in zip(paths, totals, strict=True) if total <= min(totals) + beam + 1e-9 for arc in path
+    }
     pruned = lattice.pruned(beam, *scales)
     expected = lattice.of_arcs(np.array(sorted(kept)))
     for name in ("source", "target", "word", "graph", "acoustic"):

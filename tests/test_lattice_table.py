@@ -114,7 +114,12 @@ def test_other_fsts_and_promises_that_are_not_kept_are_refused(tmp_path):
     other = whole.replace(b"\x10\0\0\0compactlattice44", b"\x08\0\0\0standard")
     huge = whole.replace(struct.pack("<qqq", 0, 3, 3), struct.pack("<qqq", 0, 2**60, 3))
     long = whole.replace(struct.pack("<iiffi", 4, 4, 1.5, -10, 1), struct.pack("<iiffi", 4, 4, 1.5, -10, 2**30))
-    for content, complaint in ((other, "vector standard"), (huge, "ends early"), (long, "more than"), (whole[:-9], "ends")):
+    for content, complaint in (
+        (other, "vector standard"),
+        (huge, "ends early"),
+        (long, "more than"),
+        (whole[:-9], "ends"),
+    ):
         (tmp_path / "lat.ark").write_bytes(content)
         with pytest.raises(AsrKdError, match=complaint):
             list(read_lattices(f"ark:{tmp_path}/lat.ark"))

@@ -7,7 +7,7 @@ import numpy as np
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, DEVICE, GRAPH
+from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ
 from asr_kd.config import DecodeConfig, HmmConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
@@ -65,7 +65,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     path("--fit", "feats.h5 that it is for, if another utterance was skipped there than in --feats", required=False),
     LEXICON,
-    option("--nj", "processes (default 1)", type=int, default=1),
+    NJ,
     config=["max_oov_share", "gmm_max_failed_share"],
 )
 def align(args: argparse.Namespace) -> None:
@@ -165,7 +165,7 @@ def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | No
     HMM,
     path("--train-data", "training data directory, for a unigram grammar", required=False),
     LM,
-    config=["grammar", "beam", "min_active", "acwts", "insertion_penalties", "max_oov_share"],
+    config=["grammar", "beam", "min_active", "max_active", "acwts", "insertion_penalties", "max_oov_share"],
 )
 def check_hmm(args: argparse.Namespace) -> None:
     """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.

@@ -10,7 +10,7 @@ import numpy as np
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, SYSTEMS, resolve_compute
+from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
@@ -32,6 +32,8 @@ from asr_kd.store.atomic import write_json
     path("--test-feats", "features to decode"),
     path("--test-data", "their data directory"),
     path("--out", "folder of the words"),
+    option("--lattices", "write lattices of dev and test too", action="store_true"),
+    NJ,
     DEVICE,
     config=[DecodeConfig, "precision", "top_n"],
 )
@@ -39,7 +41,8 @@ def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.
 
     Writes OUT/NAME/scales.json, OUT/NAME/seedK/{dev,test}.txt (Kaldi's text), OUT/NAME/seed1/test.path.h5 (the states
-    of the paths, for the report's picture) and OUT/NAME/decode.json.
+    of the paths, for the report's picture) and OUT/NAME/decode.json; with --lattices also
+    OUT/NAME/seedK/{dev,test}.lat.gz, Kaldi's tables of lattices, made at the chosen scales.
     """
     from asr_kd.hmm.graph import Graph
     from asr_kd.scoring.decoding import FrameCache, SetDecoder, references
@@ -49,26 +52,29 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
-    decoder = SetDecoder(graph, read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs), config)
-    cache = FrameCache(compute.device, compute.dtype)
-    for system in read_systems(args.systems):
-        out = args.out / system.name
-        make(
-            out,
-            lambda out=out, system=system: _decode_system(
-                out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"]
-            ),
-            command=args.command_line,
-            nets=[[card["digest"] for card in cards] for cards in system.cards()],
-            combination=system.combination,
-            graph=graph.digest,
-            counts=file_digest([args.counts]),
-            feats=[reader.content_digest for reader in sets.values()],
-            refs=refs,
-            config=config,
-            outputs=["txt", "path.h5"],
-            **_how_called(system, args.values),
-        )
+    priors, cache = (
+        read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs),
+        FrameCache(compute.device, compute.dtype),
+    )
+    with SetDecoder(graph, priors, config, args.nj) as decoder:
+        for system in read_systems(args.systems):
+            out = args.out / system.name
+            make(
+                out,
+                lambda out=out, system=system: _decode_system(
+                    out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"], args.lattices
+                ),
+                command=args.command_line,
+                nets=[[card["digest"] for card in cards] for cards in system.cards()],
+                combination=system.combination,
+                graph=graph.digest,
+                counts=file_digest([args.counts]),
+                feats=[reader.content_digest for reader in sets.values()],
+                refs=refs,
+                config=config,
+                outputs=["txt", "path.h5", *(["lat.gz"] if args.lattices else [])],
+                **_how_called(system, args.values),
+            )
 
 
 def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
@@ -76,9 +82,12 @@ def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
     return {"top_n": values["top_n"]} if system.combination == SPECIALISTS else {}
 
 
-def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int) -> None:
+def _decode_system(
+    out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int, lattices: bool
+) -> None:
     from asr_kd.distill.soft_targets import check_members
-    from asr_kd.scoring.decoding import PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
+    from asr_kd.hmm.lattice_table import write_lattices
+    from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
     from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
@@ -86,34 +95,38 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
         nets = load_nets(paths, compute.device)
         check_members(nets, sets["dev"], decoder.model_digest, combination=system.combination)
         for name, reader in sets.items():
+            seed = out / f"seed{number}"
             cache.frames(reader, nets[0])  # loading is not part of the real-time factor
-            timer = Timer()
+            timer = Timer(compute.device)
             log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, top_n)
             forward_seconds = timer.seconds()
             if scales is None:
                 scales = decoder.tune(log_post, reader, dev_refs)
-            timer = Timer()
             path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
+            before = decoder.seconds
             hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty, path_pdf)
-            seconds = forward_seconds + timer.seconds()
+            seconds = forward_seconds + decoder.seconds - before
             if name == "test":
                 rtfs.append(seconds / (reader.layout.num_frames * reader.layout.frame_shift_ms / 1000.0))
-            write_hyps(out / f"seed{number}" / f"{name}.txt", hyps)
+            write_hyps(seed / f"{name}.txt", hyps)
             if path_pdf is not None:
                 write_ali(
-                    out / f"seed{number}" / PATH_FILE.format(split=name),
+                    seed / PATH_FILE.format(split=name),
                     reader.layout,
                     path_pdf,
                     num_pdfs=decoder.num_pdfs,
                     model_digest=decoder.model_digest,
                     sil_pdfs=(),
                 )
+            if lattices:
+                found = decoder.lattices(log_post, reader, scales.acwt, scales.insertion_penalty)
+                write_lattices(f"ark:{seed / LATTICE_FILE.format(split=name)}", found)
     write_json(out / "scales.json", dataclasses.asdict(scales))
     digests = [[card["digest"] for card in seed] for seed in system.cards()]
     write_json(out / "decode.json", {"decode_rtf": float(np.mean(rtfs)), "nets": digests})
     log(
         f"{system.name}: acwt {scales.acwt:g}, insertion penalty {scales.insertion_penalty:g}, "
-        f"dev WER {min(row['wer'] for row in scales.tried):.2f} %, real-time factor {np.mean(rtfs):.4f}"
+        f"dev WER {min(row['wer'] for row in scales.tried):.2f} %, {np.mean(rtfs):.4f} x real time per core"
     )
 
 

@@ -161,6 +161,7 @@ def rescore(
 
 def _name(words: Sequence[str], word: int) -> str:
     if not 0 < word <= len(words):
-        raise AsrKdError(f"the lattice has a word {word}, but the graph only {len(words)} words; is it of another graph?")
+        raise AsrKdError(
+            f"the lattice has a word {word}, but the graph only {len(words)} words; is it of another graph?"
+        )
     return words[word - 1]
-

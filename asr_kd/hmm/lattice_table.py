@@ -14,15 +14,15 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lattice import Lattice
-from asr_kd.hmm.openfst import MAGIC
+from asr_kd.hmm.openfst import HEADER, MAGIC, PROPERTIES, VERSION
 from asr_kd.store.kaldi_ark import read_objects, write_objects
 from asr_kd.store.kaldi_stream import KaldiStream
 
 _ARC_TYPE = b"compactlattice44"
-_HEADER = struct.Struct("<iiQqqq")  # version, flags, properties, start, number of states, of arcs
-_ARC = struct.Struct("<iiffi")  # word twice, graph and acoustic cost, number of transition-ids, which follow; then target
+_ARC = struct.Struct(
+    "<iiffi"
+)  # word twice, graph and acoustic cost, number of transition-ids, which follow; then target
 _FINAL = struct.Struct("<ffi")  # graph and acoustic cost, number of transition-ids, which follow
-_STATIC = 3  # OpenFst's kExpanded and kMutable; it finds out other properties itself
 _NOT_FINAL = _FINAL.pack(np.inf, np.inf, 0)
 
 
@@ -81,7 +81,7 @@ def _to_binary(lattice: Lattice) -> bytes:
     finals, num_states = _finals(lattice), lattice.num_states - 1
     pieces = [struct.pack("<i", MAGIC)]
     pieces += [struct.pack("<i", len(name)) + name for name in (b"vector", _ARC_TYPE)]
-    pieces.append(_HEADER.pack(2, 0, _STATIC, 0, num_states, len(lattice.source) - len(finals)))
+    pieces.append(HEADER.pack(VERSION, 0, PROPERTIES, 0, num_states, len(lattice.source) - len(finals)))
     for state in range(num_states):
         final, arcs = finals.get(state), range(lattice.first_arc[state], lattice.first_arc[state + 1])
         if final is None:
@@ -137,8 +137,8 @@ def _read_binary(stream: KaldiStream) -> tuple[int, list[_Arc]]:
     if names != [b"vector", _ARC_TYPE]:
         kind = b" ".join(names).decode("ascii", "replace")
         raise stream.error(f"is an FST of type {kind!r}; a CompactLattice is one of type 'vector compactlattice44'")
-    version, flags, _, start, num_states, _ = _HEADER.unpack(stream.read(_HEADER.size))
-    if version != 2 or flags or not 0 <= start < num_states:
+    version, flags, _, start, num_states, _ = HEADER.unpack(stream.read(HEADER.size))
+    if version != VERSION or flags or not 0 <= start < num_states:
         raise stream.error(f"declares version {version}, flags {flags}, start {start} and {num_states} states")
     arcs: list[_Arc] = []
     for state in range(num_states):

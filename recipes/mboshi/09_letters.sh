@@ -12,7 +12,7 @@ grep -v 'role: member' "$exp/systems.yaml" >"$exp/systems_letters.yaml"
 run asr_kd decode --systems "$exp/systems_letters.yaml" --graph "$exp/letters/graph" \
   --counts "$exp/ali/ali_train_pdf.counts" --dev-feats "$exp/feats/dev.fbank.h5" --dev-data "$exp/data/dev_letters" \
   --test-feats "$exp/feats/test.fbank.h5" --test-data "$exp/data/test_letters" \
-  --device "$device" --config "$config" --out "$exp/letters/decode"
+  --device "$device" --config "$config" --nj "$nj" --out "$exp/letters/decode"
 hyps=()
 for name in baseline baseline-long ensemble-arithmetic student; do
   for n in $(seq 1 $((last_seed - seed + 1))); do
