@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -158,12 +159,12 @@ def test_likelihood_is_that_of_kaldi(plain):
 # --- training and alignment
 
 
-def test_subset_is_seeded_and_has_every_word():
-    words = {f"u{i}": ("common",) for i in range(50)} | {"z": ("rare", "common")}
-    chosen = select_subset(words, 5, seed=0)
-    assert "z" in chosen, "every word is needed in training"
+def test_subset_is_seeded_and_has_every_phone():
+    phones = {f"u{i}": {"AH"} for i in range(50)} | {"z": {"ZH", "AH"}}
+    chosen = select_subset(phones, 5, seed=0)
+    assert "z" in chosen, "every phone is needed in training"
     assert 5 <= len(chosen) <= 6
-    assert chosen == select_subset(words, 5, seed=0) != select_subset(words, 5, seed=1)
+    assert chosen == select_subset(phones, 5, seed=0) != select_subset(phones, 5, seed=1)
 
 
 @needs_kaldi
@@ -242,7 +243,7 @@ def test_saved_model_aligns_alike_in_other_processes(plain, tmp_path):
     loaded = HmmModel.load(tmp_path / "hmm")
     assert loaded.digest == model.digest
     ours = list(align_utterances(model, model.lang, items))
-    theirs = list(align_in_processes(loaded, items, nj=2, chunk_size=13))
+    theirs = list(align_in_processes(loaded, loaded.lang, items, nj=2, chunk_size=13))
     for a, b in zip(ours, theirs, strict=True):
         assert a[0] == b[0]
         np.testing.assert_array_equal(a[1], b[1])
@@ -411,6 +412,15 @@ def test_graph_survives_its_folder_and_refuses_changes(ambiguous_graph, tmp_path
     ambiguous_graph.save(tmp_path / "graph")
     loaded = Graph.load(tmp_path / "graph")
     assert loaded.digest == ambiguous_graph.digest
+    record = tmp_path / "graph" / "graph.json"
+    content = json.loads(record.read_text())
+    old = {**content, "version": 1, "digest": ambiguous_graph._digest(1)}
+    record.write_text(json.dumps(old))
+    assert Graph.load(tmp_path / "graph").digest == ambiguous_graph.digest, "graphs of version 1 are read too"
+    record.write_text(json.dumps({**old, "digest": content["digest"]}))
+    with pytest.raises(AsrKdError, match="digest"):
+        Graph.load(tmp_path / "graph")
+    record.write_text(json.dumps(content))
     fst = tmp_path / "graph" / "HCLG.fst"
     whole = fst.read_bytes()
     fst.write_bytes(whole[: len(whole) // 2])
@@ -575,6 +585,38 @@ def test_a_few_utterances_with_unknown_words_are_left_out(corpus, tmp_path):
     ):
         with pytest.raises(AsrKdError, match=complaint + ".*more than the share of 0.01"):
             refuse()
+
+
+@needs_kaldi
+def test_words_that_training_lacks_are_aligned_by_another_lexicon_of_the_same_phones(corpus, tmp_path):
+    folder, _ = corpus
+    utterances = read_data_dir(folder / "data")
+    utterances[3] = dataclasses.replace(utterances[3], words=("fan",))
+    write_data_dir(tmp_path / "test", utterances)
+    hmm = folder / "hmm"
+    config = hmm_config(gmm_num_iters=2, gmm_total_gauss=30)
+    steps.train_hmm(folder / "mfcc.h5", folder / "data", folder / "lexicon.txt", hmm, config)
+    write_lexicon(folder / "more.txt", Lexicon({**PLAIN.entries, "fan": [("F", "AH", "N")]}))
+    for nj in (1, 2):
+        aligned = (folder / "mfcc.h5", tmp_path / "test", hmm, tmp_path / f"{nj}.h5", nj)
+        assert steps.align(*aligned, lexicon_path=folder / "more.txt") == []
+    ali = AliReader(tmp_path / "1.h5")
+    assert {ali.phones[phone] for phone in ali.phone[ali.layout.rows(utterances[3].utt_id)]} - {"SIL"} == {
+        "F",
+        "AH",
+        "N",
+    }
+    assert np.array_equal(ali.pdf, AliReader(tmp_path / "2.h5").pdf)
+    write_lexicon(folder / "phones.txt", Lexicon({f"<{p}>": [(p,)] for p in PLAIN.phones}))
+    graph = steps.make_graph(hmm, None, folder / "graph", lexicon_path=folder / "phones.txt")
+    assert Graph.load(folder / "graph").words == [f"<{phone}>" for phone in PLAIN.phones] == graph.words
+    others = {"AE": {**PLAIN.entries, "fan": [("F", "AE", "N")]}, "V": {**PLAIN.entries, "five": [("F", "AY")]}}
+    for phone, entries in others.items():
+        write_lexicon(folder / "other.txt", Lexicon(entries))
+        with pytest.raises(
+            AsrKdError, match=rf"other.txt: its phones have to be those of the HMM; only .* has '{phone}'"
+        ):
+            steps.align(folder / "mfcc.h5", folder / "data", hmm, tmp_path / "3.h5", lexicon_path=folder / "other.txt")
 
 
 @needs_kaldi

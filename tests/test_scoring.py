@@ -20,8 +20,10 @@ from asr_kd.scoring.frame_results import FrameSystem, build_frame_results, score
 from asr_kd.scoring.frames import FrameLabels, FrameScorer, per_utterance_frame_scores
 from asr_kd.scoring.labels import join_positions, read_labels
 from asr_kd.scoring.posteriors import open_posteriors
+from asr_kd.scoring.report_tables import comparisons_table, summary_table
 from asr_kd.scoring.results import build_results, check_results
 from asr_kd.scoring.systems import SystemScores, mean_over_seeds
+from asr_kd.scoring.wer import as_letters, count_errors
 from asr_kd.store.ali import write_ali
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.kaldi_ark import write_int_vectors, write_matrices
@@ -456,6 +458,38 @@ def test_phone_error_rate_is_reported_where_it_is_given(systems):
     assert "per" in {c["metric"] for c in results["comparisons"]}
 
 
+def test_letters_take_the_place_of_phones_and_unknown_words_are_counted(systems):
+    by_letters = [
+        dataclasses.replace(
+            s,
+            phone_errors=s.errors,
+            num_ref_phones=s.num_ref_words,
+            per_unit="letter",
+            num_oov_words=np.minimum(s.num_ref_words, 1),
+        )
+        for s in systems
+    ]
+    results = build_results("mini", "quick", "test", by_letters, HEADLINE, num_resamples=200)
+    assert results["per_unit"] == "letter"
+    assert results["oov"] == {"num_words": 90, "share": 0.2}
+    summary, tests = summary_table(results), comparisons_table(results)
+    assert "LER %" in [column.header for column in summary.columns]
+    assert summary.caption.endswith("20.0 % of the words are not in the recogniser’s vocabulary and can only be wrong.")
+    assert "letter error rate" in {row.cells["metric"] for row in tests.rows}
+    mixed = [*by_letters[:3], dataclasses.replace(by_letters[3], per_unit="phone")]
+    with pytest.raises(AsrKdError, match="different per_unit"):
+        build_results("mini", "quick", "test", mixed, HEADLINE)
+    with pytest.raises(AsrKdError, match="num_oov_words exceeds"):
+        dataclasses.replace(systems[0], num_oov_words=systems[0].num_ref_words + 1)
+
+
+def test_letters_keep_their_tone_marks_and_lose_the_boundaries_of_words():
+    refs, hyps = {"a": "kyéma wó"}, {"a": "kye\u0301 mawo"}
+    errors, num_ref = count_errors(as_letters(refs), as_letters(hyps), ["a"])
+    assert errors.tolist() == [[0, 0, 1]]
+    assert num_ref.tolist() == [7]
+
+
 def test_mapsswe_that_was_refused_is_listed_apart(systems):
     few = [
         dataclasses.replace(s, errors=systems[1].errors[[0] * len(s.seeds)], hyps=[systems[1].refs] * len(s.seeds))
@@ -487,7 +521,7 @@ def all_places(value, path=()):
 
 # Not of the contract; the second may be missing, but are not odd where they are there.
 UNCHECKED = {"num_speakers", "bootstrap", "refused_tests", "resampling_note"}
-OPTIONAL = {"frame_accuracy_nonsil", "frame_accuracy_top5", "calibration", "per_phone", "confusions"}
+OPTIONAL = {"frame_accuracy_nonsil", "frame_accuracy_top5", "calibration", "per_unit", "oov", "per_phone", "confusions"}
 FREE_NAMES = {"label_phone", "predicted_phone", "reason"}
 
 

@@ -1,11 +1,12 @@
 """Options that several subcommands share, and what they mean."""
 
 import argparse
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asr_kd.commands.command import Option, option, path
+from asr_kd.commands.command import Option, one_of, option, path
 from asr_kd.errors import AsrKdError
 
 if TYPE_CHECKING:
@@ -15,8 +16,16 @@ DEVICE = option("--device", "auto, cpu or cuda (default auto: CUDA where there i
 SEEDS = option("--seeds", "like 1-3 or 1,2,5 (default 1)", default="1")
 SYSTEMS = path("--systems", "systems.yaml: nets by systems, as asr_kd/scoring/system_list.py describes")
 GRAPH = path("--graph", "folder made by asr-kd make-graph")
+NJ = option("--nj", "processes (default 1)", type=int, default=1)
 COUNTS = path("--counts", "ali_train_pdf.counts made by asr-kd align")
 TEACHERS = path("--teachers", "folders of the members", nargs="+", metavar="DIR")
+SCALES = (
+    one_of(
+        path("--scales", "scales.json of a system, made by asr-kd decode"),
+        option("--acwt", "acoustic scale", type=float),
+    ),
+    option("--insertion-penalty", "cost of a word, beside --acwt (default 0)", type=float),
+)
 TRAINING_SETS = (
     path("--feats", "the training set's features"),
     path("--ali", "the training set's states"),
@@ -37,6 +46,19 @@ def parse_seeds(text: str) -> list[int]:
     if not seeds or len(set(seeds)) != len(seeds):
         raise AsrKdError(f"--seeds {text}: expected whole numbers like 1-3 or 1,2,5, each once")
     return seeds
+
+
+def resolve_scales(args: argparse.Namespace) -> tuple[float, float]:
+    """Acoustic scale and insertion penalty of SCALES; raises AsrKdError for a file that asr-kd decode did not write."""
+    if not args.scales:
+        return args.acwt, args.insertion_penalty or 0.0
+    if args.insertion_penalty is not None:
+        raise AsrKdError("--insertion-penalty goes with --acwt; --scales holds one already")
+    try:
+        contents = json.loads(args.scales.read_text(encoding="utf-8"))
+        return float(contents["acwt"]), float(contents["insertion_penalty"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AsrKdError(f"{args.scales}: not a scales.json made by asr-kd decode ({error!r})") from error
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,14 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, one_of, option, path
-from asr_kd.commands.options import COUNTS, GRAPH
+from asr_kd.commands.command import command, option, path
+from asr_kd.commands.options import COUNTS, GRAPH, SCALES, resolve_scales
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
@@ -27,11 +26,7 @@ if TYPE_CHECKING:
     path("--hmm", "folder made by asr-kd train-hmm"),
     GRAPH,
     COUNTS,
-    one_of(
-        path("--scales", "scales.json of a system, made by asr-kd decode"),
-        option("--acwt", "acoustic scale", type=float),
-    ),
-    option("--insertion-penalty", "cost of a word, beside --acwt (default 0)", type=float),
+    *SCALES,
     path("--results", "results.json made by asr-kd report, for the model card", required=False),
     option("--system", "whose scores the card shows, with --results (default student)", default="student"),
     option("--name", "of the model, for the card (default: that of the folder)", default=""),
@@ -49,12 +44,7 @@ def export(args: argparse.Namespace) -> None:
     from asr_kd.model_dir import Scales, export_model
 
     decoding = resolve(DecodeConfig, args.values)
-    if args.scales:
-        if args.insertion_penalty is not None:
-            raise AsrKdError("--insertion-penalty goes with --acwt; --scales holds one already")
-        acwt, insertion_penalty = _read_scales(args.scales)
-    else:
-        acwt, insertion_penalty = args.acwt, args.insertion_penalty or 0.0
+    acwt, insertion_penalty = resolve_scales(args)
     scales = Scales(acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor)
     scores = scores_of(args.results, args.system) if args.results else None
 
@@ -78,15 +68,6 @@ def export(args: argparse.Namespace) -> None:
         inputs=file_digest([*args.nets, args.hmm, args.graph, args.counts]),
         made=[dataclasses.asdict(scales), args.name, args.license, args.trained_on, scores, args.values],
     )
-
-
-def _read_scales(file: Path) -> tuple[float, float]:
-    """Acoustic scale and insertion penalty; raises AsrKdError for what asr-kd decode did not write."""
-    try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
-        return float(contents["acwt"]), float(contents["insertion_penalty"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AsrKdError(f"{file}: not a scales.json made by asr-kd decode ({error!r})") from error
 
 
 @command(

@@ -10,7 +10,7 @@ import numpy as np
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, SYSTEMS, resolve_compute
+from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
@@ -32,6 +32,8 @@ from asr_kd.store.atomic import write_json
     path("--test-feats", "features to decode"),
     path("--test-data", "their data directory"),
     path("--out", "folder of the words"),
+    option("--lattices", "write lattices of dev and test too", action="store_true"),
+    NJ,
     DEVICE,
     config=[DecodeConfig, "precision", "top_n"],
 )
@@ -39,7 +41,8 @@ def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.
 
     Writes OUT/NAME/scales.json, OUT/NAME/seedK/{dev,test}.txt (Kaldi's text), OUT/NAME/seed1/test.path.h5 (the states
-    of the paths, for the report's picture) and OUT/NAME/decode.json.
+    of the paths, for the report's picture) and OUT/NAME/decode.json; with --lattices also
+    OUT/NAME/seedK/{dev,test}.lat.gz, Kaldi's tables of lattices, made at the chosen scales.
     """
     from asr_kd.hmm.graph import Graph
     from asr_kd.scoring.decoding import FrameCache, SetDecoder, references
@@ -49,26 +52,29 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
-    decoder = SetDecoder(graph, read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs), config)
-    cache = FrameCache(compute.device, compute.dtype)
-    for system in read_systems(args.systems):
-        out = args.out / system.name
-        make(
-            out,
-            lambda out=out, system=system: _decode_system(
-                out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"]
-            ),
-            command=args.command_line,
-            nets=[[card["digest"] for card in cards] for cards in system.cards()],
-            combination=system.combination,
-            graph=graph.digest,
-            counts=file_digest([args.counts]),
-            feats=[reader.content_digest for reader in sets.values()],
-            refs=refs,
-            config=config,
-            outputs=["txt", "path.h5"],
-            **_how_called(system, args.values),
-        )
+    priors, cache = (
+        read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs),
+        FrameCache(compute.device, compute.dtype),
+    )
+    with SetDecoder(graph, priors, config, args.nj) as decoder:
+        for system in read_systems(args.systems):
+            out = args.out / system.name
+            make(
+                out,
+                lambda out=out, system=system: _decode_system(
+                    out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"], args.lattices
+                ),
+                command=args.command_line,
+                nets=[[card["digest"] for card in cards] for cards in system.cards()],
+                combination=system.combination,
+                graph=graph.digest,
+                counts=file_digest([args.counts]),
+                feats=[reader.content_digest for reader in sets.values()],
+                refs=refs,
+                config=config,
+                outputs=["txt", "path.h5", *(["lat.gz"] if args.lattices else [])],
+                **_how_called(system, args.values),
+            )
 
 
 def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
@@ -76,9 +82,12 @@ def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
     return {"top_n": values["top_n"]} if system.combination == SPECIALISTS else {}
 
 
-def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int) -> None:
+def _decode_system(
+    out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int, lattices: bool
+) -> None:
     from asr_kd.distill.soft_targets import check_members
-    from asr_kd.scoring.decoding import PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
+    from asr_kd.hmm.lattice_table import write_lattices
+    from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
     from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
@@ -86,34 +95,38 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
         nets = load_nets(paths, compute.device)
         check_members(nets, sets["dev"], decoder.model_digest, combination=system.combination)
         for name, reader in sets.items():
+            seed = out / f"seed{number}"
             cache.frames(reader, nets[0])  # loading is not part of the real-time factor
-            timer = Timer()
+            timer = Timer(compute.device)
             log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, top_n)
             forward_seconds = timer.seconds()
             if scales is None:
                 scales = decoder.tune(log_post, reader, dev_refs)
-            timer = Timer()
             path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
+            before = decoder.seconds
             hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty, path_pdf)
-            seconds = forward_seconds + timer.seconds()
+            seconds = forward_seconds + decoder.seconds - before
             if name == "test":
                 rtfs.append(seconds / (reader.layout.num_frames * reader.layout.frame_shift_ms / 1000.0))
-            write_hyps(out / f"seed{number}" / f"{name}.txt", hyps)
+            write_hyps(seed / f"{name}.txt", hyps)
             if path_pdf is not None:
                 write_ali(
-                    out / f"seed{number}" / PATH_FILE.format(split=name),
+                    seed / PATH_FILE.format(split=name),
                     reader.layout,
                     path_pdf,
                     num_pdfs=decoder.num_pdfs,
                     model_digest=decoder.model_digest,
                     sil_pdfs=(),
                 )
+            if lattices:
+                found = decoder.lattices(log_post, reader, scales.acwt, scales.insertion_penalty)
+                write_lattices(f"ark:{seed / LATTICE_FILE.format(split=name)}", found)
     write_json(out / "scales.json", dataclasses.asdict(scales))
     digests = [[card["digest"] for card in seed] for seed in system.cards()]
     write_json(out / "decode.json", {"decode_rtf": float(np.mean(rtfs)), "nets": digests})
     log(
         f"{system.name}: acwt {scales.acwt:g}, insertion penalty {scales.insertion_penalty:g}, "
-        f"dev WER {min(row['wer'] for row in scales.tried):.2f} %, real-time factor {np.mean(rtfs):.4f}"
+        f"dev WER {min(row['wer'] for row in scales.tried):.2f} %, {np.mean(rtfs):.4f} x real time per core"
     )
 
 
@@ -126,12 +139,14 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, cache, comp
     path("--feats", "features of the set"),
     path("--ali", "its states"),
     path("--data", "Kaldi data directory with the references"),
+    path("--vocabulary", "words.txt of the graph: count the words that it lacks", required=False),
     path("--out", "folder of the scores"),
     DEVICE,
-    config=["precision", "top_n"],
+    config=["precision", "top_n", "score_letters"],
 )
 def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
+    from asr_kd.lm.text import read_vocabulary
     from asr_kd.scoring import systems
     from asr_kd.scoring.decoding import FrameCache, references
     from asr_kd.store.ali import AliReader, require_fit
@@ -142,11 +157,12 @@ def score(args: argparse.Namespace) -> None:
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     refs = references(args.data, reader)
+    vocabulary = None if args.vocabulary is None else set(read_vocabulary(args.vocabulary))
     cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
 
         def work(system: SystemSpec = system) -> None:
-            scores = _score_system(args, system, reader, ali, refs, cache, compute)
+            scores = _score_system(args, system, reader, ali, refs, vocabulary, cache, compute)
             scores.save(args.out / f"{system.name}.json")
             num_seeds = len(scores.seeds)
             log(
@@ -169,16 +185,18 @@ def score(args: argparse.Namespace) -> None:
             dtype=compute.dtype,
             version=systems.VERSION,
             **_how_called(system, args.values),
+            **({"score_letters": True} if args.values["score_letters"] else {}),
+            **({} if vocabulary is None else {"vocabulary": sorted(vocabulary)}),
         )
 
 
-def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
+def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, cache, compute):
     from asr_kd.scoring.decoding import load_nets, log_posteriors, read_hyps
     from asr_kd.scoring.frame_detail import over_seeds
     from asr_kd.scoring.frames import per_utterance_frame_scores
     from asr_kd.scoring.labels import ali_labels
     from asr_kd.scoring.systems import SystemScores
-    from asr_kd.scoring.wer import count_errors
+    from asr_kd.scoring.wer import as_letters, count_errors
 
     decoded = args.decoded / system.name
     utt_ids, cards = list(reader.layout.utt_ids), system.cards()
@@ -186,7 +204,7 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
     if record["nets"] != [[card["digest"] for card in seed] for seed in cards]:
         raise AsrKdError(f"{decoded}: decoded with other nets than those of system {system.name} now; decode again")
     labels = ali_labels(ali)
-    by_seed, hyps, errors = [], [], []
+    by_seed, hyps, errors, letter_errors = [], [], [], []
     for number, paths in enumerate(system.nets, 1):
         nets = load_nets(paths, compute.device)
         if nets[0].labels["model_digest"] != ali.model_digest:
@@ -198,6 +216,9 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
             raise AsrKdError(f"{decoded}/seed{number}/{args.split}.txt: has no line for {missing[0]}; decode again")
         seed_errors, num_ref = count_errors(refs, hyps[-1], utt_ids)
         errors.append(seed_errors)
+        if args.values["score_letters"]:
+            seed_errors, num_letters = count_errors(as_letters(refs), as_letters(hyps[-1]), utt_ids)
+            letter_errors.append(seed_errors)
     trainings = [[card["training"] for card in seed] for seed in cards]
     return SystemScores(
         name=system.name,
@@ -220,9 +241,19 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, cache, compute):
         decode_rtf=record["decode_rtf"],
         train_frames_per_second=float(np.mean([t["frames_per_second"] for seed in trainings for t in seed])),
         train_seconds=float(np.mean([sum(t["train_seconds"] for t in seed) for seed in trainings])),
+        num_oov_words=None if vocabulary is None else _count_missing(refs, utt_ids, vocabulary),
+        **(_letter_scores(letter_errors, num_letters) if letter_errors else {}),
         correct_top5=np.stack([scores.correct_top5 for scores in by_seed]),
         detail=over_seeds([scores.detail for scores in by_seed]),
     )
+
+
+def _letter_scores(errors, num_ref) -> dict[str, Any]:
+    return {"phone_errors": np.stack(errors), "num_ref_phones": num_ref, "per_unit": "letter"}
+
+
+def _count_missing(refs: dict[str, str], utt_ids, vocabulary: set[str]) -> np.ndarray:
+    return np.array([sum(word not in vocabulary for word in refs[utt_id].split()) for utt_id in utt_ids])
 
 
 def _decode_record(decoded: Path) -> dict[str, Any]:

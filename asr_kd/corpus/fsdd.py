@@ -7,7 +7,6 @@ documentation puts the indexes 0–4 of each digit and speaker in test; dev take
 import hashlib
 import json
 import re
-import tarfile
 import wave
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 
 from asr_kd.corpus import datadir
 from asr_kd.corpus.datadir import Utterance, check_disjoint, read_data_dir, write_data_dir
-from asr_kd.corpus.fetch import fetch
+from asr_kd.corpus.fetch import fetch_archive
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.corpus.numbers import DIGITS
 from asr_kd.errors import AsrKdError
@@ -33,7 +32,6 @@ SETS = ("train", "dev", "test")
 FORMAT_VERSION = 1
 _NAME = re.compile(r"([0-9])_([A-Za-z0-9]+)_([0-9]+)\.wav")
 _SHORTEST, _LONGEST = 3, 7  # digits in an utterance
-_LARGEST_RECORDING = 10_000_000  # bytes; what an archive may make us write, for each of its files
 
 LEXICON = Lexicon(
     {
@@ -191,45 +189,18 @@ def build_fsdd(
 def download(downloads: str | Path, url: str, any_version: bool, log: Callable[[str], None]) -> Path:
     """The folder of the recordings under `downloads`, fetched from `url` (a .tar.gz) unless it is there already.
 
-    A broken download is continued where the server can. Only the recordings are unpacked, and only a corpus whose
-    contents are those of the pinned commit is kept, unless `any_version`.
-
-    Raises AsrKdError where the server cannot be reached, the archive is broken, or its contents differ.
+    Only the recordings are unpacked, and only a corpus whose contents are those of the pinned commit is kept, unless
+    `any_version`. Raises AsrKdError as fetch_archive does.
     """
     key = COMMIT[:12] if url == URL else hashlib.sha256(url.encode()).hexdigest()[:12]
-    target = Path(downloads) / f"fsdd-{key}"
-    if target.is_dir():
-        return target
-    archive = Path(downloads) / f"fsdd-{key}.tar.gz"
-    if not archive.exists():
-        fetch(url, archive, log)
-    try:
-        with atomic_dir(target) as work:
-            _unpack(archive, work / "recordings")
-            find_recordings(work, any_version)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        archive.unlink(missing_ok=True)
-        raise AsrKdError(f"{archive}: is no complete archive ({error}), run again to fetch it anew") from error
-    except AsrKdError as error:
-        archive.unlink(missing_ok=True)
-        raise AsrKdError(f"{url}: {error}") from error
-    archive.unlink()
-    return target
 
+    def place(path: PurePosixPath) -> PurePosixPath | None:
+        wanted = path.suffix == ".wav" and path.parent.name == "recordings"
+        return PurePosixPath("recordings", path.name) if wanted else None
 
-def _unpack(archive: Path, folder: Path) -> None:
-    """Write the archive's …/recordings/*.wav into `folder`; paths and links in it have no say in where."""
-    folder.mkdir(parents=True)
-    with tarfile.open(archive, "r:*") as tar:
-        for member in tar:
-            path = PurePosixPath(member.name)
-            if not member.isfile() or path.suffix != ".wav" or path.parent.name != "recordings":
-                continue
-            if member.size > _LARGEST_RECORDING:
-                raise AsrKdError(f"{archive}: {member.name} has {member.size} bytes, too many for a spoken digit")
-            content = tar.extractfile(member)
-            if content is not None:
-                (folder / path.name).write_bytes(content.read())
+    return fetch_archive(
+        Path(downloads) / f"fsdd-{key}", url, place, lambda folder: find_recordings(folder, any_version), log
+    )
 
 
 def _write_set(work: Path, name: str, groups: list[list[Recording]], rng: np.random.Generator) -> list[Utterance]:

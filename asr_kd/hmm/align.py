@@ -123,21 +123,26 @@ def align_utterances(
             yield utt_id, model.t2pdf[tids], model.t2phone[tids]
 
 
-_worker: tuple[HmmModel, AlignOptions] | None = None
+_worker: tuple[HmmModel, Lang, AlignOptions] | None = None
 
 
-def _start_worker(model: HmmModel, options: AlignOptions) -> None:
+def _start_worker(model: HmmModel, lang: Lang, options: AlignOptions) -> None:
     global _worker
-    _worker = (model, options)
+    _worker = (model, lang, options)
 
 
 def _align_chunk(items: list[Item]) -> list[tuple[str, np.ndarray | None, np.ndarray | None]]:
-    model, options = _worker
-    return list(align_utterances(model, model.lang, items, options))
+    model, lang, options = _worker
+    return list(align_utterances(model, lang, items, options))
 
 
 def align_in_processes(
-    model: HmmModel, items: Iterable[Item], nj: int, options: AlignOptions | None = None, chunk_size: int = 100
+    model: HmmModel,
+    lang: Lang,
+    items: Iterable[Item],
+    nj: int,
+    options: AlignOptions | None = None,
+    chunk_size: int = 100,
 ) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None]]:
     """align_utterances in `nj` processes (the wheels hold the GIL, so threads gain nothing); order is kept.
 
@@ -145,9 +150,9 @@ def align_in_processes(
     """
     options = options or AlignOptions()
     if nj <= 1:
-        yield from align_utterances(model, model.lang, items, options)
+        yield from align_utterances(model, lang, items, options)
         return
-    with multiprocessing.get_context("spawn").Pool(nj, _start_worker, (model, options)) as pool:
+    with multiprocessing.get_context("spawn").Pool(nj, _start_worker, (model, lang, options)) as pool:
         for results in pool.imap(_align_chunk, _chunks(items, chunk_size)):
             yield from results
 

@@ -50,6 +50,19 @@ def scaled_logliks(graph: Graph, loglik: np.ndarray, acwt: float) -> np.ndarray:
     return scaled
 
 
+def scaled_columns(graph: Graph, loglik: np.ndarray, acwt: float) -> np.ndarray:
+    """The same with a column for each transition-id, (num_frames, num_transition_ids), as the C++ decoders want it."""
+    return np.ascontiguousarray(scaled_logliks(graph, loglik, acwt)[:, graph.t2pdf[1:]])
+
+
+def require_limits(beam: float, acwt: float, insertion_penalty: float) -> None:
+    """Raises AsrKdError for a beam that is none, and scales that are none."""
+    if not (beam > 0 and np.isfinite(beam)):
+        raise AsrKdError(f"bad decoder limits: beam {beam}")
+    if not (acwt > 0 and np.isfinite(acwt)) or not np.isfinite(insertion_penalty):
+        raise AsrKdError(f"bad decoder scales: acwt {acwt}, insertion_penalty {insertion_penalty}")
+
+
 class Decoder:
     """Viterbi beam search over one graph; reusable, one thread at a time.
 
@@ -67,10 +80,9 @@ class Decoder:
         insertion_penalty: float = 0.0,
         max_active: int = 7000,
     ) -> None:
-        if not (beam > 0 and np.isfinite(beam)) or min_active < 0 or max_active <= max(1, min_active):
-            raise AsrKdError(f"bad decoder limits: beam {beam}, min_active {min_active}, max_active {max_active}")
-        if not (acwt > 0 and np.isfinite(acwt)) or not np.isfinite(insertion_penalty):
-            raise AsrKdError(f"bad decoder scales: acwt {acwt}, insertion_penalty {insertion_penalty}")
+        require_limits(beam, acwt, insertion_penalty)
+        if min_active < 0 or max_active <= max(1, min_active):
+            raise AsrKdError(f"bad decoder limits: min_active {min_active}, max_active {max_active}")
         k = kaldi()
         self.graph, self.acwt = graph, acwt
         # Held as long as the decoder: the C++ side keeps plain pointers to both.
@@ -83,8 +95,7 @@ class Decoder:
 
         Raises AsrKdError for a matrix that does not fit, has no frame or is not finite, NoPathError if no path is left.
         """
-        scaled = scaled_logliks(self.graph, loglik, self.acwt)
-        columns = np.ascontiguousarray(scaled[:, self.graph.t2pdf[1:]])
+        columns = scaled_columns(self.graph, loglik, self.acwt)
         self._decoder.decode(kaldi().decoder.DecodableCtc(columns))
         complete = self._decoder.reached_final()
         found, path = self._decoder.get_best_path()

@@ -5,7 +5,7 @@ each Viterbi pass lets the outer states of a phone that has few neighbours take 
 passes two boundaries in a hundred have moved out of 20 ms (espeak speech with true phone times).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -34,18 +34,18 @@ class MonoOptions(EmOptions):
     num_static: int = 0
 
 
-def select_subset(words_of_utt: dict[str, tuple[str, ...]], max_utts: int, seed: int) -> list[str]:
-    """Sorted ids of a random subset, and of as many more as it takes for every word to occur; 0 selects all."""
-    utt_ids = sorted(words_of_utt)
+def select_subset(phones_of_utt: Mapping[str, Collection[str]], max_utts: int, seed: int) -> list[str]:
+    """Sorted ids of a random subset, and of as many more as it takes for every phone to occur; 0 selects all."""
+    utt_ids = sorted(phones_of_utt)
     if not max_utts or len(utt_ids) <= max_utts:
         return utt_ids
     order = [utt_ids[i] for i in np.random.default_rng(seed).permutation(len(utt_ids))]
     chosen = order[:max_utts]
-    seen = {word for utt_id in chosen for word in words_of_utt[utt_id]}
+    seen = {phone for utt_id in chosen for phone in phones_of_utt[utt_id]}
     for utt_id in order[max_utts:]:
-        if not seen.issuperset(words_of_utt[utt_id]):
+        if not seen.issuperset(phones_of_utt[utt_id]):
             chosen.append(utt_id)
-            seen.update(words_of_utt[utt_id])
+            seen.update(phones_of_utt[utt_id])
     return sorted(chosen)
 
 

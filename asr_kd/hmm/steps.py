@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from asr_kd.hmm.gmm import MonoOptions, select_subset, train_mono
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
+from asr_kd.lm.arpa import read_arpa
 from asr_kd.store.ali import FAILED, require_fit, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
@@ -93,7 +95,7 @@ def train_hmm(
         mono.save(mono_dir)
     if config.gmm_context == "mono":
         return mono
-    chosen = select_subset(usable, config.tri_max_train_utts, config.gmm_seed)
+    chosen = select_subset(_phones_of(lang, usable), config.tri_max_train_utts, config.gmm_seed)
     progress(f"triphones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     options = TriOptions(
         num_iters=config.tri_num_iters,
@@ -129,6 +131,15 @@ def _finished(path: Path, made_from: str, progress: Progress) -> HmmModel | None
     return model
 
 
+def _phones_of(lang: Lang, transcripts: dict[str, tuple[str, ...]]) -> dict[str, set[str]]:
+    """The phones of every utterance, by whichever pronunciation of its words."""
+    of_word = {
+        word: {phone for p in pronunciations for phone in lang.positioned(p)}
+        for word, pronunciations in lang.lexicon.entries.items()
+    }
+    return {utt_id: set().union(*(of_word[word] for word in words)) for utt_id, words in transcripts.items()}
+
+
 def _train_mono(
     lang: Lang,
     feats: GmmFeats,
@@ -146,7 +157,7 @@ def _train_mono(
         max_failed_share=config.gmm_max_failed_share,
         num_static=feats.reader.feat_dim,
     )
-    chosen = select_subset(transcripts, config.gmm_max_train_utts, config.gmm_seed)
+    chosen = select_subset(_phones_of(lang, transcripts), config.gmm_max_train_utts, config.gmm_seed)
     progress(f"monophones: training on {len(chosen)} of {feats.reader.layout.num_utts} utterances")
     items = ((utt_id, feats[utt_id], transcripts[utt_id]) for utt_id in chosen)
     model = train_mono(lang, items, options=options, seed=config.gmm_seed, progress=progress)
@@ -171,25 +182,28 @@ def align(
     max_failed_share: float = 0.05,
     max_oov_share: float = MAX_OOV_SHARE,
     fit: str | Path | None = None,
+    lexicon_path: str | Path | None = None,
     progress: Progress = lambda line: None,
 ) -> list[str]:
     """Align every utterance of mfcc.h5 and write ali.h5 to `out`; returns the utterances that failed (pdf −1).
 
     fit: another feats.h5 whose frames the alignment is for, where an utterance was skipped in one of the two: those
     that mfcc.h5 lacks fail, those that `fit` lacks are left out.
+    lexicon_path: a lexicon in place of the model's, with the same phones and the words of this set.
     Features are normalised as in training. Utterances with words that the model's lexicon lacks fail. Raises AsrKdError
-    where MFCC options differ from the model's, `fit` has other frames of an utterance, more than `max_oov_share` of the
-    utterances have such words, or more than `max_failed_share` fail.
+    where MFCC options or the lexicon's phones differ from the model's, `fit` has other frames of an utterance, more
+    than `max_oov_share` of the utterances have such words, or more than `max_failed_share` fail.
     """
     model, feats = load_with_feats(hmm_dir, mfcc_h5)
-    transcripts = transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress, feats)
+    lang = lang_of(model, lexicon_path)
+    transcripts = transcripts_of(data_dir, lang.lexicon, max_oov_share, progress, feats)
     layout = feats.reader.layout if fit is None else _layout_to_fit(fit, feats, progress)
     usable = {u: transcripts[u] for u in layout.utt_ids if u in transcripts and u in feats.reader}
     pdf = np.full(layout.num_frames, FAILED, dtype=np.int64)
     phone = np.full(layout.num_frames, FAILED, dtype=np.int64)
     failed = [utt_id for utt_id in layout.utt_ids if utt_id not in usable]
     items = ((utt_id, feats[utt_id], words) for utt_id, words in usable.items())
-    for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, items, nj, options), 1 + len(failed)):
+    for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, lang, items, nj, options), 1 + len(failed)):
         if pdfs is None:
             failed.append(utt_id)
         else:
@@ -214,6 +228,18 @@ def align(
     return failed
 
 
+def lang_of(model: HmmModel, lexicon_path: str | Path | None) -> Lang:
+    """The model's language, or its phones with the words of another lexicon; raises AsrKdError where phones differ."""
+    if lexicon_path is None:
+        return model.lang
+    lang = Lang(read_lexicon(lexicon_path), **model.lang.options)
+    if lang.phones != model.lang.phones:
+        differing = sorted(set(lang.phones) ^ set(model.lang.phones))
+        where = "the lexicon" if differing[0] in lang.phones else "the HMM"
+        raise AsrKdError(f"{lexicon_path}: its phones have to be those of the HMM; only {where} has {differing[0]!r}")
+    return lang
+
+
 def _layout_to_fit(fit: str | Path, feats: GmmFeats, progress: Progress) -> Layout:
     """The layout of other features, for an alignment made on `feats`; raises AsrKdError where their frames differ."""
     wanted, found = FeatsReader(fit).layout, feats.reader.layout
@@ -235,14 +261,30 @@ def make_graph(
     data_dir: str | Path | None,
     out_dir: str | Path,
     *,
+    lm: str | Path | None = None,
+    lexicon_path: str | Path | None = None,
     max_oov_share: float = MAX_OOV_SHARE,
     progress: Progress = lambda line: None,
 ) -> graphs.Graph:
-    """HCLG with a unigram from data_dir's transcripts, or uniform for None, into the folder out_dir."""
+    """HCLG over the ARPA file `lm`, a unigram of data_dir's transcripts, or uniform words, into the folder out_dir.
+
+    lexicon_path: a lexicon in place of the model's, with the same phones: other words, or letters. Raises AsrKdError
+    where its phones differ.
+    """
     model = HmmModel.load(hmm_dir)
-    transcripts = None
-    if data_dir is not None:
-        transcripts = list(transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress).values())
-    graph = graphs.make_graph(model, model.lang, transcripts)
+    lang = lang_of(model, lexicon_path)
+    grammar = load_grammar(lang, data_dir, lm, max_oov_share, progress)
+    graph = graphs.make_graph(model, lang, **grammar, progress=progress)
     graph.save(out_dir)
     return graph
+
+
+def load_grammar(
+    lang: Lang, data_dir: str | Path | None, lm: str | Path | None, max_oov_share: float, progress: Progress
+) -> dict[str, Any]:
+    """What graph.make_graph takes for a grammar: the ARPA file `lm`, or data_dir's transcripts, or neither."""
+    if lm is not None:
+        return {"transcripts": None, "lm": read_arpa(lm, progress)}
+    if data_dir is None:
+        return {"transcripts": None}
+    return {"transcripts": list(transcripts_of(data_dir, lang.lexicon, max_oov_share, progress).values())}

@@ -1,9 +1,10 @@
 """From nets to words: posteriors over priors, scale and insertion penalty chosen on dev, then the best path."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from asr_kd.cli_common import log
 from asr_kd.config import DecodeConfig
 from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.processes import WorkerDied, Workers
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
@@ -19,6 +21,10 @@ from asr_kd.scoring.transcripts import read_transcripts
 from asr_kd.scoring.wer import count_errors
 from asr_kd.store.atomic import write_text
 from asr_kd.store.feats import FeatsReader
+
+if TYPE_CHECKING:
+    from asr_kd.hmm.lattice import Lattice
+    from asr_kd.hmm.searcher import Found, Task
 
 
 def load_nets(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
@@ -74,13 +80,44 @@ class Scales:
     tried: list[dict[str, float]] = field(default_factory=list)
 
 
-class SetDecoder:
-    """Decodes log posteriors of whole sets with one graph and one vector of log priors (num_pdfs,)."""
+class SearchProgress:
+    """Tells every ten seconds how far the search has come."""
 
-    def __init__(self, graph, log_priors: np.ndarray, config: DecodeConfig):
+    def __init__(self, num_utts: int, frame_shift_s: float, every_s: float = 10.0):
+        self._num_utts, self._frame_shift_s, self._every_s = num_utts, frame_shift_s, every_s
+        self._done, self._seconds, self._audio_s, self._last = 0, 0.0, 0.0, time.perf_counter()
+
+    def add(self, task: "Task", seconds: float) -> None:
+        """An utterance is done, in so many seconds of processor time."""
+        self._done, self._seconds = self._done + 1, self._seconds + seconds
+        self._audio_s += len(task.loglik) * self._frame_shift_s
+        if time.perf_counter() - self._last >= self._every_s:
+            self._last = time.perf_counter()
+            rtf = self._seconds / self._audio_s
+            log(f"searched {self._done} of {self._num_utts} utterances, {rtf:.4f} x real time per core")
+
+
+class SetDecoder:
+    """Decodes log posteriors of whole sets with one graph and one vector of log priors (num_pdfs,).
+
+    nj: processes; use it in a `with`, so that they end. seconds: of processor time that all searches took so far.
+    """
+
+    def __init__(self, graph, log_priors: np.ndarray, config: DecodeConfig, nj: int = 1):
+        from asr_kd.hmm.searcher import Searcher, SearchLimits
+
         if len(log_priors) != graph.num_pdfs:
             raise AsrKdError(f"priors of {len(log_priors)} states do not fit a graph of {graph.num_pdfs}")
         self._graph, self._log_priors, self._config = graph, log_priors, config
+        limits = SearchLimits(config.beam, config.min_active, config.max_active, config.lattice_beam)
+        self._workers = Workers(nj, Searcher, graph, limits)
+        self.seconds = 0.0
+
+    def __enter__(self) -> "SetDecoder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._workers.__exit__(*exception)
 
     @property
     def model_digest(self) -> str:
@@ -99,33 +136,56 @@ class SetDecoder:
 
         path_pdf: (num_frames,) int, filled with the states of the best paths where given; left as it is where none is.
         """
-        from asr_kd.hmm.decode import Decoder, NoPathError
-
-        config = self._config
-        decoder = Decoder(
-            self._graph,
-            beam=config.beam,
-            min_active=config.min_active,
-            acwt=acwt,
-            insertion_penalty=insertion_penalty,
-        )
-        hyps = {}
-        for utt_id in reader.layout.utt_ids:
-            loglik = log_post[reader.layout.rows(utt_id)] - self._log_priors
-            try:
-                decoded = decoder.decode(loglik)
-                hyps[utt_id] = " ".join(decoded.words)
-                if path_pdf is not None:
-                    path_pdf[reader.layout.rows(utt_id)] = decoded.pdfs
-            except NoPathError as error:
-                log(f"warning: {utt_id}: {error}; counted as no words")
-                hyps[utt_id] = ""
+        hyps = dict.fromkeys(reader.layout.utt_ids, "")
+        for utt_id, found in self._search(log_post, reader, acwt, insertion_penalty, lattice=False):
+            hyps[utt_id] = " ".join(found.decoded.words)
+            if path_pdf is not None:
+                path_pdf[reader.layout.rows(utt_id)] = found.decoded.pdfs
         return hyps
+
+    def lattices(
+        self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float
+    ) -> Iterator[tuple[str, "Lattice"]]:
+        """The determinised lattice of every utterance of which a path survives."""
+        for utt_id, found in self._search(log_post, reader, acwt, insertion_penalty, lattice=True):
+            yield utt_id, found.lattice
+
+    def _search(
+        self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float, lattice: bool
+    ) -> Iterator[tuple[str, "Found"]]:
+        from asr_kd.hmm.decode import NoPathError
+        from asr_kd.hmm.searcher import Task
+
+        layout = reader.layout
+        tasks = (
+            Task(utt_id, log_post[layout.rows(utt_id)] - self._log_priors, acwt, insertion_penalty, lattice)
+            for utt_id in layout.utt_ids
+        )
+        progress = SearchProgress(len(layout.utt_ids), layout.frame_shift_ms / 1000.0)
+        num_died = 0
+        for task, found in self._workers.results(tasks):
+            if isinstance(found, NoPathError | WorkerDied):
+                log(f"warning: {task.utt_id}: {found}; counted as no words")
+                progress.add(task, 0.0)
+                num_died += isinstance(found, WorkerDied)
+            elif isinstance(found, AsrKdError):
+                raise AsrKdError(f"{task.utt_id}: {found}") from found
+            else:
+                self.seconds += found.seconds
+                progress.add(task, found.seconds)
+                yield task.utt_id, found
+        if num_died == len(layout.utt_ids) > 0:
+            raise AsrKdError(f"the processes of all {num_died} searches ended: is there memory enough for the graph?")
 
     @property
     def num_pdfs(self) -> int:
         """States of the graph's HMM."""
         return self._graph.num_pdfs
+
+    @property
+    def words(self) -> list[str]:
+        """Of the graph, by word id − 1."""
+        return self._graph.words
 
     def tune(self, log_post: np.ndarray, reader: FeatsReader, refs: dict[str, str]) -> Scales:
         """Choose the acoustic scale at no penalty, then the penalty, by word errors on dev; ties go to the first."""
@@ -156,6 +216,7 @@ def references(data_dir: str | Path, reader: FeatsReader) -> dict[str, str]:
     return {utt_id: words[utt_id] for utt_id in reader.layout.utt_ids}
 
 
+LATTICE_FILE = "{split}.lat.gz"  # a Kaldi table, beside the words of each seed
 PATH_FILE = "{split}.path.h5"  # beside the words of a system's first seed: their states, in the form of ali.h5
 
 
@@ -170,10 +231,11 @@ def read_hyps(path: Path) -> dict[str, str]:
 
 
 class Timer:
-    """Seconds of wall time since it was made."""
+    """Seconds of work since it was made: processor time of this process, or wall time where a GPU does the work."""
 
-    def __init__(self):
-        self._begin = time.perf_counter()
+    def __init__(self, device: torch.device):
+        self._now = time.process_time if device.type == "cpu" else time.perf_counter
+        self._begin = self._now()
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._begin
+        return self._now() - self._begin

@@ -27,12 +27,31 @@ METRIC_NAMES = {
     "wer": "word error rate",
     "per": "phone error rate",
 }
+# Of results that count letters as their phones (results["per_unit"]).
+_LETTER_NAMES = {"per": "letter error rate"}
 _PERCENT, _NATS = format_number(2), format_number(3)
 _FRAME_COLUMNS = (
     Column("frame_accuracy", "Frame accuracy %", _PERCENT, interval=True),
     Column("frame_accuracy_nonsil", "without silence %", _PERCENT, interval=True),
     Column("frame_accuracy_top5", "top-5 %", _PERCENT, interval=True),
 )
+
+
+def metric_names(results: Mapping[str, Any]) -> Mapping[str, str]:
+    """What the metrics of these results are called."""
+    return METRIC_NAMES | (_LETTER_NAMES if results.get("per_unit") == "letter" else {})
+
+
+def _per_column(results: Mapping[str, Any]) -> Column:
+    return Column("per", f"{metric_names(results)['per'][0].upper()}ER %", _PERCENT, interval=True)
+
+
+def _oov_sentence(results: Mapping[str, Any]) -> str:
+    """How many words of the references no system can recognise; empty where that is not known."""
+    oov = results.get("oov")
+    if oov is None:
+        return ""
+    return f" {100 * oov['share']:.1f} % of the words are not in the recogniser’s vocabulary and can only be wrong."
 
 
 def format_seconds(seconds: float) -> str:
@@ -58,7 +77,7 @@ def systems_table(results: Mapping[str, Any]) -> Table:
         Column("ece", "ECE, points", _PERCENT),
         Column("wer", "WER %", _PERCENT, interval=True),
         Column("errors", "ins / del / sub"),
-        Column("per", "PER %", _PERCENT, interval=True),
+        _per_column(results),
     )
     rows = []
     for system in _by_role(results):
@@ -69,7 +88,7 @@ def systems_table(results: Mapping[str, Any]) -> Table:
     caption = (
         f"{results['recipe']} ({results['preset']}), {results['split']} set: scores, means over seeds, with 95 % "
         f"intervals for {scope_of_tests(results)}. Cross-entropy in nats per frame; ECE: expected calibration error; "
-        "insertions, deletions and substitutions are means over seeds, too."
+        f"insertions, deletions and substitutions are means over seeds, too.{_oov_sentence(results)}"
     )
     return with_values(Table("systems", caption, columns, rows))
 
@@ -110,6 +129,7 @@ def summary_table(results: Mapping[str, Any]) -> Table:
         Column("frame_accuracy", "Frame accuracy %", _PERCENT, interval=True),
         Column("cross_entropy", "Cross-entropy", _NATS),
         Column("wer", "WER %", _PERCENT, interval=True),
+        *([_per_column(results)] if all(system["per"] for system in headline_systems(results)) else []),
         Column("share", "Share of gain kept", format_share, interval=True),
     )
     by_name = {system["name"]: system for system in results["systems"]}
@@ -122,7 +142,7 @@ def summary_table(results: Mapping[str, Any]) -> Table:
     caption = (
         f"{results['recipe']} ({results['preset']}), {results['split']} set: baseline, ensemble and student with 95 % "
         f"intervals for {scope_of_tests(results)}; the share is of the gain in frame accuracy, its interval for "
-        f"{scope_of_share(results)}."
+        f"{scope_of_share(results)}.{_oov_sentence(results)}"
     )
     return Table("summary", caption, columns, rows)
 
@@ -209,8 +229,9 @@ def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:
     return Table("gain", caption, columns, rows)
 
 
-def comparisons_table(results: Mapping[str, Any], names: Mapping[str, str] = METRIC_NAMES) -> Table:
-    """Every test, those that were refused last; `names` are those of the metrics."""
+def comparisons_table(results: Mapping[str, Any], names: Mapping[str, str] | None = None) -> Table:
+    """Every test, those that were refused last; `names` are those of the metrics, if not the usual ones."""
+    names = names or metric_names(results)
     columns = (
         Column("a", "System", text=True),
         Column("b", "minus", text=True),

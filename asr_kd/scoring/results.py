@@ -13,6 +13,9 @@ from asr_kd.scoring.schema import HEADLINE, METRICS, check_results
 from asr_kd.scoring.significance import NUM_RESAMPLES, mapsswe, share_of_gain
 from asr_kd.scoring.systems import SystemScores, error_kinds, mean_over_seeds
 
+# What all systems of a report have in common.
+_SHARED = ("utt_ids", "spk_ids", "num_frames", "num_nonsil", "num_ref_words", "num_ref_phones", "per_unit", "refs")
+
 
 def build_results(
     recipe: str,
@@ -36,8 +39,9 @@ def build_results(
     Counts of errors are those of the first seed. Beyond the schema there are: their `mean` over seeds; of each system
     `frame_accuracy_nonsil` (null where all is silence), `frame_accuracy_top5` and `calibration` (null where they were
     not scored); `refused_tests` (a comparison that could not be tested, with its reason), `num_speakers`, `bootstrap`,
-    `resampling_note` (why that unit), `per_phone` (of the headline systems) and `confusions` (by name of baseline and
-    student), as asr_kd/scoring/breakdown.py describes them.
+    `resampling_note` (why that unit), `per_unit` (what `per` counts: phone or letter), `oov` (reference words that the
+    recogniser's vocabulary lacks, null where that was not known), `per_phone` (of the headline systems) and
+    `confusions` (by name of baseline and student), as asr_kd/scoring/breakdown.py describes them.
 
     Raises AsrKdError where systems were not scored on the same utterances, labels and transcripts.
     """
@@ -56,6 +60,8 @@ def build_results(
         "num_speakers": len(set(first.spk_ids)),
         "num_frames": int(first.num_frames.sum()),
         "num_words": int(first.num_ref_words.sum()),
+        "oov": _oov_entry(first),
+        "per_unit": first.per_unit,
         "resampling_unit": estimates.resampling_unit,
         "resampling_note": estimates.resampling_note,
         "bootstrap": {"num_resamples": num_resamples, "seed": seed, "num_units": estimates.num_units},
@@ -90,11 +96,18 @@ def _check_systems(systems: Sequence[SystemScores], headline: Mapping[str, str])
         if headline.get(role) not in by_name:
             raise AsrKdError(f"the headline's {role}, {headline.get(role)}, is none of {', '.join(by_name)}.")
     for system in systems[1:]:
-        for field in ("utt_ids", "spk_ids", "num_frames", "num_nonsil", "num_ref_words", "num_ref_phones", "refs"):
+        for field in _SHARED:
             ours, theirs = getattr(systems[0], field), getattr(system, field)
             if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
                 raise AsrKdError(f"systems {systems[0].name} and {system.name} were scored on different {field}.")
     return by_name
+
+
+def _oov_entry(system: SystemScores) -> dict[str, Any] | None:
+    if system.num_oov_words is None:
+        return None
+    num = int(system.num_oov_words.sum())
+    return {"num_words": num, "share": num / int(system.num_ref_words.sum())}
 
 
 def _system_entry(estimates: Estimates, system: SystemScores) -> dict[str, Any]:

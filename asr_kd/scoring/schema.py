@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.scoring.systems import ERROR_KINDS, ROLES
+from asr_kd.scoring.systems import ERROR_KINDS, PER_UNITS, ROLES
 
 HEADLINE = ("baseline", "ensemble", "student")
 METRICS = ("frame_accuracy", "wer", "per")
@@ -186,7 +186,12 @@ _RESULTS = _object(
         "comparisons": _list_of(_object(_COMPARISON)),
         "gain_recovered": _object(dict.fromkeys(("frame_accuracy", "wer"), _object(_GAIN))),
     },
-    {"per_phone": _list_of(_object(_PHONE)), "confusions": _values(_object(_CONFUSIONS))},
+    {
+        "per_unit": _one_of(*PER_UNITS),
+        "oov": _or_null(_object({"num_words": _count, "share": _number(0, 1)})),
+        "per_phone": _list_of(_object(_PHONE)),
+        "confusions": _values(_object(_CONFUSIONS)),
+    },
 )
 
 

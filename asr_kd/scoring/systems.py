@@ -12,6 +12,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.store.atomic import write_json
 
+PER_UNITS = ("phone", "letter")  # what the phone error rate may count
 ROLES = ("member", "baseline", "ensemble", "student", "control", "specialists")
 
 _FORMAT = "asr_kd.system_scores"
@@ -25,7 +26,8 @@ class SystemScores:
     A system is one way of training: its seeds are repetitions, averaged in every figure. `num_frames` counts labelled
     frames. `xent_sum` is in nats; `errors` holds insertions, deletions, substitutions. `hyps` (one dictionary per
     seed) and `refs` map utt_id to words joined by blanks. `phone_errors` and `num_ref_phones` are there where phones
-    were scored too, `correct_top5` and `detail` where frames were scored to that depth. `num_parameters` counts those
+    were scored too, or what `per_unit` says instead, `num_oov_words` where the recogniser's vocabulary was known,
+    `correct_top5` and `detail` where frames were scored to that depth. `num_parameters` counts those
     of all the nets that answer together.
     """
 
@@ -51,6 +53,8 @@ class SystemScores:
     train_seconds: float
     phone_errors: np.ndarray | None = None  # (S, U, 3)
     num_ref_phones: np.ndarray | None = None  # (U,)
+    per_unit: str = PER_UNITS[0]
+    num_oov_words: np.ndarray | None = None  # (U,)
     correct_top5: np.ndarray | None = None  # (S, U)
     detail: FrameDetail | None = None
 
@@ -72,6 +76,7 @@ class SystemScores:
         self._require(num_utts > 0 and len(set(self.utt_ids)) == num_utts, "utt_ids", "must be distinct, at least one")
         self._require(len(self.spk_ids) == num_utts, "spk_ids", f"must be {num_utts} long, as utt_ids is")
         self._require((self.phone_errors is None) == (self.num_ref_phones is None), "num_ref_phones", "needs its pair")
+        self._require(self.per_unit in PER_UNITS, "per_unit", f"must be one of {', '.join(PER_UNITS)}")
         for field in _DTYPES:
             value = getattr(self, field)
             if value is not None:
@@ -80,6 +85,8 @@ class SystemScores:
                 self._require(bool(np.all(value >= 0) and np.all(np.isfinite(value))), field, "must be 0 or more")
         self._require(np.all(self.num_nonsil <= self.num_frames), "num_nonsil", "exceeds num_frames")
         self._require(np.all(self.correct <= self.num_frames), "correct", "exceeds num_frames")
+        if self.num_oov_words is not None:
+            self._require(np.all(self.num_oov_words <= self.num_ref_words), "num_oov_words", "exceeds num_ref_words")
         if self.correct_top5 is not None:
             ordered = np.all(self.correct <= self.correct_top5) and np.all(self.correct_top5 <= self.num_frames)
             self._require(bool(ordered), "correct_top5", "must lie between correct and num_frames")
@@ -136,6 +143,7 @@ _DTYPES = {
     "num_ref_words": np.int64,
     "phone_errors": np.int64,
     "num_ref_phones": np.int64,
+    "num_oov_words": np.int64,
     "correct_top5": np.int64,
 }
 _NUM_DIMS = {
@@ -143,6 +151,7 @@ _NUM_DIMS = {
     "num_nonsil": 1,
     "num_ref_words": 1,
     "num_ref_phones": 1,
+    "num_oov_words": 1,
     "correct": 2,
     "correct_nonsil": 2,
     "xent_sum": 2,

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from asr_kd.corpus.letters import letters_of
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.alignment import KALDI, Alignment, Reference, Times, Weights, align_times, align_words
 
@@ -119,6 +120,14 @@ def kaldi_lines(scores: WordScores) -> str:
         f"%SER {100 * scores.num_wrong_utts / utts:.2f} [ {scores.num_wrong_utts} / {utts} ]\n"
         f"Scored {utts} sentences, {scores.num_absent} not present in hyp.\n"
     )
+
+
+def as_letters(texts: Mapping[str, str]) -> dict[str, str]:
+    """Texts as letters joined by blanks, each with its tone mark; count_errors of these counts letters.
+
+    Boundaries of words are left out: a recogniser of letters knows none.
+    """
+    return {utt_id: " ".join(letters_of(text)) for utt_id, text in texts.items()}
 
 
 def count_errors(

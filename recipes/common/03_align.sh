@@ -5,13 +5,22 @@ require "$exp"/feats/{train,dev,test}.{mfcc,fbank}.h5 "$exp/data/lexicon.txt"
 
 run asr_kd train-hmm --config "$config" --feats "$exp/feats/train.mfcc.h5" --data "$exp/data/train$clean_suffix" \
   --lexicon "$exp/data/lexicon.txt" --out "$exp/hmm"
+# Words of dev and test that training lacks are spelled for the alignment; the graph below never knows them.
+spelled=()
+[ ! -f "$exp/data/lexicon_align.txt" ] || spelled=(--lexicon "$exp/data/lexicon_align.txt")
 for set in train dev test; do
   counts=()
   [ $set != train ] || counts=(--counts "$exp/ali/ali_train_pdf.counts")
   run asr_kd align --config "$config" --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
-    --fit "$exp/feats/$set.fbank.h5" --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
+    --fit "$exp/feats/$set.fbank.h5" --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} \
+    ${spelled[@]+"${spelled[@]}"} --nj "$nj"
 done
-run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" --out "$exp/graph"
+lm=()
+if grep -qx 'grammar: ngram' "$config"; then
+  run asr_kd train-lm --config "$config" --data "$exp/data/train" --vocabulary "$exp/data/lexicon.txt" --out "$exp/lm.arpa.gz"
+  lm=(--lm "$exp/lm.arpa.gz")
+fi
+run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" ${lm[@]+"${lm[@]}"} --out "$exp/graph"
 if [ -f "$exp/data/train$clean_suffix/truth.ctm" ]; then
   for set in train dev test; do
     run asr_kd check-boundaries --ali "$exp/ali/$set.h5" --truth "$exp/data/$set$clean_suffix/truth.ctm"

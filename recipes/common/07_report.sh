@@ -6,7 +6,7 @@ require "$exp/systems.yaml" "$exp/decode"
 for set in dev test; do
   run asr_kd score --systems "$exp/systems.yaml" --decoded "$exp/decode" --split $set \
     --feats "$exp/feats/$set.fbank.h5" --ali "$exp/ali/$set.h5" --data "$exp/data/$set" \
-    --device "$device" --config "$config" --out "$exp/scores/$set"
+    --vocabulary "$exp/graph/words.txt" --device "$device" --config "$config" --out "$exp/scores/$set"
 done
 cat "$exp"/log/*.commands >"$exp/commands.txt"
 run asr_kd report --systems "$exp/systems.yaml" --scores "$exp/scores/test" --dev-scores "$exp/scores/dev" \

@@ -1,0 +1,179 @@
+"""`asr-kd lattice-nbest`, `lattice-rescore`, `lattice-oracle`: what lattices hold, without decoding again."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asr_kd.cli_common import log
+from asr_kd.commands.command import command, option, path
+from asr_kd.commands.options import SCALES, resolve_scales
+from asr_kd.errors import AsrKdError
+
+if TYPE_CHECKING:
+    from asr_kd.hmm.lattice import Lattice
+    from asr_kd.hmm.lattice_rescore import LanguageModel
+    from asr_kd.hmm.word_search import Path as LatticePath
+
+LATTICES = (
+    option("--lattices", "Kaldi's table of lattices (ark:F, scp:F), as from asr-kd decode --lattices", required=True),
+    path("--words", "words.txt of the graph that they were made with"),
+)
+LM = (
+    path("--lm", "ARPA file, also gzipped: put this language model in the place of the graph's", required=False),
+    path("--old-lm", "ARPA file that the graph was made with, to take off", required=False),
+    path("--graph", "folder of the graph, if it is over a loop of words, to take that off", required=False),
+    option("--lm-scale", "factor of what --lm changes (default 1)", type=float, default=1.0),
+)
+
+
+def _read(args: argparse.Namespace) -> tuple[list[str], "Iterator[tuple[str, Lattice]]"]:
+    """Names by word id − 1, and the lattices with their ids."""
+    from asr_kd.corpus.symbols import read_symbols
+    from asr_kd.hmm.lattice_table import read_lattices
+
+    specifier = args.lattices if ":" in args.lattices else f"ark:{args.lattices}"
+    return read_symbols(args.words)[1:], read_lattices(specifier)
+
+
+def _names(words: list[str], best: "LatticePath", where: str) -> list[str]:
+    if best.words and max(best.words) > len(words):
+        raise AsrKdError(f"{where}: has a word {max(best.words)}, --words only {len(words)}: they are of other graphs")
+    return [words[word - 1] for word in best.words]
+
+
+@command(
+    "lattice-nbest",
+    "the best word sequences of lattices",
+    *LATTICES,
+    *SCALES,
+    option("--n", "how many of each utterance at most (default 10)", type=int, default=10),
+    path("--out", "folder of the lists"),
+)
+def lattice_nbest(args: argparse.Namespace) -> None:
+    """List the best word sequences of every lattice, each once, in the order of their cost; the lists are exact.
+
+    Writes OUT/text (Kaldi's text; utterance UTT's are UTT-1, UTT-2, …) and OUT/costs, a line for each with its graph
+    cost, acoustic cost (without scale), and the whole cost at these scales.
+    """
+    from asr_kd.hmm.word_search import nbest
+    from asr_kd.store.atomic import atomic_dir
+
+    (words, lattices), (acwt, penalty) = _read(args), resolve_scales(args)
+    if args.n < 1:
+        raise AsrKdError(f"--n {args.n}: must be at least 1")
+    count = 0
+    with atomic_dir(args.out) as folder, open(folder / "text", "w") as text, open(folder / "costs", "w") as costs:
+        for utt_id, lattice in lattices:
+            for number, best in enumerate(nbest(lattice, args.n, acwt, penalty), 1):
+                text.write(" ".join([f"{utt_id}-{number}", *_names(words, best, utt_id)]) + "\n")
+                costs.write(f"{utt_id}-{number} {best.graph:.6g} {best.acoustic:.6g} {best.cost:.6f}\n")
+            count += 1
+    log(f"{args.out}: the {args.n} best of {count} utterances")
+
+
+@command(
+    "lattice-rescore",
+    "words of lattices at other scales, or with another language model",
+    *LATTICES,
+    *SCALES,
+    *LM,
+    path("--data", "data directory with the references: print the WER", required=False),
+    option("--lattices-out", "write the lattices with the costs of the new language model (ark:F)"),
+    path("--out", "text file of the words"),
+)
+def lattice_rescore(args: argparse.Namespace) -> None:
+    """Write the best word sequence of every lattice at these scales, with another language model if one is given.
+
+    What --lm costs is added to every path, exactly, and what the graph's own model cost is taken off where it is known:
+    by --old-lm, or by --graph for a loop of words. Without either, --lm comes on top of what is there.
+    """
+    from asr_kd.hmm.lattice_rescore import rescore
+    from asr_kd.hmm.lattice_table import write_lattices
+    from asr_kd.hmm.word_search import nbest
+    from asr_kd.scoring.decoding import write_hyps
+
+    (words, lattices), (acwt, penalty), (new, old) = _read(args), resolve_scales(args), _models(args)
+    hyps = {}
+
+    def rescored() -> "Iterator[tuple[str, Lattice]]":
+        for utt_id, lattice in lattices:
+            try:
+                changed = rescore(lattice, words, new, old, args.lm_scale) if new else lattice
+            except AsrKdError as error:
+                raise AsrKdError(f"{utt_id}: {error}") from error
+            hyps[utt_id] = " ".join(_names(words, nbest(changed, 1, acwt, penalty)[0], utt_id))
+            yield utt_id, changed
+
+    if args.lattices_out:
+        write_lattices(args.lattices_out, rescored())
+    else:
+        for _ in rescored():
+            pass
+    write_hyps(args.out, hyps)
+    if args.data:
+        print(f"WER {_wer(args.data, hyps)}")
+
+
+def _models(args: argparse.Namespace) -> "tuple[LanguageModel | None, LanguageModel | None]":
+    """The new language model and the old one."""
+    if not args.lm:
+        if args.old_lm or args.graph:
+            raise AsrKdError("--old-lm and --graph say what --lm takes the place of: give --lm too")
+        return None, None
+    if args.old_lm and args.graph:
+        raise AsrKdError("--old-lm and --graph both name the old language model: give one")
+    from asr_kd.hmm.graph import Graph
+    from asr_kd.hmm.lattice_rescore import BackoffModel, WordLoop
+    from asr_kd.lm.arpa import read_arpa
+
+    old = None
+    if args.old_lm:
+        old = BackoffModel(read_arpa(args.old_lm, log))
+    elif args.graph:
+        old = WordLoop.of_graph(Graph.load(args.graph))
+    return BackoffModel(read_arpa(args.lm, log)), old
+
+
+def _references(data_dir: Path) -> dict[str, list[str]]:
+    from asr_kd.corpus.datadir import read_data_dir
+
+    return {utterance.utt_id: list(utterance.words) for utterance in read_data_dir(data_dir)}
+
+
+def _wer(data_dir: Path, hyps: dict[str, str]) -> str:
+    from asr_kd.scoring.wer import count_errors
+
+    refs = {utt_id: " ".join(words) for utt_id, words in _references(data_dir).items()}
+    counts, num_ref = count_errors(refs, {**dict.fromkeys(refs, ""), **hyps}, list(refs))
+    total, absent = int(counts.sum()), len(refs.keys() - hyps.keys())
+    return f"{100.0 * total / max(1, int(num_ref.sum())):.2f} % ({total} errors; {absent} utterances without a lattice)"
+
+
+@command(
+    "lattice-oracle",
+    "how good lattices can be at best",
+    *LATTICES,
+    path("--data", "data directory with the references"),
+)
+def lattice_oracle(args: argparse.Namespace) -> None:
+    """Print the word error rate of the path of every lattice that is nearest to its reference, and the lattices' depth.
+
+    No rescoring of these lattices gets below it.
+    """
+    (words, lattices), refs = _read(args), _references(args.data)
+    known = {word: number for number, word in enumerate(words, 1)}
+    errors = num_ref = num_arcs = num_frames = count = 0
+    for utt_id, lattice in lattices:
+        if utt_id not in refs:
+            raise AsrKdError(f"{args.data}/text: no transcript of utterance {utt_id}, which has a lattice")
+        ref = [known.get(word, len(words) + 1) for word in refs[utt_id]]
+        errors, num_ref, count = errors + lattice.oracle_errors(ref), num_ref + len(ref), count + 1
+        num_arcs += sum(map(len, lattice.tids)) // 4
+        num_frames += lattice.num_frames
+    if not num_ref:
+        raise AsrKdError(f"{args.lattices}: no lattice with a reference that has words")
+    print(
+        f"{count} lattices: oracle WER {100.0 * errors / num_ref:.2f} % ({errors} errors in {num_ref} words), "
+        f"{num_arcs / max(1, num_frames):.2f} arcs over a frame"
+    )

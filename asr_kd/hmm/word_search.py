@@ -1,0 +1,234 @@
+"""Search of a lattice word by word: exact n-best lists, and determinisation (Mohri 1997; Povey et al. 2012).
+
+A lattice holds a word sequence many times, with other times of the words, other pronunciations, and silence or none
+between them. Both searches here follow all of these at once: a hypothesis is the set of states that its words can have
+led to, each with the best path there. Costs are made relative to the best way to the end, so that every step costs 0 or
+more, and what comes next off the heap is the best of all that is left, exactly.
+"""
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import NamedTuple
+
+import numpy as np
+
+from asr_kd.errors import AsrKdError
+from asr_kd.hmm.lattice import Lattice
+
+MAX_ARCS = 200_000  # of a determinised lattice; the beam is narrowed where it would have more
+_SAME = 5  # digits to which costs that are left over must agree for two sets of states to be the same
+
+
+class _Way(NamedTuple):
+    """How a state was reached: excess over the best path (relative to where it began), costs, transition-ids."""
+
+    excess: float
+    graph: float
+    acoustic: float
+    tids: bytes
+
+
+class _Hypothesis(NamedTuple):
+    """The states that some words can have led to, each with its way there, in the order of states."""
+
+    states: tuple[int, ...]
+    ways: tuple[_Way, ...]
+
+    @property
+    def key(self) -> tuple:
+        """Equal for hypotheses that go on alike."""
+        return self.states, tuple((round(way.excess, _SAME), way.tids) for way in self.ways)
+
+
+class _Step(NamedTuple):
+    """A word, or the end of the lattice for 0: what is certain of it, and the hypothesis that it leads to."""
+
+    word: int
+    way: _Way
+    hypothesis: _Hypothesis
+
+
+class _WordSteps:
+    """The steps from hypothesis to hypothesis through a lattice, at one acoustic scale and insertion penalty."""
+
+    def __init__(self, lattice: Lattice, acwt: float, insertion_penalty: float, beam: float) -> None:
+        costs = lattice.costs(acwt, insertion_penalty)
+        to_end = lattice.costs_to_end(costs)
+        self._beam, self._end = beam, lattice.num_states - 1
+        excess = np.maximum(costs + to_end[lattice.target] - to_end[lattice.source], 0.0)
+        self._arcs = list(
+            zip(
+                lattice.target.tolist(),
+                lattice.word.tolist(),
+                excess.tolist(),
+                lattice.graph.tolist(),
+                lattice.acoustic.tolist(),
+                lattice.tids,
+                strict=True,
+            )
+        )
+        self._first_arc = lattice.first_arc.tolist()
+        self._known: dict[int, list[tuple[int, int, _Way]]] = {}
+        self.start = _Hypothesis((0,), (_Way(0.0, 0.0, 0.0, b""),))
+
+    def steps(self, hypothesis: _Hypothesis, budget: float) -> Iterator[_Step]:
+        """Every next word, and the end, that exceeds the best path from `hypothesis` on by at most `budget`."""
+        by_word: dict[int, dict[int, _Way]] = {}
+        for state, way in zip(*hypothesis, strict=True):
+            if way.excess > budget:
+                continue
+            for word, target, rest in self._from(state):
+                excess = way.excess + rest.excess
+                if excess > budget:
+                    continue
+                ways = by_word.setdefault(word, {})
+                if target not in ways or excess < ways[target].excess:
+                    tids = way.tids + rest.tids
+                    ways[target] = _Way(excess, way.graph + rest.graph, way.acoustic + rest.acoustic, tids)
+        for word, ways in sorted(by_word.items()):
+            yield _factored(word, ways)
+
+    def _from(self, source: int) -> list[tuple[int, int, _Way]]:
+        """(word, state behind it, best way there) from a state, along arcs without a word first; 0 for the end."""
+        if source in self._known:
+            return self._known[source]
+        best: dict[int, tuple[float, int, int]] = {source: (0.0, -1, -1)}  # excess, arc that it came by, state before
+        found: dict[tuple[int, int], tuple[float, int, int]] = {}
+        waiting = [source]
+        while waiting:
+            state = heapq.heappop(waiting)  # states are in topological order: nothing better can come later
+            so_far = best[state][0]
+            for arc in range(self._first_arc[state], self._first_arc[state + 1]):
+                target, word, excess = self._arcs[arc][:3]
+                excess += so_far
+                if excess > self._beam:
+                    continue
+                arrival = (excess, arc, state)
+                if word or target == self._end:
+                    if excess < found.get((word, target), (np.inf,))[0]:
+                        found[word, target] = arrival
+                elif target not in best:
+                    best[target] = arrival
+                    heapq.heappush(waiting, target)
+                elif excess < best[target][0]:
+                    best[target] = arrival
+        self._known[source] = [(word, target, self._way(*found[word, target], best)) for word, target in found]
+        return self._known[source]
+
+    def _way(self, excess: float, arc: int, state: int, best: dict[int, tuple[float, int, int]]) -> _Way:
+        graph = acoustic = 0.0
+        pieces = []
+        while arc >= 0:
+            _, _, _, more_graph, more_acoustic, tids = self._arcs[arc]
+            graph, acoustic = graph + more_graph, acoustic + more_acoustic
+            pieces.append(tids)
+            _, arc, state = best[state]
+        return _Way(excess, graph, acoustic, b"".join(reversed(pieces)))
+
+
+def _factored(word: int, ways: dict[int, _Way]) -> _Step:
+    """What the ways to some states share goes on the step; what is left over stays with the states."""
+    states = tuple(sorted(ways))
+    least = min(way.excess for way in ways.values())
+    # Of ways that are equally good but for rounding always the same one, so that equal keys mean equal costs left over.
+    best = ways[min(states, key=lambda state: (round(ways[state].excess - least, _SAME), state))]
+    shared = _common_prefix([way.tids for way in ways.values()])
+    left_over = tuple(
+        _Way(w.excess - best.excess, w.graph - best.graph, w.acoustic - best.acoustic, w.tids[len(shared) :])
+        for w in (ways[state] for state in states)
+    )
+    return _Step(word, _Way(best.excess, best.graph, best.acoustic, shared), _Hypothesis(states, left_over))
+
+
+def _common_prefix(strings: Sequence[bytes]) -> bytes:
+    """The whole transition-ids that all of `strings` begin with."""
+    low, high = min(strings), max(strings)
+    length = min(len(low), len(high)) // 4
+    differs = bisect_left(range(1, length + 1), True, key=lambda n: low[: 4 * n] != high[: 4 * n])
+    return low[: 4 * differs]
+
+
+@dataclass(frozen=True)
+class Path:
+    """A word sequence with its best path: word ids, graph and acoustic cost as in the lattice, cost at the scales that
+    were searched with, and transition_ids (num_frames,) int64.
+    """
+
+    words: tuple[int, ...]
+    graph: float
+    acoustic: float
+    cost: float
+    transition_ids: np.ndarray
+
+
+class _Trail(NamedTuple):
+    """A step and the trail that it ended."""
+
+    before: "_Trail | None"
+    step: _Step
+
+
+def nbest(lattice: Lattice, n: int, acwt: float, insertion_penalty: float = 0.0) -> list[Path]:
+    """The `n` best word sequences, each once, in the order of their costs; fewer where the lattice has no more.
+
+    Exact: each stands with the best of its paths at these scales. Sequences of equal cost come in an order that is
+    always the same. Raises AsrKdError for scales that are no scales.
+    """
+    search, order = _WordSteps(lattice, acwt, insertion_penalty, np.inf), count()
+    heap: list[tuple[float, int, _Trail | None, _Hypothesis]] = [(0.0, next(order), None, search.start)]
+    paths: list[Path] = []
+    while heap and len(paths) < n:
+        excess, _, trail, hypothesis = heapq.heappop(heap)
+        if trail is not None and trail.step.word == 0:
+            paths.append(_path(trail, acwt, insertion_penalty))
+            continue
+        for step in search.steps(hypothesis, np.inf):
+            heapq.heappush(heap, (excess + step.way.excess, next(order), _Trail(trail, step), step.hypothesis))
+    return paths
+
+
+def _path(trail: _Trail | None, acwt: float, insertion_penalty: float) -> Path:
+    steps = []
+    while trail is not None:
+        steps.append(trail.step)
+        trail = trail.before
+    steps.reverse()
+    words = tuple(step.word for step in steps[:-1])
+    graph, acoustic = (float(sum(getattr(step.way, name) for step in steps)) for name in ("graph", "acoustic"))
+    tids = np.frombuffer(b"".join(step.way.tids for step in steps), "<i4").astype(np.int64)
+    return Path(words, graph, acoustic, graph + acwt * acoustic + insertion_penalty * len(words), tids)
+
+
+def determinize(
+    lattice: Lattice, beam: float, acwt: float, insertion_penalty: float = 0.0, max_arcs: int = MAX_ARCS
+) -> Lattice:
+    """An arc for every word, and every word sequence at most once, by its best path at these scales.
+
+    Exact within `beam`: it holds every word sequence whose cost exceeds that of the best by at most `beam`, with its
+    cost at these scales, and no arc whose best path costs more. At other scales, a word sequence still stands with the
+    path that was its best at these: its cost is then an upper bound. Where more than `max_arcs` would be needed, arcs
+    of the costliest paths are left out. Raises AsrKdError for a beam below 0.
+    """
+    if not beam >= 0:
+        raise AsrKdError(f"a lattice cannot be determinised within a beam of {beam}")
+    search, order = _WordSteps(lattice, acwt, insertion_penalty, beam), count()
+    end, numbers = 0, {search.start.key: 1}
+    heap = [(0.0, next(order), search.start)]
+    done: set[int] = set()
+    arcs: list[tuple[int, int, int, float, float, bytes]] = []
+    while heap and len(arcs) < max_arcs:
+        excess, _, hypothesis = heapq.heappop(heap)
+        state = numbers[hypothesis.key]
+        if state in done:
+            continue
+        done.add(state)
+        for word, way, following in search.steps(hypothesis, beam - excess):
+            target = numbers.setdefault(following.key, len(numbers) + 1) if word else end
+            arcs.append((state, target, word, way.graph, way.acoustic, way.tids))
+            if word and target not in done:
+                heapq.heappush(heap, (excess + way.excess, next(order), following))
+    source, target, word, graph, acoustic, tids = zip(*arcs, strict=True)
+    return Lattice.from_arcs(1, end, source, target, word, graph, acoustic, tids)
