@@ -218,7 +218,7 @@ def check_boundaries(args: argparse.Namespace) -> None:
 
 @command(
     "check-search",
-    "compare the decoder with an exact Viterbi search",
+    "compare the decoder with an exact search, or a wider one",
     path("--net", "folder of one net"),
     path("--feats", "feats.h5 to decode"),
     GRAPH,
@@ -226,14 +226,25 @@ def check_boundaries(args: argparse.Namespace) -> None:
     option("--acwt", "acoustic scale (default 0.2)", type=float, default=0.2),
     option("--insertion-penalty", "cost of a word (default 0)", type=float, default=0.0),
     option("--max-utts", "only the first so many; 0 is all (default)", type=int, default=0),
+    option(
+        "--wide-beam",
+        "compare with this beam instead, as on graphs too large for an exact search",
+        type=float,
+    ),
     DEVICE,
     config=[DecodeConfig],
 )
 def check_search(args: argparse.Namespace) -> None:
-    """Decode every utterance with one net, and again by an exact search; exit non-zero if any score differs."""
+    """Decode every utterance with one net, and again by an exact search; exit non-zero if any score differs.
+
+    With --wide-beam: again at that beam, keeping ten times --max-active states. An utterance whose best path there is
+    better is a search error; exit non-zero if more than 1 % are.
+    """
     import torch
 
+    from asr_kd.hmm.decode import Decoder
     from asr_kd.hmm.graph import Graph
+    from asr_kd.hmm.search_errors import MAX_SHARE, compare_beams
     from asr_kd.hmm.viterbi import check_search as compare_scores
     from asr_kd.nnet.device import resolve_device
     from asr_kd.nnet.priors import read_decoding_priors
@@ -247,6 +258,19 @@ def check_search(args: argparse.Namespace) -> None:
     )
     logliks = log_post - read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
+    if args.wide_beam is not None:
+        scales = {"acwt": args.acwt, "insertion_penalty": args.insertion_penalty, "min_active": config.min_active}
+        errors = compare_beams(
+            Decoder(graph, config.beam, max_active=config.max_active, **scales),
+            Decoder(graph, args.wide_beam, max_active=10 * config.max_active, **scales),
+            ((utt_id, logliks[reader.layout.rows(utt_id)]) for utt_id in utt_ids),
+            reader.layout.frame_shift_ms / 1000.0,
+            log,
+        )
+        print(errors)
+        if errors.share > MAX_SHARE:
+            raise AsrKdError("the decoder made too many search errors; widen --beam, or raise --max-active")
+        return
     worst = compare_scores(
         graph,
         [np.ascontiguousarray(logliks[reader.layout.rows(utt_id)]) for utt_id in utt_ids],
@@ -254,6 +278,7 @@ def check_search(args: argparse.Namespace) -> None:
         insertion_penalty=args.insertion_penalty,
         beam=config.beam,
         min_active=config.min_active,
+        max_active=config.max_active,
     )
     print(
         f"{len(utt_ids)} utterances: largest difference between a best path's score and an exact Viterbi's {worst:.2g}"

@@ -34,15 +34,17 @@ def kaldi() -> SimpleNamespace:
         decoder = importlib.import_module("kaldi_decoder")
     except ImportError as error:
         raise AsrKdError(f"the Kaldi wheels cannot be imported ({error}); run: pip install 'asr_kd[hmm]'") from error
-    return SimpleNamespace(khg=khg, fst=fst, decoder=decoder)
+    # The C++ iterator, since the wheel's own of this version knows no lattices.
+    lattice_arcs = importlib.import_module("_kaldifst")._ArcIteratorLattice
+    return SimpleNamespace(khg=khg, fst=fst, decoder=decoder, lattice_arcs=lattice_arcs)
 
 
 def arcs(fst: object, state: int) -> list:
     """The arcs that leave `state` of a kaldifst StdVectorFst or Lattice, as a list of arc objects."""
     k = kaldi()
     if isinstance(fst, k.fst.Lattice):
-        # kaldifst.ArcIterator of the pinned version knows no lattices; the C++ iterator beneath it does.
-        iterator = importlib.import_module("_kaldifst")._ArcIteratorLattice(fst, state)
+        # kaldifst.ArcIterator of the pinned version knows no lattices.
+        iterator = k.lattice_arcs(fst, state)
     else:
         iterator = k.fst.ArcIterator(fst, state)
     found = []

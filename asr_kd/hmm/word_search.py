@@ -51,6 +51,27 @@ class _Step(NamedTuple):
     hypothesis: _Hypothesis
 
 
+class _Arrival(NamedTuple):
+    """Excess of the best way to a state, the arc that it comes by, and the state before that."""
+
+    excess: float
+    arc: int
+    before: int
+
+
+_NEVER = _Arrival(np.inf, -1, -1)
+
+
+class _Region(NamedTuple):
+    """best: arrival at each state that can be reached without a word; words: at (word, state behind it), 0 for the end;
+    ways: graph cost, acoustic cost and transition-ids to those states to which they were asked for.
+    """
+
+    best: dict[int, _Arrival]
+    words: dict[tuple[int, int], _Arrival]
+    ways: dict[int, tuple[float, float, bytes]]
+
+
 class _WordSteps:
     """The steps from hypothesis to hypothesis through a lattice, at one acoustic scale and insertion penalty."""
 
@@ -71,62 +92,65 @@ class _WordSteps:
             )
         )
         self._first_arc = lattice.first_arc.tolist()
-        self._known: dict[int, list[tuple[int, int, _Way]]] = {}
+        self._known: dict[int, _Region] = {}
         self.start = _Hypothesis((0,), (_Way(0.0, 0.0, 0.0, b""),))
 
     def steps(self, hypothesis: _Hypothesis, budget: float) -> Iterator[_Step]:
         """Every next word, and the end, that exceeds the best path from `hypothesis` on by at most `budget`."""
-        by_word: dict[int, dict[int, _Way]] = {}
+        best: dict[int, dict[int, tuple[float, _Way, _Region, _Arrival]]] = {}
         for state, way in zip(*hypothesis, strict=True):
-            if way.excess > budget:
-                continue
-            for word, target, rest in self._from(state):
-                excess = way.excess + rest.excess
-                if excess > budget:
-                    continue
-                ways = by_word.setdefault(word, {})
-                if target not in ways or excess < ways[target].excess:
-                    tids = way.tids + rest.tids
-                    ways[target] = _Way(excess, way.graph + rest.graph, way.acoustic + rest.acoustic, tids)
-        for word, ways in sorted(by_word.items()):
-            yield _factored(word, ways)
+            region = self._from(state)
+            for (word, target), arrival in region.words.items():
+                excess = way.excess + arrival.excess
+                if excess <= budget and excess < best.setdefault(word, {}).get(target, (np.inf,))[0]:
+                    best[word][target] = (excess, way, region, arrival)
+        for word, targets in sorted(best.items()):
+            ways = {}
+            for target, (excess, way, region, arrival) in targets.items():
+                graph, acoustic, tids = self._along(region, arrival)
+                ways[target] = _Way(excess, way.graph + graph, way.acoustic + acoustic, way.tids + tids)
+            if ways:
+                yield _factored(word, ways)
 
-    def _from(self, source: int) -> list[tuple[int, int, _Way]]:
-        """(word, state behind it, best way there) from a state, along arcs without a word first; 0 for the end."""
+    def _from(self, source: int) -> _Region:
+        """What can be reached from a state along arcs without a word, and one with a word behind them."""
         if source in self._known:
             return self._known[source]
-        best: dict[int, tuple[float, int, int]] = {source: (0.0, -1, -1)}  # excess, arc that it came by, state before
-        found: dict[tuple[int, int], tuple[float, int, int]] = {}
+        best = {source: _Arrival(0.0, -1, -1)}
+        words: dict[tuple[int, int], _Arrival] = {}
         waiting = [source]
         while waiting:
             state = heapq.heappop(waiting)  # states are in topological order: nothing better can come later
-            so_far = best[state][0]
+            so_far = best[state].excess
             for arc in range(self._first_arc[state], self._first_arc[state + 1]):
                 target, word, excess = self._arcs[arc][:3]
                 excess += so_far
                 if excess > self._beam:
                     continue
-                arrival = (excess, arc, state)
+                arrival = _Arrival(excess, arc, state)
                 if word or target == self._end:
-                    if excess < found.get((word, target), (np.inf,))[0]:
-                        found[word, target] = arrival
+                    if excess < words.get((word, target), _NEVER).excess:
+                        words[word, target] = arrival
                 elif target not in best:
                     best[target] = arrival
                     heapq.heappush(waiting, target)
-                elif excess < best[target][0]:
+                elif excess < best[target].excess:
                     best[target] = arrival
-        self._known[source] = [(word, target, self._way(*found[word, target], best)) for word, target in found]
+        self._known[source] = _Region(best, words, {source: (0.0, 0.0, b"")})
         return self._known[source]
 
-    def _way(self, excess: float, arc: int, state: int, best: dict[int, tuple[float, int, int]]) -> _Way:
-        graph = acoustic = 0.0
-        pieces = []
-        while arc >= 0:
-            _, _, _, more_graph, more_acoustic, tids = self._arcs[arc]
-            graph, acoustic = graph + more_graph, acoustic + more_acoustic
-            pieces.append(tids)
-            _, arc, state = best[state]
-        return _Way(excess, graph, acoustic, b"".join(reversed(pieces)))
+    def _along(self, region: _Region, arrival: _Arrival) -> tuple[float, float, bytes]:
+        """Graph cost, acoustic cost and transition-ids of the way to an arrival; those of its beginnings are kept."""
+        trail = [arrival]
+        while trail[-1].before not in region.ways:
+            trail.append(region.best[trail[-1].before])
+        graph, acoustic, tids = region.ways[trail[-1].before]
+        for passed in reversed(trail):
+            target, _, _, more_graph, more_acoustic, more_tids = self._arcs[passed.arc]
+            graph, acoustic, tids = graph + more_graph, acoustic + more_acoustic, tids + more_tids
+            if passed is not arrival:
+                region.ways[target] = (graph, acoustic, tids)
+        return graph, acoustic, tids
 
 
 def _factored(word: int, ways: dict[int, _Way]) -> _Step:

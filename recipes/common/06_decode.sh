@@ -26,4 +26,4 @@ list() { # list FORMAT FIRST LAST: comma-separated nets
 run asr_kd decode --systems "$exp/systems.yaml" --graph "$exp/graph" --counts "$exp/ali/ali_train_pdf.counts" \
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-data "$exp/data/dev" \
   --test-feats "$exp/feats/test.fbank.h5" --test-data "$exp/data/test" \
-  --device "$device" --config "$config" --out "$exp/decode"
+  --device "$device" --nj "$nj" --config "$config" --out "$exp/decode"
