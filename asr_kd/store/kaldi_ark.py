@@ -13,7 +13,7 @@ import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -347,15 +347,15 @@ def _encode_int_vector(vector: np.ndarray, text: bool) -> bytes:
 
 
 def _write_archive(
-    file: BinaryIO, items: Iterable[tuple[str, np.ndarray]], encode: Callable[[np.ndarray], bytes], name: str
+    file: BinaryIO, items: Iterable[tuple[str, Any]], encode: Callable[[Any], bytes], name: str
 ) -> Iterator[tuple[str, int]]:
     """Write objects one after the other; yields each key and the offset at which its object begins."""
     offset = 0
-    for key, array in items:
+    for key, value in items:
         if not key or any(letter.isspace() for letter in key) or not key.isprintable():
             raise AsrKdError(f"{name}: {key!r} cannot be a key; keys hold no spaces and are not empty")
         try:
-            data = encode(np.asarray(array))
+            data = encode(value)
         except AsrKdError as error:
             raise AsrKdError(f"{name}: {key!r} was not written: {error}") from error
         head = f"{key} ".encode()
@@ -365,9 +365,11 @@ def _write_archive(
         offset += len(head) + len(data)
 
 
-def _write(
-    wspecifier: str, items: Iterable[tuple[str, np.ndarray]], encode: Callable[[np.ndarray, bool], bytes]
-) -> int:
+def write_objects(wspecifier: str, items: Iterable[tuple[str, Any]], encode: Callable[[Any, bool], bytes]) -> int:
+    """Write (key, object) to a table, complete or not at all; returns how many. encode(object, text): its bytes.
+
+    Raises AsrKdError for a key with spaces and for what `encode` refuses.
+    """
     archive, text, script = parse_wspecifier(wspecifier)
     count = 0
     with contextlib.ExitStack() as stack:
@@ -381,7 +383,7 @@ def _write(
         if archive.endswith(".gz"):
             # The name and the time of writing stay out of the file: the same contents are the same bytes.
             file = stack.enter_context(gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0))
-        for key, offset in _write_archive(file, items, lambda array: encode(array, text), archive):
+        for key, offset in _write_archive(file, items, lambda value: encode(value, text), archive):
             count += 1
             if lines is not None:
                 lines.write(f"{key} {archive}:{offset}\n")
@@ -400,6 +402,12 @@ def write_matrices(wspecifier: str, items: Iterable[tuple[str, np.ndarray]], com
     if compression_method and parse_wspecifier(wspecifier).text:
         raise AsrKdError(f"{wspecifier!r}: archives of text are not compressed")
     return _write(wspecifier, items, lambda array, text: _encode_matrix(array, text, compression_method))
+
+
+def _write(
+    wspecifier: str, items: Iterable[tuple[str, np.ndarray]], encode: Callable[[np.ndarray, bool], bytes]
+) -> int:
+    return write_objects(wspecifier, ((key, np.asarray(array)) for key, array in items), encode)
 
 
 def write_vectors(wspecifier: str, items: Iterable[tuple[str, np.ndarray]]) -> int:
