@@ -25,6 +25,8 @@ INPUTS = {
     "pdf": [{"ali"}],
 }
 ALL_INPUTS = ("nets", "feats", "counts", "targets", "ali")
+# The other methods have fixed ranges, or so few steps that a state of loglik -10000 leaves none to the others.
+METHODS = (1, 2, 3)
 # Which kinds the other options are for.
 EXTRAS = {
     "compression_method": ("loglik", "log-post"),
@@ -46,9 +48,9 @@ EXTRAS = {
     option("--out", "ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp; FILE may end in .gz", required=True),
     option(
         "--compression-method",
-        "of log-likelihoods and log-posteriors (default: none)",
+        f"of loglik and log-post: {'; '.join(f'{n} {COMPRESSION_METHODS[n]}' for n in METHODS)} (default: none)",
         type=int,
-        choices=[*COMPRESSION_METHODS],
+        choices=METHODS,
     ),
     option("--min-post", "of post: smaller ones are pruned at random (default 0.01; 0 keeps all)", type=float),
     option("--seed", "of the pruning (default 1)", type=int),
