@@ -41,6 +41,7 @@ COMMANDS = {
     "score-words": "word_scoring",
     "report": "scoring",
     "export": "recognition",
+    "export-kaldi": "kaldi_tables",
     "recognize": "recognition",
     "check-hmm": "hmm",
     "check-boundaries": "hmm",

@@ -34,7 +34,7 @@ from asr_kd.hmm.viterbi import epsilon_levels
 from asr_kd.hmm.word_times import PhoneTable
 from asr_kd.model_card import card_text
 from asr_kd.nnet.inference import COMBINATIONS
-from asr_kd.nnet.net_dir import TrainedNet, load_net, save_net
+from asr_kd.nnet.net_dir import TrainedNet, load_net, require_alike, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
 from asr_kd.store.atomic import atomic_dir, write_json, write_text
@@ -75,20 +75,12 @@ class Model:
             raise AsrKdError("a model needs at least one net")
         if self.combination not in COMBINATIONS:
             raise AsrKdError(f"combination {self.combination!r}: choose {' or '.join(COMBINATIONS)}")
-        first = self.nets[0]
-        for trained in self.nets:
-            if trained.labels.get("model_digest") != self.graph.model_digest:
-                raise AsrKdError("a net was trained on the states of another HMM than the graph was made from")
-            same_cmvn = trained.cmvn.mode == first.cmvn.mode and (
-                not first.cmvn.fixed or np.array_equal(trained.cmvn.mean, first.cmvn.mean)
-            )
-            if trained.front_end != first.front_end or not same_cmvn:
-                raise AsrKdError("the nets differ in front end or CMVN, so that they cannot hear the same features")
-            a, b = trained.net.architecture, first.net.architecture
-            if (a.left_context, a.right_context, a.feat_dim) != (b.left_context, b.right_context, b.feat_dim):
-                raise AsrKdError("the nets differ in context")
-            if a.num_pdfs != self.graph.num_pdfs:
-                raise AsrKdError(f"a net of {a.num_pdfs} states does not fit a graph of {self.graph.num_pdfs}")
+        if any(trained.labels.get("model_digest") != self.graph.model_digest for trained in self.nets):
+            raise AsrKdError("a net was trained on the states of another HMM than the graph was made from")
+        require_alike(self.nets)
+        num_pdfs = self.nets[0].net.architecture.num_pdfs
+        if num_pdfs != self.graph.num_pdfs:
+            raise AsrKdError(f"a net of {num_pdfs} states does not fit a graph of {self.graph.num_pdfs}")
         if len(self.log_priors) != self.graph.num_pdfs:
             raise AsrKdError(f"priors of {len(self.log_priors)} states do not fit a graph of {self.graph.num_pdfs}")
         if len(self.phone_table.t2phone) != len(self.graph.t2pdf):

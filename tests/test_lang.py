@@ -327,7 +327,7 @@ def test_positions_and_noise_are_trained_aligned_and_decoded(tmp_path, silence_t
     assert (model.lang.phones, model.lang.lexicon) == (lang.phones, WORDS)
     hits = total = 0
     bases = np.array(without_position(model.phones))
-    for (_, _, phone), (_, _, words, truth) in zip(
+    for (_, _, phone, _), (_, _, words, truth) in zip(
         align_utterances(model, model.lang, [u[:3] for u in utterances]), utterances, strict=True
     ):
         hits += (bases[phone] == truth).sum()

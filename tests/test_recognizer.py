@@ -19,10 +19,15 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract
 from asr_kd.features.options import FbankOptions, MfccOptions
 from asr_kd.hmm import wheels
+from asr_kd.hmm.decode import Decoder
+from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lang import Lang
+from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.word_times import PhoneTable, word_frames
 from asr_kd.model_dir import Scales, export_model, load_model
 from asr_kd.recognizer import Recognizer
+from asr_kd.store.ali import AliReader
+from asr_kd.store.kaldi_ark import read_int_vectors, read_matrices
 
 
 def run(*argv: object) -> int:
@@ -363,3 +368,29 @@ def test_frames_of_words_are_found_among_pronunciations(position_dependent):
     assert [(s.begin, s.end) for s in cut] == [(0, 2), (2, 4)]
     assert word_frames(["a"], path(*a, *b), lang, table, complete=False)[0].end == 2
     assert word_frames([], path("SIL"), lang, table) == []
+
+
+def test_kaldi_gets_what_decode_sees(experiment, tmp_path):
+    """The log-likelihoods decode to the same words, the alignment is that of final.mdl, the net of nnet1 has all."""
+    graph, scales = Graph.load(experiment / "graph"), experiment / "decode/utterance/scales.json"
+    argv = ["--nets", experiment / "utterance/seed1", "--counts", experiment / "train.counts"]
+    more = ["--feats", experiment / "dev.fbank.h5", "--device", "cpu", "--precision", "float32"]
+    assert run("export-kaldi", "loglik", *argv, *more, "--out", f"ark:{tmp_path}/loglik.ark") == 0
+    chosen = json.loads(scales.read_text())
+    decoder = Decoder(graph, acwt=chosen["acwt"], insertion_penalty=chosen["insertion_penalty"], beam=20.0)
+    logliks = read_matrices(f"{tmp_path}/loglik.ark")
+    lines = [" ".join([utt_id, *decoder.decode(loglik).words]) for utt_id, loglik in logliks]
+    assert lines == (experiment / "decode/utterance/seed1/test.txt").read_text().splitlines()
+
+    assert run("export-kaldi", "ali", "--ali", experiment / "dev.ali.h5", "--out", f"ark:{tmp_path}/ali.1.gz") == 0
+    hmm, ali = HmmModel.load(experiment / "hmm"), AliReader(experiment / "dev.ali.h5")
+    for utt_id, tids in read_int_vectors(f"ark:{tmp_path}/ali.1.gz"):
+        rows = ali.layout.rows(utt_id)
+        np.testing.assert_array_equal(hmm.t2pdf[tids], ali.pdf[rows])
+        np.testing.assert_array_equal(hmm.t2phone[tids], ali.phone[rows])
+
+    argv += ["--format", "nnet1", "--out", tmp_path / "nnet1"]
+    assert run("export", *argv, "--hmm", experiment / "hmm") == 0
+    names = {"final.nnet", "final.feature_transform", "cmvn_opts", "ali_train_pdf.counts", "final.mdl", "tree"}
+    assert {file.name for file in (tmp_path / "nnet1").iterdir()} == names
+    assert (tmp_path / "nnet1/final.mdl").read_bytes() == (experiment / "hmm/final.mdl").read_bytes()

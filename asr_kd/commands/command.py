@@ -45,9 +45,14 @@ def path(flag: str, help: str, **settings: Any) -> Option:
     return Option(flag, {"help": help, "type": Path, **settings})
 
 
+def optional(each: Option) -> Option:
+    """An option that must be given elsewhere, where it need not be."""
+    return Option(each.flag, {**each.settings, "required": False})
+
+
 def one_of(*options: Option) -> OneOf:
     """Exactly one of `options`, none of which is required by itself."""
-    return OneOf(tuple(Option(each.flag, {**each.settings, "required": False}) for each in options))
+    return OneOf(tuple(map(optional, options)))
 
 
 @dataclass(frozen=True)

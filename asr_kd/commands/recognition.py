@@ -1,4 +1,4 @@
-"""`asr-kd export`, `asr-kd recognize`: a directory that holds all it takes, and words from it."""
+"""`asr-kd export`, `asr-kd recognize`: nets for others to use, and words from a directory that holds all it takes."""
 
 import argparse
 import dataclasses
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, GRAPH, SCALES, resolve_scales
+from asr_kd.commands.command import command, option, optional, path
+from asr_kd.commands.options import COUNTS, GRAPH, resolve_scales
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
@@ -18,35 +18,96 @@ if TYPE_CHECKING:
     from asr_kd.corpus.datadir import Utterance
 
 
+# What each format needs beside --nets and --out, and what it can take; --acwt may stand for --scales.
+NEEDED = {"model-dir": ("hmm", "graph", "counts", "scales"), "onnx": (), "nnet1": ()}
+CARD = ("results", "system", "name", "license", "trained_on")
+TAKEN = {"model-dir": ("acwt", "insertion_penalty", *CARD), "onnx": (), "nnet1": ("hmm", "counts")}
+
+
 @command(
     "export",
-    "make a directory to recognise with",
-    option("--format", "of what is written (default model-dir)", choices=["model-dir"], default="model-dir"),
+    "make a directory to recognise with, or a net for ONNX or Kaldi",
+    option("--format", "of what is written (default model-dir)", choices=[*NEEDED], default="model-dir"),
     path("--nets", "folder of a net, or those of an ensemble's members", nargs="+", metavar="DIR"),
-    path("--hmm", "folder made by asr-kd train-hmm"),
-    GRAPH,
-    COUNTS,
-    *SCALES,
+    path("--hmm", "folder made by asr-kd train-hmm", required=False),
+    optional(GRAPH),
+    optional(COUNTS),
+    path("--scales", "scales.json of a system, made by asr-kd decode", required=False),
+    option("--acwt", "acoustic scale, in place of --scales", type=float),
+    option("--insertion-penalty", "cost of a word, beside --acwt (default 0)", type=float),
     path("--results", "results.json made by asr-kd report, for the model card", required=False),
-    option("--system", "whose scores the card shows, with --results (default student)", default="student"),
-    option("--name", "of the model, for the card (default: that of the folder)", default=""),
-    option("--license", "under which the model may be used, for the card", default=""),
-    option("--trained-on", "what speech it was trained on, in words, for the card", default=""),
-    path("--out", "the model directory"),
+    option("--system", "whose scores the card shows, with --results (default student)"),
+    option("--name", "of the model, for the card (default: that of the folder)"),
+    option("--license", "under which the model may be used, for the card"),
+    option("--trained-on", "what speech it was trained on, in words, for the card"),
+    path("--out", "the model directory, the ONNX file, or the folder of nnet1"),
     config=["combination", "beam", "min_active", "prior_floor"],
 )
 def export(args: argparse.Namespace) -> None:
-    """Collect net, front end, CMVN, priors, graph, words and scales in one directory.
+    """Make a net usable elsewhere.
 
-    asr-kd recognize needs nothing else. The directory can be copied anywhere; its README.md is the model card.
+    model-dir: net, front end, CMVN, priors, graph, words and scales in one directory; asr-kd recognize needs nothing
+    else. It can be copied anywhere; its README.md is the model card. Needs --hmm, --graph, --counts, and --scales or
+    --acwt.
+    onnx: one file from windows of features to log posteriors, of a net or of an ensemble that answers together.
+    nnet1: a folder with the net and its feature transform as text, for Kaldi's nnet-forward; with --hmm and --counts
+    steps/nnet/decode.sh decodes with it.
     """
+    _check_options(args)
+    {"model-dir": _export_model_dir, "onnx": _export_onnx, "nnet1": _export_nnet1}[args.format](args)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Raise AsrKdError for an option that the format lacks, and for one that is not for it."""
+    given = {key for key in ("hmm", "graph", "counts", "scales", *TAKEN["model-dir"]) if getattr(args, key) is not None}
+    if {"scales", "acwt"} <= given:
+        raise AsrKdError("give --scales or --acwt, not both")
+    for key in NEEDED[args.format]:
+        if key not in given and not (key == "scales" and "acwt" in given):
+            also = " or --acwt" if key == "scales" else ""
+            raise AsrKdError(f"--format {args.format} needs --{key}{also}")
+    for key in sorted(given - {*NEEDED[args.format], *TAKEN[args.format]}):
+        raise AsrKdError(f"--{key.replace('_', '-')} is not for --format {args.format}")
+
+
+def _export_onnx(args: argparse.Namespace) -> None:
+    from asr_kd.nnet.net_dir import load_net
+    from asr_kd.nnet.onnx_graph import export_onnx
+
+    make(
+        args.out,
+        lambda: export_onnx(args.out, [load_net(folder) for folder in args.nets], args.values["combination"]),
+        command=args.command_line,
+        inputs=file_digest(args.nets),
+        combination=args.values["combination"],
+        format=args.format,
+    )
+
+
+def _export_nnet1(args: argparse.Namespace) -> None:
+    from asr_kd.nnet.net_dir import load_net
+    from asr_kd.nnet1_dir import export_nnet1
+
+    if len(args.nets) != 1:
+        raise AsrKdError("nnet1 holds one net; distil the ensemble into one (asr-kd distill), and export that")
+    make(
+        args.out,
+        lambda: export_nnet1(args.out, load_net(args.nets[0]), counts=args.counts, hmm=args.hmm),
+        command=args.command_line,
+        inputs=file_digest([*args.nets, *(each for each in (args.hmm, args.counts) if each is not None)]),
+        format=args.format,
+    )
+
+
+def _export_model_dir(args: argparse.Namespace) -> None:
     from asr_kd.model_card import scores_of
     from asr_kd.model_dir import Scales, export_model
 
     decoding = resolve(DecodeConfig, args.values)
     acwt, insertion_penalty = resolve_scales(args)
     scales = Scales(acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor)
-    scores = scores_of(args.results, args.system) if args.results else None
+    scores = scores_of(args.results, args.system or "student") if args.results else None
+    about = {"name": args.name or "", "license": args.license or "", "trained_on": args.trained_on or ""}
 
     make(
         args.out,
@@ -58,15 +119,13 @@ def export(args: argparse.Namespace) -> None:
             counts=args.counts,
             scales=scales,
             combination=args.values["combination"],
-            name=args.name,
-            license=args.license,
-            trained_on=args.trained_on,
+            **about,
             config=args.values,
             scores=scores,
         ),
         command=args.command_line,
         inputs=file_digest([*args.nets, args.hmm, args.graph, args.counts]),
-        made=[dataclasses.asdict(scales), args.name, args.license, args.trained_on, scores, args.values],
+        made=[dataclasses.asdict(scales), *about.values(), scores, args.values],
     )
 
 

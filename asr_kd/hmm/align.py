@@ -13,6 +13,8 @@ from asr_kd.hmm.wheels import kaldi
 
 # (utt_id, feats (num_frames, feat_dim) float32, words)
 Item = tuple[str, np.ndarray, Sequence[str]]
+# (utt_id, pdf, phone index, transition-id), each (num_frames,) int64, or None for all three where none was found
+Aligned = tuple[str, np.ndarray | None, np.ndarray | None, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ def align_graph(
 
 def align_utterances(
     model: HmmModel, lang: Lang, items: Iterable[Item], options: AlignOptions | None = None
-) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None]]:
-    """Align each of `items`; yield (utt_id, pdf (num_frames,), phone index (num_frames,)), or None for both on failure.
+) -> Iterator[Aligned]:
+    """Align each of `items`.
 
     Raises AsrKdError for a word that the lexicon lacks and for features that do not fit the model.
     """
@@ -118,9 +120,9 @@ def align_utterances(
     for utt_id, feats, words in items:
         tids = align_graph(model, compiler.compile(utt_id, words), utt_id, feats, options)
         if tids is None:
-            yield utt_id, None, None
+            yield utt_id, None, None, None
         else:
-            yield utt_id, model.t2pdf[tids], model.t2phone[tids]
+            yield utt_id, model.t2pdf[tids], model.t2phone[tids], tids
 
 
 _worker: tuple[HmmModel, Lang, AlignOptions] | None = None
@@ -131,7 +133,7 @@ def _start_worker(model: HmmModel, lang: Lang, options: AlignOptions) -> None:
     _worker = (model, lang, options)
 
 
-def _align_chunk(items: list[Item]) -> list[tuple[str, np.ndarray | None, np.ndarray | None]]:
+def _align_chunk(items: list[Item]) -> list[Aligned]:
     model, lang, options = _worker
     return list(align_utterances(model, lang, items, options))
 
@@ -143,7 +145,7 @@ def align_in_processes(
     nj: int,
     options: AlignOptions | None = None,
     chunk_size: int = 100,
-) -> Iterator[tuple[str, np.ndarray | None, np.ndarray | None]]:
+) -> Iterator[Aligned]:
     """align_utterances in `nj` processes (the wheels hold the GIL, so threads gain nothing); order is kept.
 
     Workers are spawned, not forked: a fork after torch's thread pool has started can hang.

@@ -200,14 +200,16 @@ def align(
     layout = feats.reader.layout if fit is None else _layout_to_fit(fit, feats, progress)
     usable = {u: transcripts[u] for u in layout.utt_ids if u in transcripts and u in feats.reader}
     pdf = np.full(layout.num_frames, FAILED, dtype=np.int64)
-    phone = np.full(layout.num_frames, FAILED, dtype=np.int64)
+    phone, tid = np.full_like(pdf, FAILED), np.full_like(pdf, FAILED)
     failed = [utt_id for utt_id in layout.utt_ids if utt_id not in usable]
     items = ((utt_id, feats[utt_id], words) for utt_id, words in usable.items())
-    for done, (utt_id, pdfs, phones) in enumerate(align_in_processes(model, lang, items, nj, options), 1 + len(failed)):
+    aligned = align_in_processes(model, lang, items, nj, options)
+    for done, (utt_id, pdfs, phones, tids) in enumerate(aligned, 1 + len(failed)):
         if pdfs is None:
             failed.append(utt_id)
         else:
-            pdf[layout.rows(utt_id)], phone[layout.rows(utt_id)] = pdfs, phones
+            rows = layout.rows(utt_id)
+            pdf[rows], phone[rows], tid[rows] = pdfs, phones, tids
         if done % 500 == 0 or done == layout.num_utts:
             progress(f"aligned {done} of {layout.num_utts} utterances, {len(failed)} failed")
     if len(failed) > max_failed_share * layout.num_utts:
@@ -224,6 +226,7 @@ def align(
         sil_pdfs=model.sil_pdfs,
         phone=phone,
         phones=model.phones,
+        tid=tid,
     )
     return failed
 

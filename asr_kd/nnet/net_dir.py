@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,23 @@ class TrainedNet:
     @property
     def digest(self) -> str:
         return weights_digest(self.net)
+
+
+def require_alike(nets: Sequence[TrainedNet]) -> None:
+    """Raise AsrKdError unless all nets see the same windows of the same features and name the same states."""
+    first = nets[0]
+    for trained in nets:
+        if trained.labels.get("model_digest") != first.labels.get("model_digest"):
+            raise AsrKdError("the nets were trained on alignments of different HMMs; their states differ")
+        same_cmvn = trained.cmvn.mode == first.cmvn.mode and (
+            not first.cmvn.fixed or np.array_equal(trained.cmvn.mean, first.cmvn.mean)
+        )
+        if trained.front_end != first.front_end or not same_cmvn:
+            raise AsrKdError("the nets differ in front end or CMVN, so that they cannot hear the same features")
+        a, b = trained.net.architecture, first.net.architecture
+        for key in ("left_context", "right_context", "feat_dim", "num_pdfs"):
+            if getattr(a, key) != getattr(b, key):
+                raise AsrKdError(f"the nets differ in {key}: {getattr(a, key)} and {getattr(b, key)}")
 
 
 def weights_digest(net: torch.nn.Module) -> str:

@@ -35,11 +35,11 @@ def read_decoding_priors(path: str | Path, floor: float, num_pdfs: int) -> np.nd
     A net knows nothing of them, so that what it gives them, however little, would weigh much over a tiny prior: words
     of noise that no training transcript has would be heard. Kaldi's PdfPrior disables them likewise.
 
-    Raises AsrKdError also where they are not of the graph's `num_pdfs` states.
+    Raises AsrKdError also where they are not of `num_pdfs` states.
     """
     counts = read_counts(path)
     if len(counts) != num_pdfs:
-        raise AsrKdError(f"{path}: counts of {len(counts)} states, but the decoding graph has {num_pdfs}")
+        raise AsrKdError(f"{path}: counts of {len(counts)} states, but the nets and the graph have {num_pdfs}")
     return np.where(counts > 0, _log_priors(counts, floor), NEVER).astype(np.float32)
 
 

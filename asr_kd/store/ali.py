@@ -3,11 +3,12 @@
     /pdf               (num_frames,) int32, 0-based; -1 on all frames of an utterance whose alignment failed
     /phone             (num_frames,) int32, index into /phones, -1 where /pdf is; optional
     /phones            phone symbols; optional
+    /tid               (num_frames,) int32, transition-id of the HMM from 1, -1 where /pdf is; optional
     /sil_pdfs          (n,) int32, the states of silence
     /utt/id, /utt/offset
 
 Attributes: format, version, num_pdfs, model_digest (of the HMM), layout_digest (of the features that it fits, whatever
-their kind), frame_shift_ms, snip_edges, values_digest (of /pdf and /phone).
+their kind), frame_shift_ms, snip_edges, values_digest (of /pdf, /phone and /tid).
 """
 
 import hashlib
@@ -27,10 +28,16 @@ SUBSAMPLING = 3
 
 
 def _check(
-    where: str, layout: Layout, pdf: np.ndarray, num_pdfs: int, sil_pdfs: np.ndarray, phone: np.ndarray | None
+    where: str,
+    layout: Layout,
+    pdf: np.ndarray,
+    num_pdfs: int,
+    sil_pdfs: np.ndarray,
+    phone: np.ndarray | None,
+    tid: np.ndarray | None,
 ) -> None:
     """One state a frame, every state known, and an utterance either aligned as a whole or not at all."""
-    for name, values in (("pdf", pdf), ("phone", phone)):
+    for name, values in (("pdf", pdf), ("phone", phone), ("tid", tid)):
         if values is None:
             continue
         if values.shape != (layout.num_frames,):
@@ -41,6 +48,8 @@ def _check(
             raise AsrKdError(f"{where}: /{name} is of type {values.dtype}, not whole numbers")
     if pdf.size and (pdf.min() < FAILED or pdf.max() >= num_pdfs):
         raise AsrKdError(f"{where}: holds states {pdf.min()} to {pdf.max()}, but the model has {num_pdfs}")
+    if tid is not None and ((tid < 1) != (pdf == FAILED)).any():
+        raise AsrKdError(f"{where}: an aligned frame has no transition-id, or one that is not aligned has")
     if sil_pdfs.size and (sil_pdfs.min() < 0 or sil_pdfs.max() >= num_pdfs):
         raise AsrKdError(f"{where}: a state of silence is not among the {num_pdfs} of the model")
     failed = np.concatenate([[0], np.cumsum(pdf == FAILED)])
@@ -50,10 +59,10 @@ def _check(
         raise AsrKdError(f"{where}: utterance {layout.utt_ids[int(partly.argmax())]!r} is aligned only in part")
 
 
-def digest_of(pdf: np.ndarray, phone: np.ndarray | None) -> str:
-    """SHA-256 over the states and phones of an alignment, whatever type of numbers holds them."""
+def digest_of(pdf: np.ndarray, phone: np.ndarray | None, tid: np.ndarray | None = None) -> str:
+    """SHA-256 over the states, phones and transition-ids of an alignment, whatever type of numbers holds them."""
     digest = hashlib.sha256()
-    for values in (pdf, phone):
+    for values in (pdf, phone, tid):
         digest.update(b"" if values is None else np.ascontiguousarray(values, dtype="<i4").tobytes())
     return digest.hexdigest()
 
@@ -68,18 +77,20 @@ def write_ali(
     sil_pdfs: Sequence[int],
     phone: np.ndarray | None = None,
     phones: Sequence[str] | None = None,
+    tid: np.ndarray | None = None,
 ) -> None:
     """Write an alignment, atomically.
 
     layout: that of the features; pdf: (num_frames,) int, -1 for all frames of an utterance whose alignment failed;
-    phone: (num_frames,) index into phones, -1 where pdf is.
+    phone: (num_frames,) index into phones, tid: (num_frames,) transition-ids from 1; both -1 where pdf is.
 
     Raises AsrKdError if the arrays do not fit the layout or a state or phone is out of range.
     """
     pdf = np.asarray(pdf)
     silence = np.asarray(sil_pdfs, dtype=np.int32)
     phone = None if phone is None else np.asarray(phone)
-    _check(str(path), layout, pdf, num_pdfs, silence, phone)
+    tid = None if tid is None else np.asarray(tid)
+    _check(str(path), layout, pdf, num_pdfs, silence, phone, tid)
     if phone is not None:
         if phones is None:
             raise AsrKdError(f"{path}: phone indexes need the list of phones that they point into")
@@ -93,18 +104,20 @@ def write_ali(
         file["sil_pdfs"] = silence
         if phone is not None:
             file["phone"] = phone.astype("<i4")
+        if tid is not None:
+            file["tid"] = tid.astype("<i4")
         if phones is not None:
             file.create_dataset("phones", shape=(len(phones),), data=list(phones), dtype=h5py.string_dtype())
         file.attrs["num_pdfs"] = int(num_pdfs)
         file.attrs["model_digest"] = model_digest
-        file.attrs["values_digest"] = digest_of(pdf, phone)
+        file.attrs["values_digest"] = digest_of(pdf, phone, tid)
 
 
 class AliReader:
     """Read ali.h5 as a whole; alignments are small beside features.
 
     layout: Layout; pdf: (num_frames,) int64; num_pdfs; model_digest; sil_pdfs: (n,) int64; phone: (num_frames,) int64
-    or None; phones: list of symbols or None.
+    or None; phones: list of symbols or None; tid: (num_frames,) int32 or None.
 
     Raises AsrKdError for what is not a whole, consistent ali.h5.
     """
@@ -119,9 +132,10 @@ class AliReader:
             self.sil_pdfs = file["sil_pdfs"][:].astype(np.int64)
             self.phone = file["phone"][:].astype(np.int64) if "phone" in file else None
             self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
+            self.tid = file["tid"][:] if "tid" in file else None
             values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
-        _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone)
-        if values_digest is not None and values_digest != digest_of(self.pdf, self.phone):
+        _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone, self.tid)
+        if values_digest is not None and values_digest != digest_of(self.pdf, self.phone, self.tid):
             raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")
 
     @property

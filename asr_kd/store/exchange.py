@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from asr_kd.store.kaldi_ark import read_matrices, write_matrices
 PROGRESS_UTTS = 5000
 
 Log = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -196,10 +197,13 @@ def write_table_of(
 ) -> int:
     """Write a source to one of Kaldi's tables, complete or not at all; returns the number of utterances."""
 
-    def matrices() -> Iterator[tuple[str, np.ndarray]]:
-        for number, (utt_id, _, feats) in enumerate(source.utts, 1):
-            yield utt_id, feats
-            if number % PROGRESS_UTTS == 0:
-                log(f"{number} utterances")
+    matrices = ((utt_id, feats) for utt_id, _, feats in source.utts)
+    return write_matrices(wspecifier, counted(matrices, log), compression_method)
 
-    return write_matrices(wspecifier, matrices(), compression_method)
+
+def counted(items: Iterable[T], log: Log) -> Iterator[T]:
+    """The same items; log is told of every PROGRESS_UTTS of them."""
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % PROGRESS_UTTS == 0:
+            log(f"{number} utterances")

@@ -1,10 +1,10 @@
 """targets.h5: soft targets keyed by utterance and frame, with fingerprints of everything they came from."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,71 @@ def _digest_of(array: np.ndarray | None) -> str:
     return hashlib.sha256(b"" if array is None else np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
+def _check_shapes(path: Path, layout: Layout, num_pdfs: int, prob: Any, pdf: Any, tail: Any) -> None:
+    """prob, pdf, tail: arrays or data sets, pdf and tail None where dense."""
+    rows = layout.num_frames
+    if any(len(array) != rows for array in (prob, pdf, tail) if array is not None) or (pdf is None) != (tail is None):
+        raise AsrKdError(f"{path}: its arrays do not fit its {rows} frames")
+    if pdf is None and prob.shape[1] != num_pdfs:
+        raise AsrKdError(f"{path}: {prob.shape[1]} columns for {num_pdfs} states")
+    if pdf is not None and pdf.shape != prob.shape:
+        raise AsrKdError(f"{path}: has states of shape {pdf.shape} for probabilities of shape {prob.shape}")
+
+
+def _check_values(path: Path, num_pdfs: int, prob: np.ndarray, pdf: np.ndarray | None, tail: np.ndarray | None) -> None:
+    if pdf is not None and (pdf.max(initial=0) >= num_pdfs or pdf.min(initial=0) < 0):
+        raise AsrKdError(f"{path}: names a state beyond its {num_pdfs}")
+    for array in (prob, tail):
+        if array is not None and not (np.isfinite(array) & (array >= 0)).all():
+            raise AsrKdError(f"{path}: holds soft targets that are no probabilities")
+
+
+class UttTargets(NamedTuple):
+    """Soft targets of one utterance, of the types of TargetsReader; pdf and tail are None where dense."""
+
+    utt_id: str
+    prob: np.ndarray
+    pdf: np.ndarray | None
+    tail: np.ndarray | None
+
+
+def stream_targets(path: str | Path) -> Iterator[UttTargets]:
+    """The targets of one utterance after another, at the memory of one.
+
+    Raises AsrKdError as TargetsReader does, at the last utterance for values that are not those of their digest.
+    """
+    path = Path(path)
+    with open_h5(path, FORMAT) as file, readable(path):
+        layout, num_pdfs = read_layout(file), int(file.attrs["num_pdfs"])
+        stored = [file.get(name) for name in ("prob", "pdf", "tail")]
+        _check_shapes(path, layout, num_pdfs, *stored)
+        digests = [hashlib.sha256() for _ in stored]
+        for utt_id in layout.utt_ids:
+            rows = layout.rows(utt_id)
+            arrays = [None if dataset is None else dataset[rows] for dataset in stored]
+            for digest, array in zip(digests, arrays, strict=True):
+                digest.update(b"" if array is None else array.tobytes())
+            _check_values(path, num_pdfs, *arrays)
+            yield UttTargets(utt_id, *arrays)
+        _check_digest(path, file.attrs.get("values_digest"), " ".join(digest.hexdigest() for digest in digests))
+
+
+def stored_digest(path: str | Path) -> str:
+    """What tells a targets.h5 from every other, at no cost: digests that were stored with its values.
+
+    Raises AsrKdError for a file that is no targets.h5, or of before 0.2, when there were none.
+    """
+    with open_h5(path, FORMAT) as file, readable(path):
+        if "values_digest" not in file.attrs:
+            raise AsrKdError(f"{path}: has no values_digest; make it again (asr-kd soft-targets)")
+        return f"{file.attrs['layout_digest']} {file.attrs['values_digest']}"
+
+
+def _check_digest(path: Path, stored: str | None, found: str) -> None:
+    if stored is not None and stored != found:  # files of before 0.2 have none
+        raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
+
+
 class TargetsReader:
     """A targets.h5, read whole.
 
@@ -79,23 +144,13 @@ class TargetsReader:
             self.prob = file["prob"][:]
             self.pdf = file["pdf"][:] if "pdf" in file else None
             self.tail = file["tail"][:] if "tail" in file else None
-            values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
+            values_digest = file.attrs.get("values_digest")
         self._check()
-        if values_digest is not None and values_digest != " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))):
-            raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
+        _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
 
     def _check(self) -> None:
-        rows = self.layout.num_frames
-        arrays = [self.prob] + [a for a in (self.pdf, self.tail) if a is not None]
-        if any(len(array) != rows for array in arrays) or (self.pdf is None) != (self.tail is None):
-            raise AsrKdError(f"{self.path}: its arrays do not fit its {rows} frames")
-        if self.pdf is None and self.prob.shape[1] != self.num_pdfs:
-            raise AsrKdError(f"{self.path}: {self.prob.shape[1]} columns for {self.num_pdfs} states")
-        if self.pdf is not None and (self.pdf.shape != self.prob.shape or self.pdf.max(initial=0) >= self.num_pdfs):
-            raise AsrKdError(f"{self.path}: names a state beyond its {self.num_pdfs}")
-        for array in (self.prob, self.tail):
-            if array is not None and not (np.isfinite(array) & (array >= 0)).all():
-                raise AsrKdError(f"{self.path}: holds soft targets that are no probabilities")
+        _check_shapes(self.path, self.layout, self.num_pdfs, self.prob, self.pdf, self.tail)
+        _check_values(self.path, self.num_pdfs, self.prob, self.pdf, self.tail)
         if not 0 < self.temperature < np.inf:
             raise AsrKdError(f"{self.path}: its temperature is {self.temperature}")
 
