@@ -18,6 +18,7 @@ from asr_kd.commands.command import Command
 COMMANDS = {
     "config": "configuration",
     "inspect": "inspection",
+    "import-kaldi": "kaldi_import",
     "train-hmm": "hmm",
     "align": "hmm",
     "make-graph": "hmm",

@@ -147,9 +147,9 @@ class Transitions:
         form = source.expect("<Triples>", "<Tuples>")
         if topology.of_chain_model:
             raise AsrKdError(
-                f"{source.name}: is of a chain model (its states have a <ForwardPdfClass>), each of whose outputs stands "
-                "for several frames; frame classifiers need an HMM-GMM of the full frame rate, such as tri3, or one that "
-                "asr-kd train-hmm makes"
+                f"{source.name}: is of a chain model (its states have a <ForwardPdfClass>), each of whose outputs "
+                "stands for several frames; frame classifiers need an HMM-GMM of the full frame rate, such as tri3, or "
+                "one that asr-kd train-hmm makes"
             )
         width = 3 if form == "<Triples>" else 4
         num_states = source.int()

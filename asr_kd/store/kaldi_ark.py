@@ -120,7 +120,7 @@ def _read_int_vector(stream: KaldiStream) -> np.ndarray:
     return records["value"].astype(np.int32)
 
 
-class _Entry(NamedTuple):
+class ScriptEntry(NamedTuple):
     """A line of a script: the file, where in it the object begins, and which part of the object is meant."""
 
     key: str
@@ -129,7 +129,8 @@ class _Entry(NamedTuple):
     ranges: str
 
 
-def _read_script(name: str) -> Iterator[_Entry]:
+def read_script(name: str) -> Iterator[ScriptEntry]:
+    """The lines of a script; raises AsrKdError, naming file and line, for one that is none, or a command."""
     try:
         with open(name, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
@@ -144,9 +145,9 @@ def _read_script(name: str) -> Iterator[_Entry]:
                     rest, _, ranges = rest[:-1].rpartition("[")
                 file, colon, offset = rest.rpartition(":")
                 if colon and offset.isascii() and offset.isdigit() and len(offset) < 19:
-                    yield _Entry(key, file, int(offset), ranges)
+                    yield ScriptEntry(key, file, int(offset), ranges)
                 else:
-                    yield _Entry(key, rest, 0, ranges)
+                    yield ScriptEntry(key, rest, 0, ranges)
     except OSError as error:
         raise AsrKdError(f"{name}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -178,7 +179,7 @@ def _part(array: np.ndarray, ranges: str, where: str) -> np.ndarray:
 def _read_script_objects(name: str, read: Callable[[KaldiStream], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
     with contextlib.ExitStack() as stack:
         opened, stream = None, None
-        for key, file, offset, ranges in _read_script(name):
+        for key, file, offset, ranges in read_script(name):
             if file != opened:  # the entries of one archive follow each other
                 stack.close()
                 stream, opened = stack.enter_context(open_stream(file)), file
@@ -285,7 +286,7 @@ def object_kind(rspecifier: str) -> str:
     Raises AsrKdError for an empty table, something else, and the standard input, of which it would take a part away.
     """
     kinds, name = _parse_specifier(rspecifier)
-    entry = next(_read_script(name), None) if "scp" in kinds else _Entry("", name, 0, "")
+    entry = next(read_script(name), None) if "scp" in kinds else ScriptEntry("", name, 0, "")
     if entry is None or entry.file == "-":
         raise AsrKdError(f"{rspecifier}: is empty, or not a file")
     with open_stream(entry.file) as stream:
