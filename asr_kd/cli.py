@@ -27,6 +27,7 @@ COMMANDS = {
     "train-specialists": "specialists",
     "specialist-coverage": "specialists",
     "soft-targets": "distillation",
+    "import-targets": "kaldi_import",
     "sweep": "distillation",
     "distill": "distillation",
     "correct-bias": "transfer",

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asr_kd.cli_common import log, share
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
 
 if TYPE_CHECKING:
+    from asr_kd.config import DistillConfig
     from asr_kd.hmm.import_kaldi import KnownFrontEnd, Processing
     from asr_kd.hmm.imported import ImportedHmm
     from asr_kd.store.exchange import ForeignFrontEnd
@@ -63,6 +64,7 @@ def _import_hmm(args: argparse.Namespace) -> "ImportedHmm":
     from asr_kd.hmm.import_kaldi import refuse_chain_folder
     from asr_kd.hmm.imported import ImportedHmm
     from asr_kd.hmm.kaldi_lang import read_lang
+    from asr_kd.hmm.kaldi_model import read_mdl
 
     if args.ali is not None:
         refuse_chain_folder(args.ali)
@@ -72,17 +74,18 @@ def _import_hmm(args: argparse.Namespace) -> "ImportedHmm":
     if mdl is None:
         raise AsrKdError(f"no final.mdl as {', '.join(map(str, places))}; give it as --model")
     refuse_chain_folder(mdl.parent)
+    out = args.out / "hmm"
+    if out.exists():
+        there = ImportedHmm.load(out)
+        if there.digest != read_mdl(mdl).transitions.digest:
+            raise AsrKdError(f"{out}: is of another model than {mdl}; import each model into an --out of its own")
+        if args.lang is None and args.lexicon is None and args.silence_phones is None:
+            return there
     folders = [folder for folder in (args.lang, args.graph, args.ali, mdl.parent) if folder is not None]
     silence = None if args.silence_phones is None else args.silence_phones.split(",")
     lang = read_lang(folders, args.lexicon, silence, log)
     tree = next((folder / "tree" for folder in (mdl.parent, args.ali) if folder and (folder / "tree").is_file()), None)
-    hmm, out = ImportedHmm.read(mdl, tree, lang), args.out / "hmm"
-    if out.exists():
-        there = ImportedHmm.load(out)
-        if there.digest != hmm.digest:
-            raise AsrKdError(f"{out}: is of another model than {mdl}; import each model into an --out of its own")
-        if not lang.lexicon.entries:
-            return there
+    hmm = ImportedHmm.read(mdl, tree, lang)
     make(out, lambda: hmm.save(out), command=args.command_line, hmm=hmm.seal)
     return hmm
 
@@ -221,3 +224,134 @@ def _import_graph(args: argparse.Namespace, hmm: "ImportedHmm") -> None:
 
     files = [args.graph / name for name in ("HCLG.fst", "words.txt")]
     make(out, work, command=args.command_line, graph=file_digest(files), hmm=hmm.digest)
+
+
+@command(
+    "import-targets",
+    "soft targets from foreign teachers",
+    one_of(
+        path("--posteriors", "matrices of a teacher each: ark:FILE, scp:FILE or HDF5", nargs="+", type=str),
+        path("--sparse", "Kaldi Posterior table of one teacher: ark:FILE or scp:FILE", type=str),
+    ),
+    path("--feats", "features of the frames, as the student sees them"),
+    path("--ali", "their states, which the targets are over"),
+    option("--stored-temperature", "at which the teachers' posteriors were made (default 1)", type=float, default=1.0),
+    option("--logits", "the matrices are outputs before the softmax", action="store_true"),
+    path("--counts", "the matrices are log-likelihoods; this ali_train_pdf.counts made their priors", required=False),
+    option("--prior-floor", "the smallest of these priors (default 1e-8)", type=float, default=1e-8),
+    option("--normalize", "scale the weights of a --sparse frame to sum to one (for pruned ones)", action="store_true"),
+    path("--transition-ids-of", "the --sparse table names transition-ids of this HMM folder, not pdfs", required=False),
+    path("--out", "targets.h5"),
+    config=["temperature", "combination", "top_k"],
+)
+def import_targets(args: argparse.Namespace) -> None:
+    """Make targets.h5 of what teachers of any toolkit said to the same frames, for asr-kd distill --targets.
+
+    Matrices (num_frames, num_pdfs) hold probabilities or their logarithms, told apart by their rows; they are brought
+    from --stored-temperature to --temperature and averaged, arithmetically or geometrically. A Posterior table is taken
+    as it is, so that its temperature is --stored-temperature, and --temperature has to be the same.
+    Raises an error unless there are targets for exactly the frames of --feats and the states of --ali.
+    """
+    from asr_kd.config import DistillConfig, resolve
+    from asr_kd.distill.foreign_targets import dense_targets, sparse_targets, widest_frame
+    from asr_kd.hmm.imported import load_hmm
+    from asr_kd.nnet.priors import read_log_priors
+    from asr_kd.store.ali import AliReader, require_fit
+    from asr_kd.store.feats import FeatsReader
+    from asr_kd.store.targets import write_targets
+
+    distill, reader, ali = resolve(DistillConfig, args.values), FeatsReader(args.feats), AliReader(args.ali)
+    require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
+    tables = args.posteriors or [args.sparse]
+    _check_targets(args, distill, ali.num_pdfs)
+    digests = [_table_digest(table) for table in tables]
+    log_priors = None if args.counts is None else read_log_priors(args.counts, args.prior_floor)
+    t2pdf = None
+    if args.transition_ids_of is not None:
+        hmm = load_hmm(args.transition_ids_of)
+        if hmm.digest != ali.model_digest:
+            raise AsrKdError(f"{args.transition_ids_of}: is another HMM than that of {args.ali}")
+        t2pdf = hmm.t2pdf
+
+    def work() -> None:
+        top_k = distill.top_k
+        if args.sparse:
+            top_k = min(top_k or ali.num_pdfs, widest_frame(args.sparse), ali.num_pdfs - 1)
+            blocks = sparse_targets(
+                args.sparse, reader.layout, ali.num_pdfs, top_k, normalize=args.normalize, t2pdf=t2pdf
+            )
+        else:
+            blocks = dense_targets(
+                tables,
+                reader.layout,
+                ali.num_pdfs,
+                temperature=distill.temperature,
+                stored_temperature=args.stored_temperature,
+                combination=distill.combination,
+                top_k=top_k,
+                logits=args.logits,
+                log_priors=log_priors,
+            )
+        write_targets(
+            args.out,
+            reader.layout,
+            blocks,
+            num_pdfs=ali.num_pdfs,
+            top_k=top_k,
+            attributes={
+                "temperature": distill.temperature,
+                "mean": distill.combination,
+                "members": digests,
+                "out_of_fold": False,
+                "content_digest": reader.content_digest,
+                "model_digest": ali.model_digest,
+            },
+        )
+        log(f"{args.out}: {reader.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
+
+    make(
+        args.out,
+        work,
+        command=args.command_line,
+        tables=digests,
+        feats=reader.content_digest,
+        ali=[ali.model_digest, ali.num_pdfs],
+        how={key: getattr(distill, key) for key in ("temperature", "combination", "top_k")},
+        options=[args.stored_temperature, args.logits, args.normalize, bool(args.sparse)],
+        priors=None if log_priors is None else log_priors.tolist(),
+        t2pdf=None if t2pdf is None else t2pdf.tolist(),
+    )
+
+
+def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs: int) -> None:
+    """Raise AsrKdError for options that do not go together."""
+    from asr_kd.nnet.inference import COMBINATIONS
+
+    if not args.stored_temperature > 0:
+        raise AsrKdError(f"--stored-temperature {args.stored_temperature:g}: must be above 0")
+    if distill.combination not in COMBINATIONS:
+        raise AsrKdError(
+            f"--combination {distill.combination}: foreign teachers are averaged, {' or '.join(COMBINATIONS)}"
+        )
+    if distill.top_k is not None and not 0 < distill.top_k <= num_pdfs:
+        raise AsrKdError(f"--top-k {distill.top_k}: must lie between 1 and the number of states, {num_pdfs}")
+    if args.sparse is None:
+        if args.normalize or args.transition_ids_of is not None:
+            raise AsrKdError("--normalize and --transition-ids-of go with --sparse alone")
+        return
+    if args.logits or args.counts is not None:
+        raise AsrKdError("--logits and --counts go with --posteriors; a Posterior table holds weights")
+    if distill.temperature != args.stored_temperature:
+        raise AsrKdError(
+            f"--temperature {distill.temperature:g}: a few states a frame cannot be brought to it from the "
+            f"--stored-temperature {args.stored_temperature:g}; give both the temperature that the teacher had"
+        )
+
+
+def _table_digest(table: str) -> str:
+    """What a teacher's table depends on; raises AsrKdError for the standard input, which cannot be read again."""
+    file = table.partition(":")[2] if table.startswith(("ark", "scp")) and ":" in table else table
+    if file == "-":
+        raise AsrKdError(f"{table}: targets are made of files, which can be read again")
+    is_script = table.startswith("scp") or file.endswith(".scp")
+    return _scp_digest(Path(file)) if is_script else file_digest([file])

@@ -13,7 +13,7 @@ import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store import kaldi_compression
 from asr_kd.store.atomic import atomic_path
 from asr_kd.store.kaldi_stream import INT_RECORD, MAX_OBJECT_BYTES, KaldiStream, open_stream
+
+T = TypeVar("T")
 
 # Kaldi lets a range end up to three rows after the matrix, since segments are rounded to 10 ms.
 RANGE_TOLERANCE = 3
@@ -176,7 +178,7 @@ def _part(array: np.ndarray, ranges: str, where: str) -> np.ndarray:
     return array[tuple(slices)]
 
 
-def _read_script_objects(name: str, read: Callable[[KaldiStream], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_script_objects(name: str, read: Callable[[KaldiStream], T]) -> Iterator[tuple[str, T]]:
     with contextlib.ExitStack() as stack:
         opened, stream = None, None
         for key, file, offset, ranges in read_script(name):
@@ -185,8 +187,10 @@ def _read_script_objects(name: str, read: Callable[[KaldiStream], np.ndarray]) -
                 stream, opened = stack.enter_context(open_stream(file)), file
             stream.key = key
             stream.seek(offset)
-            array = read(stream)
-            yield key, _part(array, ranges, f"{name}: {key!r}") if ranges else array
+            found = read(stream)
+            if ranges and not isinstance(found, np.ndarray):
+                raise AsrKdError(f"{name}: {key!r}: the range [{ranges}] is of a matrix or vector, which this is not")
+            yield key, _part(found, ranges, f"{name}: {key!r}") if ranges else found
 
 
 def _parse_specifier(specifier: str) -> tuple[list[str], str]:
@@ -243,7 +247,11 @@ def parse_wspecifier(wspecifier: str) -> Destination:
     return Destination(archive, "t" in kinds, script)
 
 
-def _read(rspecifier: str, read: Callable[[KaldiStream], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def read_objects(rspecifier: str, read: Callable[[KaldiStream], T]) -> Iterator[tuple[str, T]]:
+    """The keys and objects of a table, one after the other, each taken from its stream by `read`.
+
+    Raises AsrKdError for a specifier, archive or script that is none, and what `read` raises.
+    """
     kinds, name = _parse_specifier(rspecifier)
     unknown = set(kinds) - {"ark", "scp"} - _IGNORED_OPTIONS
     if unknown or ("ark" in kinds and "scp" in kinds):
@@ -264,20 +272,20 @@ def read_matrices(rspecifier: str, dtype: type = np.float32) -> Iterator[tuple[s
     Raises AsrKdError naming file, key and byte for what is truncated, damaged or no matrix.
     """
     with np.errstate(over="ignore"):
-        for key, matrix in _read(rspecifier, _read_matrix):
+        for key, matrix in read_objects(rspecifier, _read_matrix):
             yield key, np.ascontiguousarray(matrix, dtype=dtype)
 
 
 def read_vectors(rspecifier: str, dtype: type = np.float32) -> Iterator[tuple[str, np.ndarray]]:
     """The keys and float vectors (dim,) of a table; raises as read_matrices does."""
     with np.errstate(over="ignore"):
-        for key, vector in _read(rspecifier, _read_vector):
+        for key, vector in read_objects(rspecifier, _read_vector):
             yield key, np.ascontiguousarray(vector, dtype=dtype)
 
 
 def read_int_vectors(rspecifier: str) -> Iterator[tuple[str, np.ndarray]]:
     """The keys and vectors (dim,) int32 of a table, such as alignments; raises as read_matrices does."""
-    return _read(rspecifier, _read_int_vector)
+    return read_objects(rspecifier, _read_int_vector)
 
 
 def object_kind(rspecifier: str) -> str:
