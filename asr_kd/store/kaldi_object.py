@@ -21,16 +21,14 @@ _SPACE = re.compile(rb"\s*")
 _INT = re.compile(rb"[+-]?\d{1,10}")
 
 
-def read_file(path: str | Path, max_bytes: int = 1 << 32) -> bytes:
-    """The bytes of a file; raises AsrKdError where it cannot be read or has more than any object of its kind."""
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file; raises AsrKdError where it is none, or cannot be read."""
     try:
-        with open(path, "rb") as file:
-            content = file.read(max_bytes + 1)
+        if not Path(path).is_file():
+            raise AsrKdError(f"{path}: no such file")
+        return Path(path).read_bytes()
     except OSError as error:
         raise AsrKdError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > max_bytes:
-        raise AsrKdError(f"{path}: has more than the {max_bytes} bytes that such a file may have")
-    return content
 
 
 class KaldiObject:
