@@ -18,6 +18,7 @@ from asr_kd.commands.command import Command
 COMMANDS = {
     "config": "configuration",
     "inspect": "inspection",
+    "import-kaldi": "kaldi_import",
     "train-hmm": "hmm",
     "align": "hmm",
     "train-lm": "lm",
@@ -28,6 +29,7 @@ COMMANDS = {
     "train-specialists": "specialists",
     "specialist-coverage": "specialists",
     "soft-targets": "distillation",
+    "import-targets": "kaldi_import",
     "sweep": "distillation",
     "distill": "distillation",
     "correct-bias": "transfer",

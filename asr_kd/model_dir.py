@@ -28,8 +28,9 @@ from asr_kd import __version__
 from asr_kd.corpus.lexicon import read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.graph import Graph
+from asr_kd.hmm.imported import load_hmm
+from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.lang import Lang
-from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.viterbi import epsilon_levels
 from asr_kd.hmm.word_times import PhoneTable
 from asr_kd.model_card import card_text
@@ -65,7 +66,7 @@ class Model:
     combination: str
     graph: Graph
     log_priors: np.ndarray
-    lang: Lang
+    lang: Lang | ImportedLang
     phone_table: PhoneTable
     scales: Scales
     record: Mapping[str, Any]
@@ -85,7 +86,7 @@ class Model:
             raise AsrKdError(f"priors of {len(self.log_priors)} states do not fit a graph of {self.graph.num_pdfs}")
         if len(self.phone_table.t2phone) != len(self.graph.t2pdf):
             raise AsrKdError("the phones are of another HMM than the graph")
-        if self.lang.words != self.graph.words:
+        if not self.lang.pronounces(self.graph.words, np.unique(self.graph.arcs.olabel[self.graph.arcs.olabel > 0])):
             raise AsrKdError("the lexicon has other words than the graph")
 
 
@@ -113,10 +114,12 @@ def export_model(
     """
     out = Path(out)
     _require_replaceable(out)
-    hmm_model, trained = HmmModel.load(hmm), [load_net(path) for path in nets]
+    hmm_model, trained = load_hmm(hmm), [load_net(path) for path in nets]
     decoding_graph = Graph.load(graph)
     if hmm_model.digest != decoding_graph.model_digest:
         raise AsrKdError(f"{graph}: was made from another HMM than {hmm}")
+    if not hmm_model.lang.lexicon.entries:
+        raise AsrKdError(f"{hmm}: knows no pronunciations, which tell when words were said; import it with --lexicon")
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -178,7 +181,8 @@ def load_model(path: str | Path) -> Model:
     try:
         scales = Scales(**record["scales"])
         nets = [load_net(path / "nets" / str(number + 1)) for number in range(int(record["num_nets"]))]
-        lang = Lang(read_lexicon_in(path), **record["lang"])
+        # The options of an imported system name its phones.
+        lang = (ImportedLang if "phones" in record["lang"] else Lang)(read_lexicon_in(path), **record["lang"])
         phones = _read_json(path / PHONES)
         table = PhoneTable(
             np.array(phones["t2phone"], np.int64), np.array(phones["enters_phone"], bool), len(lang.phones)

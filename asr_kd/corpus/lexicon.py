@@ -127,15 +127,19 @@ def read_lexicon(path: str | Path) -> Lexicon:
         raise AsrKdError(f"{path}: cannot be read as a lexicon ({error})") from error
     if lines == [""]:
         raise AsrKdError(f"{path}: has no word")
-    with_probs = path.name.startswith("lexiconp")
+    return parse_lexicon(enumerate(lines, 1), path, with_probs=path.name.startswith("lexiconp"))
+
+
+def parse_lexicon(lines: Iterable[tuple[int, str]], name: str | Path, *, with_probs: bool = False) -> Lexicon:
+    """The lexicon of (line number, line); raises AsrKdError, naming the file `name`, as read_lexicon does."""
     lexicon = Lexicon({})
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             word, prob, pronunciation = _read_line(line, with_probs)
             if pronunciation in lexicon.entries.setdefault(word, []):
                 raise AsrKdError(f"the pronunciation of {word!r} is given twice")
         except AsrKdError as error:
-            raise AsrKdError(f"{path}:{number}: {error}") from None
+            raise AsrKdError(f"{name}:{number}: {error}") from None
         lexicon.entries[word].append(pronunciation)
         if prob != 1.0:
             lexicon.probs[word, pronunciation] = prob

@@ -196,7 +196,7 @@ def write_soft_targets(
     write_targets(
         path,
         reader.layout,
-        _pack(posteriors, top_k),
+        pack(posteriors, top_k),
         num_pdfs=num_pdfs,
         top_k=top_k,
         attributes={
@@ -210,9 +210,10 @@ def write_soft_targets(
     )
 
 
-def _pack(
+def pack(
     posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Log posteriors (rows, (n, num_pdfs)) as the blocks of write_targets: dense, or the top_k largest and the rest."""
     for rows, log_post in posteriors:
         prob = log_post.exp()
         if top_k is None:

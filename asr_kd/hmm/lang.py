@@ -7,7 +7,7 @@ depend on their position in the word are named and ordered as by Kaldi's prepare
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -102,12 +102,11 @@ class Lang:
 
     def positioned(self, pronunciation: Sequence[str]) -> tuple[str, ...]:
         """A pronunciation of the lexicon in this language's phones: T UW as T_B UW_E, if they depend on position."""
-        if not self.position_dependent:
-            return tuple(pronunciation)
-        if len(pronunciation) == 1:
-            return (pronunciation[0] + "_S",)
-        first, *inside, last = pronunciation
-        return (first + "_B", *(phone + "_I" for phone in inside), last + "_E")
+        return position_phones(pronunciation) if self.position_dependent else tuple(pronunciation)
+
+    def pronounces(self, words: Sequence[str], used: Iterable[int]) -> bool:
+        """Whether the words of a graph, whose ids `used` are those that it puts out, are those of this lexicon."""
+        return list(words) == self.words
 
     @cached_property
     def _marks(self) -> list[tuple[str, tuple[str, ...], float, int]]:
@@ -196,6 +195,14 @@ class Lang:
         fst = kaldi().fst.compile("\n".join(lines) + "\n", acceptor=False)
         kaldi().fst.arcsort(fst, sort_type="olabel")
         return fst
+
+
+def position_phones(pronunciation: Sequence[str]) -> tuple[str, ...]:
+    """The phones of a word with the marks of their position in it: T UW as T_B UW_E, AH as AH_S."""
+    if len(pronunciation) == 1:
+        return (pronunciation[0] + "_S",)
+    first, *inside, last = pronunciation
+    return (first + "_B", *(phone + "_I" for phone in inside), last + "_E")
 
 
 def without_position(phones: Sequence[str]) -> list[str]:

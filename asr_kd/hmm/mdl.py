@@ -10,6 +10,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import Gmm
+from asr_kd.hmm.kaldi_model import parse_model
 
 if TYPE_CHECKING:
     from asr_kd.hmm.model import HmmModel
@@ -37,16 +38,6 @@ def format_mdl(model: "HmmModel") -> str:
     return "".join(parts) + "\n"
 
 
-def _numbers(block: str, tag: str, name: str) -> np.ndarray:
-    found = re.search(rf"<{tag}>\s*\[([^\]]*)\]", block)
-    if not found:
-        raise AsrKdError(f"{name}: a <{tag}> block is missing; it is not a Kaldi model in text form")
-    try:
-        return np.array(found.group(1).split(), dtype=np.float32)
-    except ValueError as error:
-        raise AsrKdError(f"{name}: a <{tag}> block holds what is no number ({error})") from error
-
-
 def parse_mdl(text: str, name: str) -> tuple[str, np.ndarray, list[Gmm]]:
     """Topology text, transition log-probabilities and GMMs of a Kaldi model in text form.
 
@@ -54,26 +45,7 @@ def parse_mdl(text: str, name: str) -> tuple[str, np.ndarray, list[Gmm]]:
     model.
     """
     topology = re.search(r"<Topology>.*</Topology>[^\S\n]*\n", text, re.DOTALL)
-    sizes = re.search(r"<DIMENSION>\s+(\d+)\s+<NUMPDFS>\s+(\d+)", text)
-    if not topology or not sizes:
+    model = parse_model(text.encode(), name)
+    if not topology or model.gmms is None:
         raise AsrKdError(f"{name}: is not a Kaldi HMM-GMM in text form")
-    if "<ForwardPdfClass>" in topology.group(0):
-        raise AsrKdError(
-            f"{name}: is of a chain model (its states have a <ForwardPdfClass>), each of whose outputs stands for "
-            "several frames; frame classifiers need an HMM-GMM of the full frame rate, as asr-kd train-hmm makes"
-        )
-    dim, num_pdfs = int(sizes.group(1)), int(sizes.group(2))
-    log_probs = _numbers(text, "LogProbs", name)
-    gmms = []
-    for block in text[sizes.end() :].split("<DiagGMM>")[1:]:
-        weights = _numbers(block, "WEIGHTS", name)
-        means_invvars, inv_vars = _numbers(block, "MEANS_INVVARS", name), _numbers(block, "INV_VARS", name)
-        shape = (len(weights), dim)
-        if not len(weights) or means_invvars.size != len(weights) * dim or inv_vars.size != means_invvars.size:
-            raise AsrKdError(f"{name}: GMM {len(gmms)} is not of dimension {dim} throughout")
-        if not np.isfinite(means_invvars).all() or not (inv_vars > 0).all() or not (weights > 0).all():
-            raise AsrKdError(f"{name}: GMM {len(gmms)} has a weight or variance that is not positive and finite")
-        gmms.append(Gmm(weights, means_invvars.reshape(shape), inv_vars.reshape(shape)))
-    if len(gmms) != num_pdfs or num_pdfs == 0:
-        raise AsrKdError(f"{name}: holds {len(gmms)} GMMs but announces {num_pdfs}")
-    return topology.group(0), log_probs, gmms
+    return topology.group(0), model.transitions.log_probs, model.gmms

@@ -17,8 +17,9 @@ from asr_kd.hmm.gaussians import Gmm
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.mdl import format_mdl, parse_mdl
 from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
-from asr_kd.hmm.tree import BINARY_MARK, ContextTree
+from asr_kd.hmm.tree import ContextTree
 from asr_kd.hmm.wheels import kaldi
+from asr_kd.store.kaldi_object import BINARY_MARK
 
 FORMAT = "asr_kd-hmm"
 VERSION = 1

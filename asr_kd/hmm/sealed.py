@@ -25,6 +25,14 @@ def sealed_folder(
         (folder / record_name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def format_of(path: str | Path, record_name: str) -> str | None:
+    """The format that a sealed folder says it has; None where it has no record, or one that says nothing."""
+    try:
+        return json.loads((Path(path) / record_name).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
 def read_record(
     path: str | Path, record_name: str, file_format: str, versions: Collection[int], what: str
 ) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Phonetic decision trees in Kaldi's form: which pdf a phone's state has, given the phones around it.
 
 An event is four numbers: left phone, phone, right phone (Kaldi's ids, 0 beyond the ends of an utterance) and pdf-class
-(the HMM state, from 0). The binary layout is that of Kaldi's tree/event-map.cc and tree/context-dep.cc.
+(the HMM state, from 0). The layout is that of Kaldi's tree/event-map.cc and tree/context-dep.cc.
 """
 
 import struct
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.store.kaldi_object import BINARY_MARK, KaldiObject
 
 # Kaldi's keys of an event: positions in the window of phones, and the pdf-class.
 PDF_CLASS = -1
 CONTEXT_WIDTH, CENTRAL = 3, 1
-# Kaldi begins a binary file so.
-BINARY_MARK = b"\0B"
+MAX_WIDTH = 15
 # Trees have tens of levels; a damaged file must not exhaust the stack.
 MAX_DEPTH = 500
 
@@ -94,15 +94,21 @@ class ContextTree:
 
     @classmethod
     def from_bytes(cls, data: bytes, name: str) -> "ContextTree":
-        """Read Kaldi's binary form, with or without the mark; raises AsrKdError that names the file `name`."""
-        reader = _Reader(data.removeprefix(BINARY_MARK), name)
-        reader.expect("ContextDependency")
-        width, central = reader.int(), reader.int()
-        reader.expect("ToPdf")
-        root = reader.node(0)
-        reader.expect("EndContextDependency")
-        if reader.position != len(reader.data) or root is None:
-            raise AsrKdError(f"{name}: is not one Kaldi tree and nothing else")
+        """Read Kaldi's binary form, with or without the mark, or its text.
+
+        Raises AsrKdError that names the file `name`.
+        """
+        head = b"ContextDependency "
+        source = KaldiObject(data, name, binary=data.removeprefix(BINARY_MARK).startswith(head + b"\x04"))
+        source.expect(head.decode().strip())
+        width, central = source.int(), source.int()
+        if not 0 <= central < width <= MAX_WIDTH:
+            raise source.error(f"its windows have {width} phones, of which number {central} is modelled")
+        source.expect("ToPdf")
+        root = _read_node(source, width, 0)
+        source.expect("EndContextDependency")
+        if not source.at_end() or next(_leaves(root), None) is None:
+            raise source.error("is not one Kaldi tree and nothing else")
         return cls(root, width, central)
 
 
@@ -146,60 +152,33 @@ def _write(node: Node | None) -> Iterable[bytes]:
         yield b"} "
 
 
-class _Reader:
-    """A cursor over the bytes of a tree."""
-
-    def __init__(self, data: bytes, name: str) -> None:
-        self.data, self.name, self.position = data, name, 0
-
-    def _take(self, size: int) -> bytes:
-        taken = self.data[self.position : self.position + size]
-        if len(taken) < size:
-            raise AsrKdError(f"{self.name}: ends within the tree; it was cut short")
-        self.position += size
-        return taken
-
-    def token(self) -> str:
-        end = self.data.find(b" ", self.position, self.position + 32)
-        if end < 0:
-            raise AsrKdError(f"{self.name}: is not a Kaldi tree in binary form (byte {self.position})")
-        token = self.data[self.position : end]
-        self.position = end + 1
-        return token.decode("ascii", "replace")
-
-    def expect(self, token: str) -> None:
-        found = self.token()
-        if found != token:
-            raise AsrKdError(f"{self.name}: has {found!r} where a Kaldi tree has {token}")
-
-    def int(self, mark: bytes = b"\x04") -> int:
-        if self._take(1) != mark:
-            raise AsrKdError(f"{self.name}: has no 32-bit number at byte {self.position - 1}")
-        return struct.unpack("<i", self._take(4))[0]
-
-    def node(self, depth: int) -> Node | None:
-        if depth > MAX_DEPTH:
-            raise AsrKdError(f"{self.name}: its tree is deeper than {MAX_DEPTH} levels")
-        kind = self.token()
-        if kind == "NULL":
-            return None
-        if kind == "CE":
-            return Leaf(self.int())
-        if kind == "TE":
-            key, size = self.int(), self.int(b"\xfc")
-            self.expect("(")
-            children = tuple(self.node(depth + 1) for _ in range(size))
-            self.expect(")")
-            return Table(key, children)
-        if kind != "SE":
-            raise AsrKdError(f"{self.name}: has {kind!r} where a tree has CE, TE or SE")
-        key, size = self.int(), self.int()
-        if size < 0:
-            raise AsrKdError(f"{self.name}: has a question of {size} phones")
-        values = struct.unpack(f"<{size}i", self._take(4 * size))
-        self.expect("{")
-        yes, no = self.node(depth + 1), self.node(depth + 1)
-        self.expect("}")
-        if yes is None or no is None:
-            raise AsrKdError(f"{self.name}: has a question with an answer missing")
-        return Split(key, values, yes, no)
+def _read_node(source: KaldiObject, width: int, depth: int) -> Node | None:
+    """The node that comes next, with all below it."""
+    if depth > MAX_DEPTH:
+        raise source.error(f"its tree is deeper than {MAX_DEPTH} levels")
+    kind = source.token()
+    if kind == "NULL":
+        return None
+    if kind == "CE":
+        if (pdf := source.int()) < 0:
+            raise source.error(f"has a leaf of pdf {pdf}")
+        return Leaf(pdf)
+    if kind not in ("TE", "SE"):
+        raise source.error(f"has {kind!r} where a tree has CE, TE or SE")
+    key = source.int()
+    if not PDF_CLASS <= key < width:
+        raise source.error(f"asks for position {key} of a window of {width} phones")
+    if kind == "TE":
+        size, children = source.unsigned(), []
+        source.expect("(")
+        for _ in range(size):  # a loop, for a comprehension is a frame more on the stack
+            children.append(_read_node(source, width, depth + 1))
+        source.expect(")")
+        return Table(key, tuple(children))
+    values = tuple(source.int_vector().tolist())
+    source.expect("{")
+    yes, no = _read_node(source, width, depth + 1), _read_node(source, width, depth + 1)
+    source.expect("}")
+    if yes is None or no is None:
+        raise source.error("has a question with an answer missing")
+    return Split(key, values, yes, no)

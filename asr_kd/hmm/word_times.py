@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.corpus.lexicon import SILENCE_PHONE
 from asr_kd.errors import AsrKdError
+from asr_kd.hmm.imported import ImportedHmm
+from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
 
@@ -34,7 +35,7 @@ class PhoneTable:
             raise AsrKdError("the table of transition-ids does not fit the phones")
 
     @classmethod
-    def of_model(cls, model: HmmModel) -> "PhoneTable":
+    def of_model(cls, model: HmmModel | ImportedHmm) -> "PhoneTable":
         """That of an HMM."""
         return cls(model.t2phone, model.enters_phone, len(model.phones))
 
@@ -58,7 +59,11 @@ class WordFrames:
 
 
 def word_frames(
-    words: Sequence[str], transition_ids: np.ndarray, lang: Lang, table: PhoneTable, complete: bool = True
+    words: Sequence[str],
+    transition_ids: np.ndarray,
+    lang: Lang | ImportedLang,
+    table: PhoneTable,
+    complete: bool = True,
 ) -> list[WordFrames]:
     """Frames of each of `words`, in order, on the path that they were decoded on.
 
@@ -76,12 +81,12 @@ def word_frames(
         may_be_cut = not complete and number == len(words) - 1
         found: dict[int, tuple[int, int]] = {}
         for before in behind:
-            for start in _starts(phones, before):
+            for start in _starts(lang, phones, before):
                 for length in _matches(lang, word, phones[start:], may_be_cut):
                     found.setdefault(start + length, (start, before))
         ends.append(found)
         behind = sorted(found, reverse=True)
-    last = [end for end in behind if not complete or len(phones) in _starts(phones, end)]
+    last = [end for end in behind if not complete or len(phones) in _starts(lang, phones, end)]
     if not last:
         raise AsrKdError(f"the decoded words {' '.join(words)!r} are not those of the decoded phones")
     spans, end = [], last[0]
@@ -92,12 +97,13 @@ def word_frames(
     return spans[::-1]
 
 
-def _starts(phones: Sequence[str], position: int) -> list[int]:
+def _starts(lang: Lang | ImportedLang, phones: Sequence[str], position: int) -> list[int]:
     """Where the next word can begin: here, or behind a silence."""
-    return [position, position + 1] if phones[position : position + 1] == [SILENCE_PHONE] else [position]
+    at_silence = position < len(phones) and [phones[position]] == lang.silence_phones[:1]
+    return [position, position + 1] if at_silence else [position]
 
 
-def _matches(lang: Lang, word: str, phones: Sequence[str], may_be_cut: bool) -> list[int]:
+def _matches(lang: Lang | ImportedLang, word: str, phones: Sequence[str], may_be_cut: bool) -> list[int]:
     """Numbers of phones by which `phones` begins with a pronunciation of `word`, or is the beginning of one."""
     lengths = []
     for pronunciation in lang.lexicon.entries[word]:

@@ -13,7 +13,7 @@ import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store import kaldi_compression
 from asr_kd.store.atomic import atomic_path
 from asr_kd.store.kaldi_stream import INT_RECORD, MAX_OBJECT_BYTES, KaldiStream, open_stream
+
+T = TypeVar("T")
 
 # Kaldi lets a range end up to three rows after the matrix, since segments are rounded to 10 ms.
 RANGE_TOLERANCE = 3
@@ -120,7 +122,7 @@ def _read_int_vector(stream: KaldiStream) -> np.ndarray:
     return records["value"].astype(np.int32)
 
 
-class _Entry(NamedTuple):
+class ScriptEntry(NamedTuple):
     """A line of a script: the file, where in it the object begins, and which part of the object is meant."""
 
     key: str
@@ -129,7 +131,8 @@ class _Entry(NamedTuple):
     ranges: str
 
 
-def _read_script(name: str) -> Iterator[_Entry]:
+def read_script(name: str) -> Iterator[ScriptEntry]:
+    """The lines of a script; raises AsrKdError, naming file and line, for one that is none, or a command."""
     try:
         with open(name, encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
@@ -144,9 +147,9 @@ def _read_script(name: str) -> Iterator[_Entry]:
                     rest, _, ranges = rest[:-1].rpartition("[")
                 file, colon, offset = rest.rpartition(":")
                 if colon and offset.isascii() and offset.isdigit() and len(offset) < 19:
-                    yield _Entry(key, file, int(offset), ranges)
+                    yield ScriptEntry(key, file, int(offset), ranges)
                 else:
-                    yield _Entry(key, rest, 0, ranges)
+                    yield ScriptEntry(key, rest, 0, ranges)
     except OSError as error:
         raise AsrKdError(f"{name}: cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
@@ -175,17 +178,19 @@ def _part(array: np.ndarray, ranges: str, where: str) -> np.ndarray:
     return array[tuple(slices)]
 
 
-def _read_script_objects(name: str, read: Callable[[KaldiStream], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def _read_script_objects(name: str, read: Callable[[KaldiStream], T]) -> Iterator[tuple[str, T]]:
     with contextlib.ExitStack() as stack:
         opened, stream = None, None
-        for key, file, offset, ranges in _read_script(name):
+        for key, file, offset, ranges in read_script(name):
             if file != opened:  # the entries of one archive follow each other
                 stack.close()
                 stream, opened = stack.enter_context(open_stream(file)), file
             stream.key = key
             stream.seek(offset)
-            array = read(stream)
-            yield key, _part(array, ranges, f"{name}: {key!r}") if ranges else array
+            found = read(stream)
+            if ranges and not isinstance(found, np.ndarray):
+                raise AsrKdError(f"{name}: {key!r}: the range [{ranges}] is of a matrix or vector, which this is not")
+            yield key, _part(found, ranges, f"{name}: {key!r}") if ranges else found
 
 
 def _parse_specifier(specifier: str) -> tuple[list[str], str]:
@@ -242,10 +247,10 @@ def parse_wspecifier(wspecifier: str) -> Destination:
     return Destination(archive, "t" in kinds, script)
 
 
-def read_objects(rspecifier: str, read: Callable[[KaldiStream], Any]) -> Iterator[tuple[str, Any]]:
-    """The keys and objects of a table; `read` takes one object, which begins behind the space after its key.
+def read_objects(rspecifier: str, read: Callable[[KaldiStream], T]) -> Iterator[tuple[str, T]]:
+    """The keys and objects of a table, one after the other, each taken from its stream by `read`.
 
-    Raises AsrKdError for what is no table, and what `read` raises by KaldiStream.error.
+    Raises AsrKdError for a specifier, archive or script that is none, and what `read` raises.
     """
     kinds, name = _parse_specifier(rspecifier)
     unknown = set(kinds) - {"ark", "scp"} - _IGNORED_OPTIONS
@@ -289,7 +294,7 @@ def object_kind(rspecifier: str) -> str:
     Raises AsrKdError for an empty table, something else, and the standard input, of which it would take a part away.
     """
     kinds, name = _parse_specifier(rspecifier)
-    entry = next(_read_script(name), None) if "scp" in kinds else _Entry("", name, 0, "")
+    entry = next(read_script(name), None) if "scp" in kinds else ScriptEntry("", name, 0, "")
     if entry is None or entry.file == "-":
         raise AsrKdError(f"{rspecifier}: is empty, or not a file")
     with open_stream(entry.file) as stream:
@@ -351,7 +356,7 @@ def _encode_int_vector(vector: np.ndarray, text: bool) -> bytes:
 
 
 def _write_archive(
-    file: BinaryIO, items: Iterable[tuple[str, Any]], encode: Callable[[Any], bytes], name: str
+    file: BinaryIO, items: Iterable[tuple[str, T]], encode: Callable[[T], bytes], name: str
 ) -> Iterator[tuple[str, int]]:
     """Write objects one after the other; yields each key and the offset at which its object begins."""
     offset = 0
@@ -369,7 +374,7 @@ def _write_archive(
         offset += len(head) + len(data)
 
 
-def write_objects(wspecifier: str, items: Iterable[tuple[str, Any]], encode: Callable[[Any, bool], bytes]) -> int:
+def write_objects(wspecifier: str, items: Iterable[tuple[str, T]], encode: Callable[[T, bool], bytes]) -> int:
     """Write (key, object) to a table, complete or not at all; returns how many. encode(object, text): its bytes.
 
     Raises AsrKdError for a key with spaces and for what `encode` refuses.
