@@ -20,6 +20,8 @@ COMMANDS = {
     "inspect": "inspection",
     "train-hmm": "hmm",
     "align": "hmm",
+    "train-lm": "lm",
+    "perplexity": "lm",
     "make-graph": "hmm",
     "train": "training",
     "train-ensemble": "training",

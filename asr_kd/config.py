@@ -218,11 +218,20 @@ class DecodeConfig:
     """conf/decode.yaml: the graph's grammar, the search, and what is tuned on dev."""
 
     grammar: str
+    ngram_order: int
+    ngram_prune: float
     beam: float
     min_active: int
     acwts: list[float]
     insertion_penalties: list[float]
     prior_floor: float
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that no grammar can be made with."""
+        grammars = ("unigram", "uniform", "ngram")
+        _require(self, f"one of {', '.join(grammars)}", lambda x: x in grammars, "grammar")
+        _require(self, "from 1 to 10", lambda x: 1 <= x <= 10, "ngram_order")
+        _require(self, "at least 0", lambda x: 0 <= x < math.inf, "ngram_prune")
 
 
 CONCERNS: dict[str, type] = {

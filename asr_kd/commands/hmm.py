@@ -1,6 +1,7 @@
 """`asr-kd train-hmm`, `align`, `make-graph`, `check-boundaries`, `check-search`."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from asr_kd.runinfo import file_digest, make
 
 DATA = path("--data", "Kaldi data directory with the transcripts")
 HMM = path("--hmm", "folder made by asr-kd train-hmm")
+LM = path(
+    "--lm", "ARPA file of words, gunzipped where it is named *.gz: the grammar, instead of `grammar`", required=False
+)
 
 
 @command(
@@ -100,33 +104,47 @@ def align(args: argparse.Namespace) -> None:
     "make-graph",
     "build HCLG",
     HMM,
-    path("--data", "training data directory, for a unigram grammar"),
+    path("--data", "training data directory, for a unigram grammar", required=False),
+    LM,
     path("--out", "folder of the graph"),
     config=["grammar", "max_oov_share"],
 )
 def make_graph(args: argparse.Namespace) -> None:
-    """A word loop composed into HCLG."""
+    """Lexicon and grammar composed into HCLG: an n-gram (--lm), or a loop of words."""
     from asr_kd.hmm import steps
     from asr_kd.hmm.model import HmmModel
 
-    grammar = args.values["grammar"]
-    if grammar not in ("unigram", "uniform"):
-        raise AsrKdError(f"grammar {grammar!r}: choose unigram or uniform")
+    grammar = _grammar(args, args.data)
+    if args.values["grammar"] == "unigram" and not (args.data or args.lm):
+        raise AsrKdError("grammar unigram needs transcripts: give --data, --lm, or --grammar uniform")
 
     def work() -> None:
-        data = args.data if grammar == "unigram" else None
         share = args.values["max_oov_share"]
-        graph = steps.make_graph(args.hmm, data, args.out, max_oov_share=share, progress=log)
+        graph = steps.make_graph(args.hmm, **grammar, out_dir=args.out, max_oov_share=share, progress=log)
         log(f"{args.out}: {graph.arcs.num_states} states, {len(graph.arcs.source)} arcs")
 
+    text = grammar["lm"] or (grammar["data_dir"] and grammar["data_dir"] / "text")
     make(
         args.out,
         work,
         command=args.command_line,
         hmm=HmmModel.load(args.hmm).digest,
-        grammar=grammar,
-        text=file_digest([args.data / "text"]),
+        grammar="ngram" if args.lm else args.values["grammar"],
+        text=file_digest([text] if text else []),
     )
+
+
+def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | None]:
+    """The arguments `lm` and `data_dir` of hmm.steps for --lm, the key `grammar`, and a data directory.
+
+    Raises AsrKdError for an n-gram without --lm.
+    """
+    grammar = args.values["grammar"]
+    if args.lm:
+        return {"lm": args.lm, "data_dir": None}
+    if grammar == "ngram":
+        raise AsrKdError("grammar ngram needs a language model: give --lm (asr-kd train-lm makes one)")
+    return {"lm": None, "data_dir": data if grammar == "unigram" else None}
 
 
 @command(
@@ -136,13 +154,14 @@ def make_graph(args: argparse.Namespace) -> None:
     DATA,
     HMM,
     path("--train-data", "training data directory, for a unigram grammar", required=False),
+    LM,
     config=["grammar", "beam", "min_active", "acwts", "insertion_penalties", "max_oov_share"],
 )
 def check_hmm(args: argparse.Namespace) -> None:
     """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.
 
-    Compares GMM-HMMs (monophones with triphones) before nets are trained on their states. The grammar is a unigram of
-    --train-data, uniform without it. Scales are chosen on the set itself: give the dev set.
+    Compares GMM-HMMs (monophones with triphones) before nets are trained on their states. The grammar is --lm, or a
+    unigram of --train-data, uniform without both. Scales are chosen on the set itself: give the dev set.
     """
     from asr_kd.hmm import steps
     from asr_kd.hmm.check import check_likelihood, gmm_logliks
@@ -150,14 +169,13 @@ def check_hmm(args: argparse.Namespace) -> None:
     from asr_kd.scoring.decoding import SetDecoder, references
 
     config, share = resolve(DecodeConfig, args.values), args.values["max_oov_share"]
+    grammar = _grammar(args, args.train_data)
     report = check_likelihood(args.hmm, args.feats, args.data, max_oov_share=share, progress=log)
     for utt_id in report.failed:
         log(f"warning: {utt_id} could not be aligned; it does not count in the likelihood")
     model, feats = steps.load_with_feats(args.hmm, args.feats)
-    transcripts = None
-    if args.train_data and config.grammar == "unigram":
-        transcripts = list(steps.transcripts_of(args.train_data, model.lang.lexicon, share, log).values())
-    decoder = SetDecoder(compose(model, model.lang, transcripts), np.zeros(model.num_pdfs), config)
+    grammar = steps.load_grammar(model.lang, **grammar, max_oov_share=share, progress=log)
+    decoder = SetDecoder(compose(model, model.lang, **grammar), np.zeros(model.num_pdfs), config)
     scales = decoder.tune(gmm_logliks(model, feats), feats.reader, references(args.data, feats.reader))
     best = min(scales.tried, key=lambda row: row["errors"])
     print(report)

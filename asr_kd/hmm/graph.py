@@ -2,8 +2,7 @@
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,78 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.hmm.grammar import loop_arcs, ngram_arcs, word_loop
+from asr_kd.hmm.graph_arcs import GraphArcs
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import HmmModel
-from asr_kd.hmm.openfst import read_vector_fst
 from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
-from asr_kd.hmm.wheels import arcs, kaldi
+from asr_kd.hmm.wheels import kaldi
+from asr_kd.lm.ngram import NgramModel
 
 FORMAT = "asr_kd-graph"
-VERSION = 1
+VERSION = 2
 RECORD = "graph.json"
-
-
-@dataclass(frozen=True)
-class GraphArcs:
-    """A graph as arrays, one entry an arc, in the order of their source state.
-
-    source, target, ilabel (transition-id, 0 for none), olabel (word id, 0 for none): (num_arcs,) int64;
-    weight: (num_arcs,) float64 costs; final: (num_states,) float64 costs, infinite where a path cannot end.
-    """
-
-    start: int
-    source: np.ndarray
-    target: np.ndarray
-    ilabel: np.ndarray
-    olabel: np.ndarray
-    weight: np.ndarray
-    final: np.ndarray
-
-    @property
-    def num_states(self) -> int:
-        return len(self.final)
-
-    @classmethod
-    def from_fst(cls, fst: object) -> "GraphArcs":
-        """Read a kaldifst StdVectorFst."""
-        rows = [
-            (state, arc.nextstate, arc.ilabel, arc.olabel, arc.weight.value)
-            for state in range(fst.num_states)
-            for arc in arcs(fst, state)
-        ]
-        table = np.array(rows, dtype=np.float64).reshape(-1, 5)
-        labels = table[:, :4].astype(np.int64).T
-        final = np.array([fst.final(state).value for state in range(fst.num_states)], dtype=np.float64)
-        return cls(fst.start, *labels, table[:, 4], final)
-
-    def to_fst(self) -> object:
-        """The same graph as a kaldifst StdVectorFst."""
-        k = kaldi()
-        fst = k.fst.StdVectorFst()
-        for _ in range(self.num_states):
-            fst.add_state()
-        fst.start = self.start
-        for state in np.flatnonzero(np.isfinite(self.final)):
-            fst.set_final(int(state), float(self.final[state]))
-        columns = (self.source, self.ilabel, self.olabel, self.weight, self.target)
-        for source, ilabel, olabel, weight, target in zip(*(c.tolist() for c in columns), strict=True):
-            fst.add_arc(source, k.fst.StdArc(ilabel, olabel, weight, target))
-        return fst
-
-    def with_insertion_penalty(self, penalty: float) -> "GraphArcs":
-        """A copy in which every arc that puts out a word costs `penalty` more."""
-        weight = self.weight + penalty * (self.olabel != 0)
-        return GraphArcs(self.start, self.source, self.target, self.ilabel, self.olabel, weight, self.final)
-
-    def text(self) -> str:
-        """OpenFst's text form; weights have nine digits, which give their float32 back exactly."""
-        order = np.argsort(self.source != self.start, kind="stable")
-        columns = (self.source, self.target, self.ilabel, self.olabel, self.weight)
-        lines = [
-            f"{s} {t} {i} {o} {w:.9g}" for s, t, i, o, w in zip(*(c[order].tolist() for c in columns), strict=True)
-        ]
-        lines += [f"{state} {self.final[state]:.9g}" for state in np.flatnonzero(np.isfinite(self.final))]
-        return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)
@@ -117,8 +55,12 @@ class Graph:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over arcs, tables and the model's digest."""
-        digest = hashlib.sha256(f"{FORMAT} {VERSION} {self.model_digest} {self.num_pdfs}\n".encode())
-        digest.update(self.arcs.text().encode())
+        return self._digest(VERSION)
+
+    def _digest(self, version: int) -> str:
+        digest = hashlib.sha256(f"{FORMAT} {version} {self.model_digest} {self.num_pdfs}\n".encode())
+        for part in [self.arcs.text().encode()] if version == 1 else self.arcs.parts():
+            digest.update(part)
         digest.update(np.ascontiguousarray(self.t2pdf, np.int64).tobytes())
         digest.update("\n".join(self.words).encode())
         return digest.hexdigest()
@@ -134,8 +76,7 @@ class Graph:
             "unigram": self.unigram,
         }
         with sealed_folder(path, RECORD, FORMAT, VERSION, record) as folder:
-            if not self.arcs.to_fst().write(str(folder / "HCLG.fst")):
-                raise AsrKdError(f"{path}: HCLG.fst could not be written")
+            self.arcs.write(folder / "HCLG.fst")
             words = ["<eps>", *self.words]
             (folder / "words.txt").write_text("".join(f"{w} {i}\n" for i, w in enumerate(words)), encoding="utf-8")
 
@@ -143,36 +84,18 @@ class Graph:
     def load(cls, path: str | Path) -> "Graph":
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
-        record = read_record(path, RECORD, FORMAT, VERSION, "graph")
+        record = read_record(path, RECORD, FORMAT, (1, VERSION), "graph")
         t2pdf = np.array(record["t2pdf"], dtype=np.int64)
         graph = cls(
-            GraphArcs(*read_vector_fst(path / "HCLG.fst")),
+            GraphArcs.read(path / "HCLG.fst"),
             t2pdf,
             record["num_pdfs"],
             record["words"],
             record["model_digest"],
             record["unigram"],
         )
-        require_seal(path, RECORD, record, graph.digest)
+        require_seal(path, RECORD, record, graph._digest(record["version"]))
         return graph
-
-
-def word_loop(lang: Lang, transcripts: Iterable[Sequence[str]] | None) -> tuple[dict[str, float], float]:
-    """Costs (−log probability) of each word, and of the end.
-
-    From `transcripts`: relative frequencies with one added to each word, the end counted once an utterance.
-    Without: words uniform and the end free. Raises AsrKdError for a word that the lexicon lacks.
-    """
-    if transcripts is None:
-        return {word: math.log(len(lang.words)) for word in lang.words}, 0.0
-    counts: Counter = Counter(lang.words)
-    ends = 1
-    for index, words in enumerate(transcripts):
-        lang.word_ids(words, f"transcript {index + 1}")
-        counts.update(words)
-        ends += 1
-    total = sum(counts.values()) + ends
-    return {word: -math.log(counts[word] / total) for word in lang.words}, -math.log(ends / total)
 
 
 def make_graph(
@@ -180,22 +103,36 @@ def make_graph(
     lang: Lang,
     transcripts: Iterable[Sequence[str]] | None,
     *,
+    lm: NgramModel | None = None,
     transition_scale: float = 1.0,
     self_loop_scale: float = 0.1,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> Graph:
-    """HCLG over a loop of words: unigram from training `transcripts`, uniform for None.
+    """HCLG over a back-off model `lm`, or over a loop of words: unigram from `transcripts`, uniform for None.
 
-    Scales as in Kaldi's mkgraph.sh. No insertion penalty is baked in; the Decoder takes one.
+    Scales as in Kaldi's mkgraph.sh. No insertion penalty is baked in; the Decoder takes one. progress gets a line a
+    stage. Raises AsrKdError where the lexicon has no word of `lm`, or is ambiguous beyond its words.
     """
     k = kaldi()
-    costs, end = word_loop(lang, transcripts)
-    lines = [f"0 0 {lang.word_id[word]} {lang.word_id[word]} {cost}" for word, cost in costs.items()]
-    grammar = k.fst.compile("\n".join([*lines, f"0 {end}"]) + "\n", acceptor=False)
+
+    def tell(name: str, fst: object) -> None:
+        progress(f"{name}: {fst.num_states} states")
+
+    if lm is not None:
+        grammar, unigram = ngram_arcs(lang, lm, progress), {}
+    else:
+        costs, end = word_loop(lang, transcripts)
+        grammar, unigram = loop_arcs(lang, costs, end), {word: math.exp(-cost) for word, cost in costs.items()}
+    grammar = grammar.to_fst()
     k.fst.arcsort(grammar, sort_type="ilabel")
-    lexicon_grammar = k.fst.compose(lang.lexicon_fst(disambig=True), grammar)
+    tell("G", grammar)
+    lexicon_grammar = k.fst.compose(lang.lexicon_fst(disambig=True, backoff=lm is not None), grammar)
+    tell("L∘G", lexicon_grammar)
     _determinize(lexicon_grammar, "L∘G")
+    tell("det(L∘G)", lexicon_grammar)
     k.fst.minimize_encoded(lexicon_grammar)
     k.fst.arcsort(lexicon_grammar, sort_type="ilabel")
+    tell("min(det(L∘G))", lexicon_grammar)
     context_graph, windows = k.fst.compose_context(
         disambig_syms=lang.disambig_ids,
         context_width=model.ctx_dep.context_width,
@@ -203,15 +140,19 @@ def make_graph(
         ifst=lexicon_grammar,
     )
     k.fst.arcsort(context_graph, sort_type="ilabel")
+    tell("C∘L∘G", context_graph)
     config = k.khg.HTransducerConfig(transition_scale=transition_scale)
     h, disambig = k.khg.get_h_transducer(
         ilabel_info=windows, ctx_dep=model.ctx_dep, trans_model=model.transition_model, config=config
     )
     k.fst.arcsort(h, sort_type="olabel")
     hclg = k.fst.compose(h, context_graph)
+    tell("H∘C∘L∘G", hclg)
     _determinize(hclg, "H∘C∘L∘G")
-    hclg = _without_symbols(hclg, set(disambig))
+    tell("det(H∘C∘L∘G)", hclg)
+    hclg = GraphArcs.from_fst(hclg).without_labels(disambig).to_fst()
     k.fst.minimize_encoded(hclg)
+    tell("min(det(H∘C∘L∘G))", hclg)
     hclg = k.khg.add_self_loops(
         self_loop_scale=self_loop_scale,
         disambig_syms=[],
@@ -219,8 +160,8 @@ def make_graph(
         trans_model=model.transition_model,
         ifst=hclg,
     )
-    unigram = {word: math.exp(-cost) for word, cost in costs.items()}
-    return Graph(GraphArcs.from_fst(hclg), model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
+    graph = GraphArcs.from_fst(hclg)
+    return Graph(graph, model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
 
 
 def _determinize(fst: object, name: str) -> None:
@@ -229,10 +170,3 @@ def _determinize(fst: object, name: str) -> None:
     stopped = kaldi().fst.determinize_star(fst, max_states=max(100_000, 50 * fst.num_states), use_log=True)
     if stopped:
         raise AsrKdError(f"{name} cannot be determinised; is the lexicon ambiguous beyond its words?")
-
-
-def _without_symbols(fst: object, symbols: set[int]) -> object:
-    """A copy with the input labels `symbols` made epsilon (fstrmsymbols, which the wheels lack)."""
-    a = GraphArcs.from_fst(fst)
-    ilabel = np.where(np.isin(a.ilabel, sorted(symbols)), 0, a.ilabel)
-    return GraphArcs(a.start, a.source, a.target, ilabel, a.olabel, a.weight, a.final).to_fst()

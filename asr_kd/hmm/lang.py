@@ -155,11 +155,17 @@ class Lang:
                 raise AsrKdError(f"utterance {utt_id!r} has the word {word!r}, which the lexicon lacks")
         return [self.word_id[word] for word in words]
 
-    def lexicon_fst(self, disambig: bool) -> object:
+    @property
+    def backoff_word(self) -> int:
+        """Id of #0 among the words, which the back-off arcs of a grammar read."""
+        return len(self.words) + 1
+
+    def lexicon_fst(self, disambig: bool, backoff: bool = False) -> object:
         """L: phones to words, silence optional at the start and after every word; output side sorted.
 
         disambig: with the symbols that make L∘G determinisable. Training graphs do without (their word sequence is
-        given). A state that stands before silence lets the twins with and without it share the arcs of the word.
+        given). backoff: with the #0 of a grammar's back-off arcs, between words. A state that stands before silence
+        lets the twins with and without it share the arcs of the word.
         A word's pronunciation costs −log of its probability.
         """
         silence, other = -math.log(self.silence_prob), -math.log(1.0 - self.silence_prob)
@@ -184,6 +190,8 @@ class Lang:
                 state, output, cost, next_state = next_state, 0, 0.0, next_state + 1
             lines.append(f"{state} {loop} {inputs[-1]} {output} {cost + other}")
             lines.append(f"{state} {before_silence} {inputs[-1]} {output} {cost + silence}")
+        if backoff:
+            lines.append(f"{loop} {loop} {first_mark} {self.backoff_word}")
         lines.append(f"{loop} 0.0")
         fst = kaldi().fst.compile("\n".join(lines) + "\n", acceptor=False)
         kaldi().fst.arcsort(fst, sort_type="olabel")

@@ -226,7 +226,7 @@ class HmmModel:
     def load(cls, path: str | Path) -> "HmmModel":
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
-        record = read_record(path, RECORD, FORMAT, VERSION, "HMM")
+        record = read_record(path, RECORD, FORMAT, (VERSION,), "HMM")
         try:
             mdl = (path / "final.mdl").read_text(encoding="utf-8")
             tree = (path / "tree").read_bytes().removeprefix(BINARY_MARK)

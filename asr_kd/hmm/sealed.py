@@ -6,7 +6,7 @@ hand is found but a renamed folder is not.
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,18 @@ def sealed_folder(
         (folder / record_name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def read_record(path: str | Path, record_name: str, file_format: str, version: int, what: str) -> dict[str, Any]:
-    """The record of a sealed folder; raises AsrKdError where there is none of this format and version."""
+def read_record(
+    path: str | Path, record_name: str, file_format: str, versions: Collection[int], what: str
+) -> dict[str, Any]:
+    """The record of a sealed folder; raises AsrKdError where there is none of this format and one of these versions."""
     file = Path(path) / record_name
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: not a readable {what} folder ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != file_format or record.get("version") != version:
-        raise AsrKdError(f"{file}: is not of format {file_format} version {version}; make it again")
+    if not isinstance(record, dict) or record.get("format") != file_format or record.get("version") not in versions:
+        known = " or ".join(map(str, versions))
+        raise AsrKdError(f"{file}: is not of format {file_format} version {known}; make it again")
     return record
 
 

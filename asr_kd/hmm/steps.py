@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from asr_kd.hmm.gmm import MonoOptions, select_subset, train_mono
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
+from asr_kd.lm.arpa import read_arpa
 from asr_kd.store.ali import FAILED, require_fit, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
@@ -235,14 +237,24 @@ def make_graph(
     data_dir: str | Path | None,
     out_dir: str | Path,
     *,
+    lm: str | Path | None = None,
     max_oov_share: float = MAX_OOV_SHARE,
     progress: Progress = lambda line: None,
 ) -> graphs.Graph:
-    """HCLG with a unigram from data_dir's transcripts, or uniform for None, into the folder out_dir."""
+    """HCLG over the ARPA file `lm`, a unigram of data_dir's transcripts, or uniform words, into the folder out_dir."""
     model = HmmModel.load(hmm_dir)
-    transcripts = None
-    if data_dir is not None:
-        transcripts = list(transcripts_of(data_dir, model.lang.lexicon, max_oov_share, progress).values())
-    graph = graphs.make_graph(model, model.lang, transcripts)
+    grammar = load_grammar(model.lang, data_dir, lm, max_oov_share, progress)
+    graph = graphs.make_graph(model, model.lang, **grammar, progress=progress)
     graph.save(out_dir)
     return graph
+
+
+def load_grammar(
+    lang: Lang, data_dir: str | Path | None, lm: str | Path | None, max_oov_share: float, progress: Progress
+) -> dict[str, Any]:
+    """What graph.make_graph takes for a grammar: the ARPA file `lm`, or data_dir's transcripts, or neither."""
+    if lm is not None:
+        return {"transcripts": None, "lm": read_arpa(lm, progress)}
+    if data_dir is None:
+        return {"transcripts": None}
+    return {"transcripts": list(transcripts_of(data_dir, lang.lexicon, max_oov_share, progress).values())}

@@ -11,7 +11,12 @@ for set in train dev test; do
   run asr_kd align --config "$config" --feats "$exp/feats/$set.mfcc.h5" --data "$exp/data/$set$clean_suffix" --hmm "$exp/hmm" \
     --fit "$exp/feats/$set.fbank.h5" --out "$exp/ali/$set.h5" ${counts[@]+"${counts[@]}"} --nj "$nj"
 done
-run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" --out "$exp/graph"
+lm=()
+if grep -qx 'grammar: ngram' "$config"; then
+  run asr_kd train-lm --config "$config" --data "$exp/data/train" --vocabulary "$exp/data/lexicon.txt" --out "$exp/lm.arpa.gz"
+  lm=(--lm "$exp/lm.arpa.gz")
+fi
+run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" ${lm[@]+"${lm[@]}"} --out "$exp/graph"
 if [ -f "$exp/data/train$clean_suffix/truth.ctm" ]; then
   for set in train dev test; do
     run asr_kd check-boundaries --ali "$exp/ali/$set.h5" --truth "$exp/data/$set$clean_suffix/truth.ctm"
