@@ -2,8 +2,9 @@
 """Make data directories and a lexicon of LibriSpeech or mini_librispeech: fetch the subsets, or take a copy of them."""
 
 import argparse
+import gzip
 import importlib.metadata
-import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from asr_kd.corpus.librispeech import (
     sets_digest,
     write_sets,
 )
+from asr_kd.lm.arpa import read_words
 from asr_kd.runinfo import file_digest, make
-from asr_kd.store.atomic import atomic_dir
+from asr_kd.store.atomic import atomic_dir, write_text
 
 DEFAULTS = {"train": "train-clean-5", "dev": "dev-clean-2", "test": "dev-clean-2"}
 
@@ -60,15 +62,17 @@ def main(args: argparse.Namespace) -> None:
     sets, genders = read_sets(folders, names)
 
     def work() -> None:
-        if lm:
-            from asr_kd.lm.arpa import read_words
-        words = all_words(sets.values()) | set(read_words(lm) if lm else ())
+        # Words of dev and test are there to be aligned; the grammar knows those of the training set alone, or of lm.
+        lexicon_words = all_words(sets.values()) | set(read_words(lm) if lm else ())
         dictionary = read_dictionary(args.lexicon, args.stress) if args.lexicon else cmu_dictionary(args.stress)
         with atomic_dir(args.out) as folder:
             write_sets(folder, sets, genders, log)
-            write_lexicon(folder / "lexicon.txt", english_lexicon(words, dictionary, log))
+            write_lexicon(folder / "lexicon.txt", english_lexicon(lexicon_words, dictionary, log))
+            write_text(folder / "words.txt", "".join(f"{word}\n" for word in sorted(all_words([sets["train"]]))))
             if lm:
-                os.symlink(lm.resolve(), folder / f"lm.arpa{'.gz' if lm.suffix == '.gz' else ''}")
+                copy = open if lm.suffix == ".gz" else gzip.open
+                with open(lm, "rb") as source, copy(folder / "lm.arpa.gz", "wb") as target:
+                    shutil.copyfileobj(source, target)
 
     make(
         args.out,
