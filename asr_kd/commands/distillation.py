@@ -213,11 +213,11 @@ def sweep(args: argparse.Namespace) -> None:
     rows = []
     for combination in config.sweep_combinations:
         for temperature in config.sweep_temperatures:
-            targets = _LazyTargets(members, session, temperature, combination)
+            targets = _LazyTargets(members, session, temperature, combination, config.top_k)
             for soft_weight in config.sweep_soft_weights:
                 setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
                 name = f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                key = _key(members, combination, "dense", args.values)
+                key = _key(members, combination, f"top{config.top_k}" if config.top_k else "dense", args.values)
                 student = _train_student(args.out / name, args.seed, session, setting, targets, key)
                 rows.append(_sweep_row(combination, temperature, soft_weight, student))
     best = max(rows, key=lambda row: row["dev_frame_acc"])
@@ -228,14 +228,21 @@ def sweep(args: argparse.Namespace) -> None:
 
 
 class _LazyTargets:
-    """The members' dense targets, computed when the first batch asks for them: not for a student that is there."""
+    """The members' targets, computed when the first batch asks for them: not for a student that is there."""
 
-    def __init__(self, members: Sequence[TrainedNet], session: Session, temperature: float, combination: str):
+    def __init__(
+        self,
+        members: Sequence[TrainedNet],
+        session: Session,
+        temperature: float,
+        combination: str,
+        top_k: int | None,
+    ):
         self.temperature = temperature
         called = _how_called(combination, session.values)
         self._compute = cache(
             lambda: StoredTargets.from_members(
-                members, session.train.frames, temperature, combination, session.dtype, **called
+                members, session.train.frames, temperature, combination, session.dtype, **called, top_k=top_k
             )
         )
 
