@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import itertools
+import json
 import math
 import re
 import subprocess
@@ -411,6 +412,15 @@ def test_graph_survives_its_folder_and_refuses_changes(ambiguous_graph, tmp_path
     ambiguous_graph.save(tmp_path / "graph")
     loaded = Graph.load(tmp_path / "graph")
     assert loaded.digest == ambiguous_graph.digest
+    record = tmp_path / "graph" / "graph.json"
+    content = json.loads(record.read_text())
+    old = {**content, "version": 1, "digest": ambiguous_graph._digest(1)}
+    record.write_text(json.dumps(old))
+    assert Graph.load(tmp_path / "graph").digest == ambiguous_graph.digest, "graphs of version 1 are read too"
+    record.write_text(json.dumps({**old, "digest": content["digest"]}))
+    with pytest.raises(AsrKdError, match="digest"):
+        Graph.load(tmp_path / "graph")
+    record.write_text(json.dumps(content))
     fst = tmp_path / "graph" / "HCLG.fst"
     whole = fst.read_bytes()
     fst.write_bytes(whole[: len(whole) // 2])
