@@ -1,5 +1,6 @@
 """A corpus of tones for whole experiments in seconds: each phone a chord of its own, each word a few of them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,22 @@ SEGMENT_S = 0.1
 
 def speak(words: list[str], seed: int) -> tuple[np.ndarray, list[tuple[float, float]]]:
     """Samples in [-1, 1] of words with pauses around them, and when each begins and ends, in seconds."""
+    return sound([LEXICON.entries[word][0] for word in words], CHORDS, RATE, seed)
+
+
+def sound(
+    words: Sequence[Sequence[str]], chords: Mapping[str, Sequence[float]], rate: int, seed: int
+) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """As speak does: words as their phones, each a chord of frequencies in Hz."""
     generator = np.random.default_rng(seed)
-    pieces, times = [np.zeros(int(0.15 * RATE))], []
-    for word in words:
-        begin = sum(map(len, pieces)) / RATE
-        for phone in LEXICON.entries[word][0]:
-            t = np.arange(int(SEGMENT_S * generator.uniform(0.9, 1.3) * RATE)) / RATE
-            pieces.append(sum(0.2 * np.sin(2 * np.pi * f * t + generator.uniform(0, 6)) for f in CHORDS[phone]))
-        times.append((begin, sum(map(len, pieces)) / RATE))
-        pieces.append(np.zeros(int(generator.uniform(0.1, 0.2) * RATE)))
+    pieces, times = [np.zeros(int(0.15 * rate))], []
+    for phones in words:
+        begin = sum(map(len, pieces)) / rate
+        for phone in phones:
+            t = np.arange(int(SEGMENT_S * generator.uniform(0.9, 1.3) * rate)) / rate
+            pieces.append(sum(0.2 * np.sin(2 * np.pi * f * t + generator.uniform(0, 6)) for f in chords[phone]))
+        times.append((begin, sum(map(len, pieces)) / rate))
+        pieces.append(np.zeros(int(generator.uniform(0.1, 0.2) * rate)))
     samples = np.concatenate(pieces)
     return samples + generator.normal(0, 0.003, len(samples)), times
 

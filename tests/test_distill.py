@@ -4,8 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.distill.losses import SoftBatch, distillation_loss, logit_difference, soft_cross_entropy, swap_where_wrong
+from asr_kd.distill.soft_targets import StoredTargets, write_soft_targets
 from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import combine
+from asr_kd.nnet.model import Architecture, new_net
+from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.targets import TargetsReader
 
 
 def random_logits(seed: int, *shape: int, scale: float = 3.0) -> torch.Tensor:
@@ -135,3 +141,21 @@ def test_swapped_targets_are_the_same_numbers_with_the_label_on_top(seed, labels
     assert torch.equal(swapped.argmax(-1), expected_best)
     unchanged = (y < 0) | (y == p.argmax(-1))
     assert torch.equal(swapped[unchanged], p[unchanged])
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_targets_kept_in_memory_are_those_that_are_stored(toy, tmp_path, top_k):
+    reader, cpu = FeatsReader(toy["dev_feats"]), torch.device("cpu")
+    frames = Frames(reader.read_all(), reader.layout, 1, 1, cpu)
+    nets = [new_net(Architecture(1, 1, 40, 1, 8, 6), seed) for seed in (1, 2)]
+    members = [TrainedNet(net, None, {}, {"model_digest": "toy"}, {}) for net in nets]
+    how = {"temperature": 2.0, "combination": "arithmetic", "dtype": torch.float32, "top_k": top_k}
+    write_soft_targets(tmp_path / "targets.h5", members, reader, frames, **how)
+    stored = StoredTargets.from_readers([TargetsReader(tmp_path / "targets.h5")], cpu)
+    kept = StoredTargets.from_members(members, frames, **how)
+    index = torch.arange(reader.layout.num_frames)
+    one, other = stored.batch(index, frames), kept.batch(index, frames)
+    assert torch.equal(one.prob, other.prob)
+    if top_k:
+        assert torch.equal(one.pdf, other.pdf)
+        assert torch.equal(one.tail, other.tail)

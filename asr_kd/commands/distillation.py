@@ -236,19 +236,12 @@ def sweep(args: argparse.Namespace) -> None:
     rows = []
     for combination in config.sweep_combinations:
         for temperature in config.sweep_temperatures:
-            if config.online_targets:
-                called = _how_called(combination, args.values)
-                targets = OnlineTargets(members, temperature, combination, session.dtype, **called)
-            else:
-                targets = _LazyTargets(members, session, temperature, combination)
+            targets, values = _sweep_targets(members, session, temperature, combination, config)
+            key = _key(members, combination, values, args.values)
             for soft_weight in config.sweep_soft_weights:
                 setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
-                name = f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                kind = "online" if config.online_targets else "dense"
-                key = _key(members, combination, kind, args.values)
-                student = _train_student(
-                    args.out / name, args.seed, session, setting, targets, key, starts.get(args.seed)
-                )
+                out = args.out / f"{combination}-T{temperature:g}-w{soft_weight:g}"
+                student = _train_student(out, args.seed, session, setting, targets, key, starts.get(args.seed))
                 rows.append(_sweep_row(combination, temperature, soft_weight, student))
     best = max(rows, key=lambda row: row["dev_frame_acc"])
     write_json(args.out / "sweep.json", rows)
@@ -257,15 +250,33 @@ def sweep(args: argparse.Namespace) -> None:
     log(f"best on dev: {chosen}, frame accuracy {best['dev_frame_acc']:.2f} %")
 
 
-class _LazyTargets:
-    """The members' dense targets, computed when the first batch asks for them: not for a student that is there."""
+def _sweep_targets(
+    members: Sequence[TrainedNet], session: Session, temperature: float, combination: str, config: DistillConfig
+) -> tuple[SoftTargets, str]:
+    """Soft targets of one setting, and what their values are, for the fingerprint."""
+    if config.online_targets:
+        called = _how_called(combination, session.values)
+        return OnlineTargets(members, temperature, combination, session.dtype, **called), "online"
+    targets = _LazyTargets(members, session, temperature, combination, config.top_k)
+    return targets, f"top{config.top_k}" if config.top_k else "dense"
 
-    def __init__(self, members: Sequence[TrainedNet], session: Session, temperature: float, combination: str):
+
+class _LazyTargets:
+    """The members' targets, computed when the first batch asks for them: not for a student that is there."""
+
+    def __init__(
+        self,
+        members: Sequence[TrainedNet],
+        session: Session,
+        temperature: float,
+        combination: str,
+        top_k: int | None,
+    ):
         self.temperature = temperature
         called = _how_called(combination, session.values)
         self._compute = cache(
             lambda: StoredTargets.from_members(
-                members, session.train.frames, temperature, combination, session.dtype, **called
+                members, session.train.frames, temperature, combination, session.dtype, **called, top_k=top_k
             )
         )
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.corpus.fetch import fetch
+from asr_kd.corpus.fetch import fetch_from_any
 from asr_kd.errors import AsrKdError
 from asr_kd.store.ali import write_ali
 from asr_kd.store.atomic import atomic_dir
@@ -136,20 +136,11 @@ def download(downloads: str | Path, mirrors: Sequence[str], log: Callable[[str],
     for name, digest in FILES.items():
         path = folder / f"{name}.gz"
         if not path.exists():
-            _fetch_from_any([f"{mirror}/{name}.gz" for mirror in mirrors], path, log)
+            fetch_from_any([f"{mirror}/{name}.gz" for mirror in mirrors], path, log)
         if hashlib.sha256(_unpacked(folder, name)).hexdigest() != digest:
             path.unlink()
             raise AsrKdError(f"{path}: what was fetched is not MNIST's; run again, or give the files by --corpus")
     return folder
-
-
-def _fetch_from_any(urls: Sequence[str], path: Path, log: Callable[[str], None]) -> None:
-    for url in urls[:-1]:
-        try:
-            return fetch(url, path, log)
-        except AsrKdError as error:
-            log(f"{error}; trying another mirror")
-    fetch(urls[-1], path, log)
 
 
 def split(sets: Mapping[str, Images], dev_images: int, num_images: int | None) -> dict[str, tuple[int, Images]]:

@@ -91,16 +91,26 @@ class StoredTargets:
         combination: str,
         dtype: torch.dtype,
         top_n: int = 1,
+        top_k: int | None = None,
     ) -> "StoredTargets":
-        """Dense targets that `members` give to all of `frames`, (num_frames, num_pdfs) float16."""
+        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or the top_k largest.
+
+        Dense ones of thousands of states fill any memory: 2 bytes a frame and state, 10 TB for 1000 h and 14,000.
+        """
         blocks = joint_log_posteriors(
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
-        num_pdfs = members[0].net.architecture.num_pdfs
-        prob = torch.empty((frames.layout.num_frames, num_pdfs), dtype=torch.float16, device=frames.device)
+        num_pdfs, num_frames = members[0].net.architecture.num_pdfs, frames.layout.num_frames
+        prob = torch.empty((num_frames, top_k or num_pdfs), dtype=torch.float16, device=frames.device)
+        if top_k is None:
+            for rows, log_post in blocks:
+                prob[rows] = log_post.exp()
+            return cls(temperature, prob)
+        pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32)
+        tail = torch.empty(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
-            prob[rows] = log_post.exp()
-        return cls(temperature, prob)
+            prob[rows], pdf[rows], tail[rows] = _largest(log_post.exp(), top_k)
+        return cls(temperature, prob, pdf, tail)
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """See SoftTargets; the windows are not looked at."""
@@ -213,16 +223,18 @@ def write_soft_targets(
 def pack(
     posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Log posteriors (rows, (n, num_pdfs)) as the blocks of write_targets: dense, or the top_k largest and the rest."""
+    """Blocks of log posteriors as write_targets takes them: dense, or the top_k largest and the mass left over."""
     for rows, log_post in posteriors:
         prob = log_post.exp()
         if top_k is None:
             yield rows, {"prob": prob.cpu().numpy()}
             continue
-        top = prob.topk(top_k, dim=-1)
-        # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-        tail = (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)
-        yield (
-            rows,
-            {"prob": top.values.cpu().numpy(), "pdf": top.indices.cpu().numpy(), "tail": tail.cpu().numpy()},
-        )
+        names = ("prob", "pdf", "tail")
+        yield rows, {name: t.cpu().numpy() for name, t in zip(names, _largest(prob, top_k), strict=True)}
+
+
+def _largest(prob: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The top_k largest of each row, where they stand, and the mass of the others."""
+    top = prob.topk(top_k, dim=-1)
+    # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
+    return top.values, top.indices, (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asr_kd.corpus.lexicon import UNKNOWN_WORDS
 from asr_kd.errors import AsrKdError
 from asr_kd.lm.kneser_ney import MAX_ORDER
 from asr_kd.lm.ngram import BOS, EOS, Level, NgramModel
@@ -152,6 +153,17 @@ def read_arpa(path: str | Path, log: Callable[[str], None] = lambda line: None) 
     while len(levels) > 1 and not len(levels[-1]):
         levels.pop()
     return NgramModel(words, levels)
+
+
+def read_words(path: str | Path) -> list[str]:
+    """The words of an ARPA file, without the marks of begin, end and unknown words; its n-grams are not read.
+
+    Raises AsrKdError as read_arpa does.
+    """
+    parser = _Parser(path)
+    declared, line = parser.header()
+    parser.section(1, declared[0], line)
+    return [word for word in parser.vocabulary() if word not in (BOS, EOS, *UNKNOWN_WORDS)]
 
 
 def _level(parser: _Parser, section: _Section, below: NgramModel) -> tuple[Level, int]:
