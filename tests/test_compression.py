@@ -1,15 +1,21 @@
 """Pruning and quantization while training: schedules, resume, what is stored, and what is refused."""
 
 import copy
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_up_systems import make_system
 from safetensors.torch import load_file, save_file
 from test_training import SMALL, run, sets
 
@@ -20,11 +26,18 @@ from asr_kd.nnet import quantized as nnet_quantized
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import WEIGHTS, load_card, load_net
 from asr_kd.nnet.quantized import Quantization
+from asr_kd.scoring.system_list import read_systems
 from asr_kd.store.packing import pack, unpack
 from asr_kd.training import loop
 from asr_kd.training.pruning import Pruning, prune, sparsity_of
 from asr_kd.training.quantization import prepare, quantized
 
+# Enough to be taken for the card of a net that was trained by another configuration.
+ANOTHER_CARD = json.dumps(
+    {"format": "asr_kd.net", "architecture": {}, "num_parameters": 0, "digest": "", "cmvn": {}, "front_end": {}}
+    | {"labels": {}, "training": {}}
+)
+ROOT = Path(__file__).parents[1]
 SHAPE = Architecture(3, 1, 40, 2, 24, 6)
 CONFIG, DNN = resolve(CompressConfig), resolve(DnnConfig)
 PRUNED = ["--prune-sparsity", 0.8, "--prune-every", 3]
@@ -277,10 +290,23 @@ def test_a_quantized_net_does_what_nets_do(toy, tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_is_refused(toy, tmp_path, capsys, keys, message):
+    """Also where a net was: it stays."""
+    (tmp_path / "seed1").mkdir()
+    (tmp_path / "seed1" / "net.json").write_text(ANOTHER_CARD)
     command_line = ["train", *sets(toy), *SMALL, *keys, "--out", tmp_path]
     assert main([str(word) for word in command_line]) == 1
     assert message in capsys.readouterr().err
-    assert not (tmp_path / "seed1" / "net.json").exists()
+    assert (tmp_path / "seed1" / "net.json").read_text() == ANOTHER_CARD
+
+
+def test_without_torchao_nets_are_applied_but_not_trained(toy, tmp_path, capsys, monkeypatch):
+    options = ["train", *sets(toy), *SMALL, "--num-epochs", 1, "--quantize", "int8", "--out", tmp_path]
+    run(*options)
+    digest = load_card(tmp_path / "seed1")["digest"]
+    monkeypatch.setitem(sys.modules, "torchao.quantization.qat", None)
+    assert main([str(word) for word in [*options, "--seeds", 2]]) == 1
+    assert "pip install 'asr_kd[quantize]'" in capsys.readouterr().err
+    assert load_net(tmp_path / "seed1").digest == digest
 
 
 def test_a_card_of_no_known_quantization_is_refused(toy, tmp_path):
@@ -300,3 +326,55 @@ def test_a_key_without_effect_trains_nothing_again(toy, tmp_path, capsys):
     assert "up to date" in capsys.readouterr().err
     run(*options, "--prune-sparsity", 0.5)
     assert load_card(tmp_path / "seed1")["training"]["compress"]["prune_sparsity"] == 0.5
+
+
+def script(path: str):
+    """A script of the repository, to be called here: importing torch again takes seconds."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda *argv: module.main(module.build_parser().parse_args([str(word) for word in argv]))
+
+
+def test_the_table_says_what_nets_cost_and_what_distillation_gains(toy, tmp_path, capsys):
+    options = [*sets(toy), *SMALL, "--num-epochs", 1, "--student-epochs", 1, "--seeds", "1-2"]
+    for kind, keys in (("full", []), ("pruned80+int8", ["--prune-sparsity", 0.8, "--quantize", "int8"])):
+        run("train", *options, *keys, "--out", tmp_path / "labels" / kind)
+        teacher = tmp_path / "labels/full/seed1"
+        run("distill", *options, *keys, "--teachers", teacher, "--out", tmp_path / "distilled" / kind)
+    table = script("recipes/paper/compression_table.py")
+    about = ["--nets", tmp_path, "--kinds", "full", "pruned80+int8", "--seeds", 1, 2]
+    table(*about, "--teachers", teacher, "--systems", tmp_path / "systems.yaml")
+    names = [spec.name for spec in read_systems(tmp_path / "systems.yaml")]
+    assert names[0] == "ensemble"
+    rng = np.random.default_rng(1)
+    for number, name in enumerate(names):
+        seeds = [1] if name == "ensemble" else [1, 2]
+        make_system(name, "baseline", seeds, 2.0 + 0.1 * number, 0.3, rng).save(tmp_path / "scores" / f"{name}.json")
+    first = [tmp_path / "labels" / kind / "seed1" for kind in ("full", "pruned80+int8")]
+    benchmark = ["--full", teacher, "--nets", *first, "--rounds", 1, "--seconds", 0.01]
+    script("benchmarks/compression.py")(*benchmark, "--out", tmp_path / "speed.json")
+    capsys.readouterr()
+    table(*about, "--scores", tmp_path / "scores", "--speed", tmp_path / "speed.json", "--out", tmp_path / "rows.json")
+    full, small = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert (full["sparsity"], full["num_parameters"]) == (0.0, small["num_parameters"])
+    assert small["sparsity"] >= 0.8 - 1e-3
+    assert small["bytes"] < full["bytes"] / 3
+    difference = small["frame_accuracy_difference"]
+    by_training = [small[f"frame_accuracy_{training}"]["value"] for training in ("distilled", "labels")]
+    assert difference["difference"] == pytest.approx(by_training[0] - by_training[1])
+    assert set(small["time_of_full"]) == {"1", "256"}
+    assert "| pruned80+int8 |" in capsys.readouterr().out
+
+
+def test_the_experiment_tells_its_options_and_refuses_kinds_that_it_does_not_know(tmp_path):
+    command_line = ["bash", ROOT / "recipes/paper/compression.sh"]
+    told = subprocess.run([*command_line, "--help"], capture_output=True, text=True)
+    assert told.returncode == 0
+    assert "pruned80+int8" in told.stdout
+    (tmp_path / "config.yaml").write_text("hidden_dim: 16\n")
+    command_line += ["--base", tmp_path, "--out", tmp_path / "out", "--kinds", "narrow,int2"]
+    environment = {**os.environ, "ASR_KD_PYTHON": sys.executable}
+    refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert "--kinds int2: no such compression" in refused.stderr

@@ -43,8 +43,8 @@ def train_net(run: Run) -> TrainedNet:
     if (run.out / CARD).exists() and load_card(run.out)["training"].get("fingerprint") == made_from:
         log(f"{run.out}: up to date")
         return load_net(run.out)
-    (run.out / CARD).unlink(missing_ok=True)
     state = _begin(run, made_from)
+    (run.out / CARD).unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         curves = None
         if run.config.tensorboard:
@@ -68,21 +68,27 @@ def train_net(run: Run) -> TrainedNet:
 
 
 def _begin(run: Run, made_from: str) -> TrainingState:
-    """The state of a fresh run, or of the one that was interrupted here."""
+    """The state of a fresh run, or of the one that was interrupted here.
+
+    Raises AsrKdError where a net cannot be trained so; what is there from another run is left alone then.
+    """
+    pruning, quantization = run.pruning, run.quantization
     device = run.train.frames.device
     net = new_net(run.architecture, run.seed)
     if run.initialise:
         run.initialise(net)
     if run.start:
         _take_weights(net, run.start, run.out)
-    if run.quantization:
-        prepare(net, run.quantization)
+    if quantization:
+        prepare(net, quantization)
     net.to(device)
     schedule = make_schedule(run.config, run.num_steps)
     state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
     log(
         f"{run.out}: {len(run.transfer_index):,} frames, {net.num_parameters:,} parameters, {run.num_steps:,} steps of "
         f"{run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {device}"
+        + (f", {quantization.to}" if quantization else "")
+        + (f", {pruning.sparsity(run.num_steps):.1%} pruned" if pruning else "")
     )
     checkpoint = load_checkpoint(run.out)
     if checkpoint is not None and checkpoint.progress["fingerprint"] == made_from:
