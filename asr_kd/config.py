@@ -222,6 +222,37 @@ class SpecialistsConfig:
 
 
 @dataclass(frozen=True)
+class CompressConfig:
+    """conf/compress.yaml: nets that are pruned and quantized while they are trained; teachers never are."""
+
+    prune_sparsity: float
+    prune_scope: str
+    prune_begin: float
+    prune_end: float
+    prune_every: int
+    quantize: str | None
+    quantize_group: int
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that no net can be compressed with."""
+        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "prune_sparsity")
+        _require(self, "layer or global", lambda x: x in ("layer", "global"), "prune_scope")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "prune_begin", "prune_end")
+        _require(self, f"at most prune_end, {self.prune_end:g}", lambda x: x <= self.prune_end, "prune_begin")
+        _require(self, "at least 1", lambda x: x >= 1, "prune_every")
+        _require(self, "int8, int4 or null", lambda x: x in (None, "int8", "int4"), "quantize")
+        _require(self, "at least 2", lambda x: x >= 2, "quantize_group")
+
+    @property
+    def in_effect(self) -> dict[str, Any]:
+        """The keys that a net depends on; none where nothing is compressed."""
+        keys = [key for key in _keys(CompressConfig) if key.startswith("prune_") and self.prune_sparsity]
+        keys += ["quantize"] if self.quantize else []
+        keys += ["quantize_group"] if self.quantize == "int4" else []
+        return {key: getattr(self, key) for key in keys}
+
+
+@dataclass(frozen=True)
 class DecodeConfig:
     """conf/decode.yaml: the graph's grammar, the search, and what is tuned on dev."""
 
@@ -259,6 +290,7 @@ CONCERNS: dict[str, type] = {
     "ensemble": EnsembleConfig,
     "distill": DistillConfig,
     "specialists": SpecialistsConfig,
+    "compress": CompressConfig,
     "decode": DecodeConfig,
     "score": ScoreConfig,
 }

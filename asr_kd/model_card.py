@@ -50,8 +50,11 @@ def _what_it_is(model: "Model") -> str:
     a, front_end = first.net.architecture, first.front_end
     layers = f"{a.num_hidden_layers} hidden layer{'s' if a.num_hidden_layers != 1 else ''}"
     nets = "one net" if many == 1 else f"the {model.combination} mean of {many} nets"
+    compress = first.training.get("compress", {})
+    precision = f" in {compress['quantize']}" if "quantize" in compress else ""
+    pruned = f", {100 * compress['sparsity']:.0f} % of its weights 0" if "prune_sparsity" in compress else ""
     return (
-        f"A DNN-HMM speech recogniser: {nets} of {first.net.num_parameters:,} parameters "
+        f"A DNN-HMM speech recogniser: {nets} of {first.net.num_parameters:,} parameters{precision}{pruned} "
         f"({layers} of {a.hidden_dim}), which classify "
         f"{a.left_context + 1 + a.right_context} frames of {a.feat_dim} {front_end['kind']} features "
         f"(at {front_end['sample_rate']} Hz, every {front_end['frame_shift_ms']:g} ms, normalised by "

@@ -14,7 +14,7 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.commands.training import INITIALISE, OUT, TRANSFER, Session, begin, initial_nets
-from asr_kd.config import DistillConfig, DnnConfig, resolve
+from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
 from asr_kd.distill.specialist_inference import SPECIALISTS
@@ -118,6 +118,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_learning_rate",
         "student_patience",
         DnnConfig,
+        CompressConfig,
     ],
 )
 def distill(args: argparse.Namespace) -> None:
@@ -141,8 +142,9 @@ def distill(args: argparse.Namespace) -> None:
         targets = OnlineTargets(members, config.temperature, config.combination, session.dtype, **called)
         key = _key(members, config.combination, "online", args.values)
     starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
+    compress = resolve(CompressConfig, args.values)
     for seed in seeds:
-        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed))
+        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
 
 
 def _first_weights(args: argparse.Namespace, config: DistillConfig, seeds: Sequence[int]) -> list[Path]:
@@ -208,9 +210,10 @@ def _train_student(
     targets: SoftTargets,
     key: dict[str, Any],
     start: TrainedNet | None = None,
+    compress: CompressConfig | None = None,
 ) -> TrainedNet:
     sets = (session.transfer, session.dev)
-    return train_student(out, seed, session.dnn, config, *sets, targets, key, session.dtype, start)
+    return train_student(out, seed, session.dnn, config, *sets, targets, key, session.dtype, start, compress)
 
 
 @command(

@@ -10,7 +10,7 @@ import torch
 
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
-from asr_kd.config import DistillConfig, DnnConfig, EnsembleConfig, resolve
+from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, EnsembleConfig, resolve
 from asr_kd.distill.out_of_fold import Folds
 from asr_kd.distill.student import student_schedule
 from asr_kd.distill.transfer import (
@@ -121,7 +121,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     INITIALISE,
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience"],
+    config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience", CompressConfig],
 )
 def train(args: argparse.Namespace) -> None:
     """Train a frame classifier for every seed; a kill is resumed by the same command."""
@@ -130,7 +130,8 @@ def train(args: argparse.Namespace) -> None:
     schedule = student_schedule(session.dnn, resolve(DistillConfig, args.values))
     schedule = schedule if args.student_schedule else session.dnn
     starts = initial_nets(args.initialise, seeds, session)
-    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session, starts)
+    compress = resolve(CompressConfig, args.values)
+    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session, starts, compress)
 
 
 def initial_nets(folders: Sequence[Path] | None, seeds: Sequence[int], session: Session) -> dict[int, TrainedNet]:
@@ -157,6 +158,7 @@ def train_seeds(
     config: DnnConfig,
     session: Session,
     starts: Mapping[int, TrainedNet] | None = None,
+    compress: CompressConfig | None = None,
 ) -> None:
     """Train a net on hard labels for every seed, on its transfer set, into `out`/seedN."""
     for seed, transfer in transfer_sets.items():
@@ -173,6 +175,7 @@ def train_seeds(
                 dtype=session.dtype,
                 transfer=transfer.record,
                 start=(starts or {}).get(seed),
+                compress=compress,
             )
         )
 

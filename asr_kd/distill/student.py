@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from asr_kd.config import DistillConfig, DnnConfig
+from asr_kd.config import CompressConfig, DistillConfig, DnnConfig
 from asr_kd.distill.losses import distillation_loss
 from asr_kd.distill.soft_targets import SoftTargets
 from asr_kd.distill.transfer import TransferSet
@@ -55,10 +55,12 @@ def train_student(
     targets_key: dict[str, Any],
     dtype: torch.dtype,
     start: TrainedNet | None = None,
+    compress: CompressConfig | None = None,
 ) -> TrainedNet:
     """Distil on the frames of the transfer set, by default those that the baseline sees.
 
-    start: a net whose weights the student begins with; else they are random.
+    start: a net whose weights the student begins with; else they are random. compress: how the student is pruned and
+    quantized meanwhile; the teachers are as they are.
 
     targets_key: what identifies the targets (members' digests, combination, values), for the fingerprint.
     """
@@ -84,5 +86,6 @@ def train_student(
             dtype=dtype,
             transfer=transfer.record,
             start=start,
+            compress=compress,
         )
     )

@@ -7,6 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from asr_kd.nnet.quantized import Quantization, QuantizedLinear
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -34,32 +36,38 @@ class FrameClassifier(nn.Module):
     """Hidden layers of ReLUs between a spliced window and the logits (Hinton et al. 2015, section 4).
 
     forward: (batch, window, feat_dim) or (batch, window * feat_dim) → logits (batch, num_pdfs).
+    With a `quantization` its weights are whole numbers, not to be trained.
     """
 
-    def __init__(self, architecture: Architecture):
+    def __init__(self, architecture: Architecture, quantization: Quantization | None = None):
         super().__init__()
-        self.architecture = architecture
+        self.architecture, self.quantization = architecture, quantization
+
+        def linear(dim_in: int, dim_out: int) -> nn.Module:
+            return QuantizedLinear(dim_in, dim_out, quantization) if quantization else nn.Linear(dim_in, dim_out)
+
         dims = [architecture.window * architecture.feat_dim]
         dims += [architecture.hidden_dim] * architecture.num_hidden_layers
         layers: list[nn.Module] = [nn.Dropout(architecture.input_dropout)] if architecture.input_dropout else []
         for dim_in, dim_out in pairwise(dims):
-            layers += [nn.Linear(dim_in, dim_out), nn.ReLU(inplace=True)]
+            layers += [linear(dim_in, dim_out), nn.ReLU(inplace=True)]
             if architecture.dropout:
                 layers.append(nn.Dropout(architecture.dropout))
-        layers.append(nn.Linear(dims[-1], architecture.num_pdfs))
+        layers.append(linear(dims[-1], architecture.num_pdfs))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
         return self.layers(windows.flatten(1))
 
     @property
-    def linear(self) -> list[nn.Linear]:
+    def linear(self) -> list[nn.Linear | QuantizedLinear]:
         """The layers that have weights, the output layer last."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return [layer for layer in self.layers if isinstance(layer, (nn.Linear, QuantizedLinear))]
 
     @property
     def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Weights and biases, those that are 0 too."""
+        return sum((layer.in_features + 1) * layer.out_features for layer in self.linear)
 
 
 def new_net(architecture: Architecture, seed: int) -> FrameClassifier:

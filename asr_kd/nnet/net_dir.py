@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn
 from asr_kd.nnet.model import Architecture, FrameClassifier
+from asr_kd.nnet.quantized import Quantization
 from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.packing import pack, unpack
 from asr_kd.store.tensors import save_tensors
 
 WEIGHTS, CARD, UTTS = "final.safetensors", "net.json", "transfer_utts.txt"
@@ -69,7 +71,7 @@ def weights_digest(net: torch.nn.Module) -> str:
 def save_net(path: str | Path, trained: TrainedNet) -> None:
     """Write final.safetensors, then net.json: the folder holds a complete net if and only if net.json is there."""
     path = Path(path)
-    save_tensors(path / WEIGHTS, trained.net.state_dict())
+    save_tensors(path / WEIGHTS, pack(trained.net.state_dict(), _int4_names(trained.net)))
     card = {
         "format": "asr_kd.net",
         "version": 1,
@@ -85,7 +87,16 @@ def save_net(path: str | Path, trained: TrainedNet) -> None:
         "labels": trained.labels,
         "training": trained.training,
     }
+    if trained.net.quantization:
+        card["quantization"] = dataclasses.asdict(trained.net.quantization)
     write_json(path / CARD, {**card, "seal": _seal(card)})
+
+
+def _int4_names(net: FrameClassifier) -> set[str]:
+    """Tensors whose values have 4 bits."""
+    if net.quantization is None or net.quantization.bits != 4:
+        return set()
+    return {name for name in net.state_dict() if name.endswith(".integers")}
 
 
 def _seal(card: dict[str, Any]) -> str:
@@ -142,8 +153,9 @@ def load_net(path: str | Path) -> TrainedNet:
     card = load_card(path)
     try:
         fields = {field.name for field in dataclasses.fields(Architecture)}
-        net = FrameClassifier(Architecture(**{k: v for k, v in card["architecture"].items() if k in fields}))
-        net.load_state_dict(load_file(Path(path) / WEIGHTS))
+        architecture = Architecture(**{k: v for k, v in card["architecture"].items() if k in fields})
+        net = FrameClassifier(architecture, Quantization(**card["quantization"]) if "quantization" in card else None)
+        net.load_state_dict(unpack(load_file(Path(path) / WEIGHTS), net.state_dict(), _int4_names(net)))
         cmvn = Cmvn(card["cmvn"]["mode"], *(np.array(card["cmvn"][key], np.float32) for key in ("mean", "istd")))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise AsrKdError(f"{path}: its net cannot be loaded ({error})") from error

@@ -24,6 +24,8 @@ from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
 from asr_kd.training.progress import Progress, tensorboard
+from asr_kd.training.pruning import sparsity_of
+from asr_kd.training.quantization import prepare, quantized
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
 from asr_kd.training.state import TrainingState
@@ -41,8 +43,8 @@ def train_net(run: Run) -> TrainedNet:
     if (run.out / CARD).exists() and load_card(run.out)["training"].get("fingerprint") == made_from:
         log(f"{run.out}: up to date")
         return load_net(run.out)
-    (run.out / CARD).unlink(missing_ok=True)
     state = _begin(run, made_from)
+    (run.out / CARD).unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         curves = None
         if run.config.tensorboard:
@@ -66,19 +68,27 @@ def train_net(run: Run) -> TrainedNet:
 
 
 def _begin(run: Run, made_from: str) -> TrainingState:
-    """The state of a fresh run, or of the one that was interrupted here."""
+    """The state of a fresh run, or of the one that was interrupted here.
+
+    Raises AsrKdError where a net cannot be trained so; what is there from another run is left alone then.
+    """
+    pruning, quantization = run.pruning, run.quantization
     device = run.train.frames.device
     net = new_net(run.architecture, run.seed)
     if run.initialise:
         run.initialise(net)
     if run.start:
         _take_weights(net, run.start, run.out)
+    if quantization:
+        prepare(net, quantization)
     net.to(device)
     schedule = make_schedule(run.config, run.num_steps)
     state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
     log(
         f"{run.out}: {len(run.transfer_index):,} frames, {net.num_parameters:,} parameters, {run.num_steps:,} steps of "
         f"{run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {device}"
+        + (f", {quantization.to}" if quantization else "")
+        + (f", {pruning.sparsity(run.num_steps):.1%} pruned" if pruning else "")
     )
     checkpoint = load_checkpoint(run.out)
     if checkpoint is not None and checkpoint.progress["fingerprint"] == made_from:
@@ -104,7 +114,7 @@ def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
     if ours != theirs:
         raise AsrKdError(f"{out}: has layers of {ours}, the net that it is to start from of {theirs}")
     for layer, other in zip(net.linear, start.net.linear, strict=True):
-        layer.load_state_dict(other.state_dict())
+        layer.load_state_dict({"weight": other.weight, "bias": other.bias})
 
 
 def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
@@ -115,6 +125,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
     net.train()
     if config.dropout_schedule:
         _set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
+    pruning = run.pruning
     order = None
     begin = time.perf_counter()
     while state.step < end:
@@ -133,9 +144,10 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         loss.backward()
         if config.max_grad_norm:
             clip_gradients(net, config.max_grad_norm)
-        optimizer.step()
-        if config.max_norm:
-            bound_norms(net, config.max_norm)
+        with pruning.around_step(net, state.step + 1) if pruning else contextlib.nullcontext():
+            optimizer.step()
+            if config.max_norm:
+                bound_norms(net, config.max_norm)
         optimizer.zero_grad(set_to_none=True)
         state.loss_sum += loss.detach() * len(index)
         state.num_frames += len(index)
@@ -190,6 +202,8 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
     verdict = state.schedule.after_epoch(row["epoch"], row["dev_xent"])
     if isinstance(state.schedule, Newbob):
         row["accepted"] = verdict.accepted
+    if run.pruning:
+        row |= {"sparsity": sparsity_of(state.net), "pruned": run.pruning.is_complete(state.step)}
     state.history.append(row)
     best = best_epoch(state.history, run.config.keep_best)
     if best == row["epoch"]:
@@ -200,17 +214,20 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
         state.stopped = "max_steps" if run.config.max_steps else "num_epochs"
     elif verdict.finished:
         state.stopped = run.config.schedule
-    elif run.config.patience and row["epoch"] - best >= run.config.patience:
+    elif run.config.patience and best and row["epoch"] - best >= run.config.patience:
         state.stopped = "patience"
     state.begin_epoch()
     return row
 
 
 def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
-    """The last of the best by dev's frame accuracy or cross-entropy, or just the last; 0 if none was accepted."""
+    """The last of the best by dev's frame accuracy or cross-entropy, or just the last; 0 if none can be.
+
+    Epochs that were not accepted, and those that pruning was not over in, cannot.
+    """
     sign, key = {"frame_acc": (1, "dev_frame_acc"), "xent": (-1, "dev_xent"), "last": (1, "epoch")}[keep_best]
-    accepted = [row for row in history if row.get("accepted", True)]
-    return max(accepted, key=lambda row: (sign * row[key], row["epoch"]), default={"epoch": 0})["epoch"]
+    eligible = [row for row in history if row.get("accepted", True) and row.get("pruned", True)]
+    return max(eligible, key=lambda row: (sign * row[key], row["epoch"]), default={"epoch": 0})["epoch"]
 
 
 def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict[str, float]:
@@ -252,8 +269,9 @@ def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
     if not state.best:
         raise AsrKdError(f"{run.out}: not one epoch was better on dev than the untrained net; change the learning rate")
     state.net.load_state_dict(state.best)
-    record = {**_training_record(run, state, made_from), **_transfer_record(run, state.net)}
-    trained = TrainedNet(state.net.eval(), run.train.cmvn, run.train.front_end, run.train.labels, record)
+    net = quantized(state.net, run.quantization) if run.quantization else state.net
+    record = {**_training_record(run, state, made_from), **_compression_record(run, net), **_transfer_record(run, net)}
+    trained = TrainedNet(net.eval(), run.train.cmvn, run.train.front_end, run.train.labels, record)
     save_net(run.out, trained)
     (run.out / NAME).unlink(missing_ok=True)
     return trained
@@ -280,6 +298,11 @@ def _transfer_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
                 logits = net(run.train.frames.windows(block))
             scores.add(logits.float().log_softmax(dim=-1), run.train.labels_of(block))
     return {**record, "transfer_frame_acc": scores.frame_acc, "transfer_xent": scores.xent}
+
+
+def _compression_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
+    """How the net was compressed, and the share of its weights that are 0."""
+    return {"compress": {**run.compressed_by, "sparsity": sparsity_of(net)}} if run.compressed_by else {}
 
 
 def _transfer_utts(run: Run) -> list[str]:

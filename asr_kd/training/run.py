@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from asr_kd.config import DnnConfig
+from asr_kd.config import CompressConfig, DnnConfig
 from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.nnet.quantized import Quantization
 from asr_kd.runinfo import fingerprint
 from asr_kd.training.data import LabelledSet, digest_of
+from asr_kd.training.pruning import Pruning
 
 # (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
 # The windows are those that the net saw, shifts, masks and noise included.
@@ -61,7 +63,7 @@ class Run:
     transfer_index: frames to train on, (n,) int32. loss_key: whatever loss, draw and initialise depend on, for the
     fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
     pass. initialise: what gives the net, on the CPU, other weights than random ones. start: a net of the same shape
-    whose weights it begins with.
+    whose weights it begins with. compress: how it is pruned and quantized while it is trained, if at all.
     transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
     """
 
@@ -78,6 +80,7 @@ class Run:
     draw: Callable[[torch.Generator], torch.Tensor] | None = None
     initialise: Callable[[FrameClassifier], None] | None = None
     start: TrainedNet | None = None
+    compress: CompressConfig | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +101,24 @@ class Run:
             device=self.train.frames.device.type,
             **self._chosen_frames,
             **({"start": self.start.digest} if self.start else {}),
+            **({"compress": self.compressed_by} if self.compressed_by else {}),
         )
+
+    @property
+    def compressed_by(self) -> dict[str, Any]:
+        """The keys of compress that are in effect."""
+        return self.compress.in_effect if self.compress else {}
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """How the net is pruned."""
+        return Pruning(self.compress, self.config, self.num_steps) if "prune_sparsity" in self.compressed_by else None
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """To what the net's numbers are rounded."""
+        keys = self.compressed_by
+        return Quantization(keys["quantize"], keys.get("quantize_group", 0)) if "quantize" in keys else None
 
     @property
     def _chosen_frames(self) -> dict[str, str]:
