@@ -136,18 +136,20 @@ def make_graph(args: argparse.Namespace) -> None:
     DATA,
     HMM,
     path("--train-data", "training data directory, for a unigram grammar", required=False),
+    path("--hyps", "write the words found at the best scales here, as Kaldi's text", required=False),
     config=["grammar", "beam", "min_active", "acwts", "insertion_penalties", "max_oov_share"],
 )
 def check_hmm(args: argparse.Namespace) -> None:
     """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.
 
     Compares GMM-HMMs (monophones with triphones) before nets are trained on their states. The grammar is a unigram of
-    --train-data, uniform without it. Scales are chosen on the set itself: give the dev set.
+    --train-data, uniform without it. Scales are chosen on the set itself: give the dev set, or the one scale and
+    penalty that dev chose.
     """
     from asr_kd.hmm import steps
     from asr_kd.hmm.check import check_likelihood, gmm_logliks
     from asr_kd.hmm.graph import make_graph as compose
-    from asr_kd.scoring.decoding import SetDecoder, references
+    from asr_kd.scoring.decoding import SetDecoder, references, write_hyps
 
     config, share = resolve(DecodeConfig, args.values), args.values["max_oov_share"]
     report = check_likelihood(args.hmm, args.feats, args.data, max_oov_share=share, progress=log)
@@ -158,8 +160,11 @@ def check_hmm(args: argparse.Namespace) -> None:
     if args.train_data and config.grammar == "unigram":
         transcripts = list(steps.transcripts_of(args.train_data, model.lang.lexicon, share, log).values())
     decoder = SetDecoder(compose(model, model.lang, transcripts), np.zeros(model.num_pdfs), config)
-    scales = decoder.tune(gmm_logliks(model, feats), feats.reader, references(args.data, feats.reader))
+    logliks = gmm_logliks(model, feats)
+    scales = decoder.tune(logliks, feats.reader, references(args.data, feats.reader))
     best = min(scales.tried, key=lambda row: row["errors"])
+    if args.hyps:
+        write_hyps(args.hyps, decoder.decode(logliks, feats.reader, best["acwt"], best["insertion_penalty"]))
     print(report)
     print(
         f"WER {best['wer']:.2f} % ({best['errors']} errors) at acoustic scale {best['acwt']:g}, "
