@@ -1,8 +1,8 @@
 """Connected digits from the Free Spoken Digit Dataset: isolated recordings, 8 kHz, joined with pauses.
 
 Source: github.com/Jakobovski/free-spoken-digit-dataset (CC BY-SA 4.0), `{digit}_{speaker}_{index}.wav`. Its
-documentation puts the indexes 0–4 of each digit and speaker in test; dev takes 5–9, training the rest. That is fold 0 of
-ten: in fold k test has 5k to 5k + 4 and dev the five after those, so that over all folds each recording is tested once.
+documentation puts the indexes 0–4 of each digit and speaker in test; dev takes 5–9, training the rest. That is fold 0
+of ten: in fold k test has 5k to 5k + 4, dev the five after those, and over all folds each recording is tested once.
 """
 
 import hashlib

@@ -19,7 +19,7 @@ from asr_kd.features.window import pack, window_function
 # Kaldi floors energies at the smallest float32 step before the logarithm: silence is log(1.19e-7) = -15.94.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
 # Large enough that the calls themselves cost little, small enough that a block stays in the caches of a core.
-BLOCK_FRAMES = 256
+BLOCK_FRAMES = 512
 BLOCK_FRAMES_GPU = 16384
 # Neighbouring filters share most of their bins of the FFT: a product for each few of them skips most zeros.
 FILTERS_AT_ONCE = 10

@@ -64,7 +64,7 @@ def _extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
 
 
 def _extend_by_chunks(dataset: h5py.Dataset, rows: np.ndarray) -> None:
-    """As _extend, for whole chunks behind whole chunks: they go to the file past HDF5's cache, which would copy them."""
+    """As _extend, for whole chunks behind whole chunks: they pass by HDF5's cache, which would copy them."""
     reserve_space(dataset.file, rows.nbytes)
     start = dataset.shape[0]
     dataset.resize(start + len(rows), axis=0)
