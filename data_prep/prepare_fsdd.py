@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--downloads", type=Path, default=Path("downloads"), help="where a fetched corpus is kept")
     parser.add_argument("--url", default=URL, help="where the corpus is fetched from, a .tar.gz")
     parser.add_argument("--holdout-speaker", metavar="NAME", help="test on all recordings of this speaker")
+    parser.add_argument("--fold", type=int, default=0, help="of ten, for cross-validation; 0 is the corpus's own split")
     parser.add_argument("--any-version", action="store_true", help="take a corpus that differs from the pinned one")
     parser.add_argument("--seed", type=int, default=0, help="chooses which digits make an utterance, and the pauses")
     return parser
@@ -25,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Make the corpus, or say that it is there."""
     corpus = args.corpus or download(args.downloads, args.url, args.any_version, log)
-    made = build_fsdd(corpus, args.out, args.seed, args.holdout_speaker, args.any_version, log)
+    made = build_fsdd(corpus, args.out, args.seed, args.holdout_speaker, args.any_version, log, args.fold)
     log(f"{args.out}: {'complete' if made else 'up to date'}")
 
 

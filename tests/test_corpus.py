@@ -296,6 +296,17 @@ def build(corpus: Path, out: Path, holdout: str | None = None, seed: int = 0) ->
     return fsdd.build_fsdd(corpus, out, seed, holdout, True, quiet)
 
 
+def test_fsdd_tests_each_recording_in_one_of_its_folds():
+    recordings = [fsdd.Recording(0, "bob", index, Path(f"0_bob_{index}.wav")) for index in range(50)]
+    folds = [fsdd.split_recordings(recordings, None, fold) for fold in range(fsdd.NUM_FOLDS)]
+    assert Counter(recording for sets in folds for recording in sets["test"]) == Counter(recordings)
+    for sets in folds:
+        assert {name: len(of_set) for name, of_set in sets.items()} == {"train": 40, "dev": 5, "test": 5}
+        assert Counter(recording for of_set in sets.values() for recording in of_set) == Counter(recordings)
+    with pytest.raises(AsrKdError, match="--fold 10 is not one of 0 to 9"):
+        fsdd.split_recordings(recordings, None, 10)
+
+
 def test_fsdd_is_the_same_for_a_seed(corpus: Path, tmp_path: Path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         build(corpus, tmp_path / name, seed=seed)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kaldi_wheels import LEXICON, REASON, needs_kaldi, wheels_present
 
 from asr_kd import cli
 from asr_kd.config import HmmConfig, resolve
@@ -33,20 +34,6 @@ from asr_kd.hmm.viterbi import check_search, exact_best_path
 from asr_kd.store.ali import AliReader
 from asr_kd.store.feats_writer import FeatsWriter
 
-
-def _wheels_present() -> bool:
-    try:
-        return bool(wheels.kaldi())
-    except AsrKdError:
-        return False
-
-
-needs_kaldi = pytest.mark.skipif(not _wheels_present(), reason="the Kaldi wheels (asr_kd[hmm]) are not installed")
-
-# two and too are homophones, and T UW is a prefix of T UW L: graphs need disambiguation symbols.
-LEXICON = Lexicon(
-    {"two": [("T", "UW")], "too": [("T", "UW")], "tool": [("T", "UW", "L")], "eel": [("IY", "L"), ("IY", "AH", "L")]}
-)
 PLAIN = Lexicon({"one": [("W", "AH", "N")], "nine": [("N", "AY", "N")], "five": [("F", "AY", "V")]})
 DIM = 6
 
@@ -81,8 +68,8 @@ OPTIONS = MonoOptions(num_iters=10, total_gauss=40, max_train_utts=0)
 
 @pytest.fixture(scope="module")
 def plain() -> tuple[HmmModel, list]:
-    if not _wheels_present():
-        pytest.skip("the Kaldi wheels (asr_kd[hmm]) are not installed")
+    if not wheels_present():
+        pytest.skip(REASON)
     utterances = synthesize(PLAIN, 40, seed=1)
     return train_mono(Lang(PLAIN), [u[:3] for u in utterances], options=OPTIONS, seed=3), utterances
 
@@ -319,8 +306,8 @@ def _graph_of(lexicon: Lexicon, topology: str, transcripts: list | None) -> Grap
 
 @pytest.fixture(scope="module")
 def ambiguous_graph() -> Graph:
-    if not _wheels_present():
-        pytest.skip("the Kaldi wheels (asr_kd[hmm]) are not installed")
+    if not wheels_present():
+        pytest.skip(REASON)
     return _graph_of(LEXICON, "bakis", [["two", "two", "tool"], ["eel"]])
 
 
@@ -488,7 +475,7 @@ def test_exact_search_is_exact(seed):
     expected = _brute_force(graph, loglik)
     if math.isfinite(expected):
         assert exact_best_path(graph, loglik, 1.0)[0] == pytest.approx(expected, abs=1e-6)
-        if _wheels_present():
+        if wheels_present():
             assert Decoder(graph, acwt=1.0).decode(loglik).score == pytest.approx(expected, abs=1e-4)
 
 

@@ -166,6 +166,18 @@ def test_picture(toy, tmp_path, suffix):
     assert len(content) > 5000
 
 
+def test_picture_of_an_archive(tmp_path, capsys):
+    matrices = {"b": np.zeros((30, 3), np.float32), "a": np.ones((40, 3), np.float32)}
+    table = f"ark:{tmp_path / 'x.ark'}"
+    write_matrices(table, matrices.items())
+    for options, drawn in (([], "b"), (["--utt", "a"], "a")):
+        assert main(["inspect", table, "--picture", str(tmp_path / "x.png"), *options]) == 0
+        assert capsys.readouterr().err.endswith(f"x.png: {drawn}\n")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", table, "--picture", str(tmp_path / "y.png"), "--utt", "c"]) == 1
+    assert "has no utterance 'c'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [

@@ -11,11 +11,11 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kaldi_wheels import LEXICON, needs_kaldi
 
 from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, known_transcripts, read_lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm import wheels
 from asr_kd.hmm.align import GraphCompiler, align_graph, align_utterances
 from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.gmm import MonoOptions, train_mono
@@ -25,20 +25,6 @@ from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.topology import topology_text
 from asr_kd.hmm.viterbi import check_search
 
-
-def _wheels_present() -> bool:
-    try:
-        return bool(wheels.kaldi())
-    except AsrKdError:
-        return False
-
-
-needs_kaldi = pytest.mark.skipif(not _wheels_present(), reason="the Kaldi wheels (asr_kd[hmm]) are not installed")
-
-# two and too are homophones, and T UW is a prefix of T UW L: graphs need disambiguation symbols.
-LEXICON = Lexicon(
-    {"two": [("T", "UW")], "too": [("T", "UW")], "tool": [("T", "UW", "L")], "eel": [("IY", "L"), ("IY", "AH", "L")]}
-)
 NOISY = Lexicon(
     {"<unk>": [("SPN",)], "[noise]": [("NSN",)], "!SIL": [("SIL",)], "a": [("AH",)], "an": [("AH", "N")]},
     {("a", ("AH",)): 0.5},

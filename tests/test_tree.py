@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kaldi_wheels import needs_kaldi, wheels_present
 
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.build_tree import QUESTIONS, GrownTree, Root, TreeOptions, build_tree
@@ -18,16 +19,6 @@ from asr_kd.hmm.wheels import kaldi
 KALDI_TREE = Path(__file__).parents[2] / "shared" / "reference" / "kaldi_system" / "tree"
 NUM_PHONES, NUM_CLASSES, DIM = 7, 2, 3
 ALL_PHONES = range(1, NUM_PHONES + 1)
-
-
-def wheels_present() -> bool:
-    try:
-        return bool(kaldi())
-    except AsrKdError:
-        return False
-
-
-needs_kaldi = pytest.mark.skipif(not wheels_present(), reason="the Kaldi wheels (asr_kd[hmm]) are not installed")
 
 
 def random_frames(seed: int, num_frames: int = 1500) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kaldi_wheels import needs_kaldi
 
 from asr_kd.config import HmmConfig, resolve
 from asr_kd.corpus.datadir import Recording, Utterance, write_data_dir
@@ -34,16 +35,9 @@ from asr_kd.store.feats_writer import FeatsWriter
 # two and too are homophones, and T UW is a prefix of T UW L: graphs need disambiguation symbols.
 LEXICON = Lexicon({"two": [("T", "UW")], "too": [("T", "UW")], "tool": [("T", "UW", "L")], "lit": [("L", "IH", "T")]})
 DIM = 6
+pytestmark = needs_kaldi
 MONO = MonoOptions(num_iters=8, total_gauss=20)
 TRI = TriOptions(num_iters=6, total_gauss=60, realign_iters=(3,), tree=TreeOptions(min_count=25, min_gain=30))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _needs_kaldi() -> None:
-    try:
-        wheels.kaldi()
-    except AsrKdError as error:
-        pytest.skip(str(error))
 
 
 def synthesize(lang: Lang, num_utts: int, seed: int) -> list[tuple[str, np.ndarray, tuple[str, ...], np.ndarray]]:

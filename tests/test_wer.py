@@ -524,6 +524,8 @@ def test_command_counts_phones_and_characters(tmp_path, capsys):
     assert score_words_of(tmp_path, *files, "--unit", "char") == 0
     assert "%WER 28.57 [ 2 / 7, 0 ins, 1 del, 1 sub ]" in capsys.readouterr().out
     assert score_words_of(tmp_path, *files, "--hyp", f"same={tmp_path / 'hyp.txt'}", "--unit", "char") == 0
+    assert "CER %" in capsys.readouterr().out
+    assert "CER" in (tmp_path / "out/systems.tex").read_text()
     page = (tmp_path / "out/index.html").read_text()
     assert "hyp and same have a character error rate of 28.57\u00a0%: there is no difference." in page
     assert "word error rate" not in page

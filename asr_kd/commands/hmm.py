@@ -165,18 +165,20 @@ def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | No
     HMM,
     path("--train-data", "training data directory, for a unigram grammar", required=False),
     LM,
+    path("--hyps", "write the words found at the best scales here, as Kaldi's text", required=False),
     config=["grammar", "beam", "min_active", "max_active", "acwts", "insertion_penalties", "max_oov_share"],
 )
 def check_hmm(args: argparse.Namespace) -> None:
     """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.
 
     Compares GMM-HMMs (monophones with triphones) before nets are trained on their states. The grammar is --lm, or a
-    unigram of --train-data, uniform without both. Scales are chosen on the set itself: give the dev set.
+    unigram of --train-data, uniform without both. Scales are chosen on the set itself: give the dev set, or the one
+    scale and penalty that dev chose.
     """
     from asr_kd.hmm import steps
     from asr_kd.hmm.check import check_likelihood, gmm_logliks
     from asr_kd.hmm.graph import make_graph as compose
-    from asr_kd.scoring.decoding import SetDecoder, references
+    from asr_kd.scoring.decoding import SetDecoder, references, write_hyps
 
     config, share = resolve(DecodeConfig, args.values), args.values["max_oov_share"]
     grammar = _grammar(args, args.train_data)
@@ -186,8 +188,11 @@ def check_hmm(args: argparse.Namespace) -> None:
     model, feats = steps.load_with_feats(args.hmm, args.feats)
     grammar = steps.load_grammar(model.lang, **grammar, max_oov_share=share, progress=log)
     decoder = SetDecoder(compose(model, model.lang, **grammar), np.zeros(model.num_pdfs), config)
-    scales = decoder.tune(gmm_logliks(model, feats), feats.reader, references(args.data, feats.reader))
+    logliks = gmm_logliks(model, feats)
+    scales = decoder.tune(logliks, feats.reader, references(args.data, feats.reader))
     best = min(scales.tried, key=lambda row: row["errors"])
+    if args.hyps:
+        write_hyps(args.hyps, decoder.decode(logliks, feats.reader, best["acwt"], best["insertion_penalty"]))
     print(report)
     print(
         f"WER {best['wer']:.2f} % ({best['errors']} errors) at acoustic scale {best['acwt']:g}, "

@@ -23,7 +23,11 @@ from asr_kd.errors import AsrKdError
         "--quick", "leave the values of feats.h5 unread; statistics are those stored beside them", action="store_true"
     ),
     option("--json", "print JSON, a list with one object a file", action="store_true"),
-    path("--picture", "draw an utterance of the feats.h5, with the ali.h5 beneath: .png, .svg or .pdf", required=False),
+    path(
+        "--picture",
+        "draw an utterance of a feats.h5 (an ali.h5 beneath) or ark: .png, .svg, .pdf",
+        required=False,
+    ),
     option("--utt", "the utterance to draw; default: the first", metavar="ID"),
 )
 def inspect(args: argparse.Namespace) -> None:
@@ -70,14 +74,18 @@ def _layouts_that_differ(found: list[dict]) -> list[str]:
 
 
 def _draw(args: argparse.Namespace, found: list[dict]) -> None:
-    from asr_kd.inspection_picture import draw
+    from asr_kd.inspection_picture import draw, draw_matrix
     from asr_kd.store.ali import AliReader
     from asr_kd.store.feats import FeatsReader
 
     feats = [each["file"] for each in found if each["kind"].startswith("features")]
     alis = [each["file"] for each in found if each["kind"] == "alignment"]
-    if len(feats) != 1 or len(alis) > 1:
-        raise AsrKdError("--picture needs one feats.h5, and at most one ali.h5, among the files")
+    tables = [each["file"] for each in found if each["kind"] == "Kaldi's table (matrix)"]
+    if not feats and not alis and len(tables) == 1:
+        log(f"{args.picture}: {draw_matrix(tables[0], args.utt, args.picture)}")
+        return
+    if len(feats) != 1 or len(alis) > 1 or tables:
+        raise AsrKdError("--picture needs one feats.h5 and at most one ali.h5 among the files, or a table of Kaldi")
     with FeatsReader(feats[0]) as reader:
         if not reader.layout.num_utts:
             raise AsrKdError(f"{feats[0]}: has no utterance to draw")

@@ -107,7 +107,7 @@ def score_words(args: argparse.Namespace) -> None:
     write_word_report(args.out, results, systems, args.command_line)
     if len(systems) == len(systems[0].seeds) == 1:
         print(kaldi_lines(systems[0].seeds[0]), end="")
-    print(results_text(compared), end="")
+    print(results_text(results), end="")
     if len(utt_ids) < len(refs):
         log(f"{len(refs) - len(utt_ids)} of {len(refs)} utterances are left out, since some hypotheses lack them")
     log(f"intervals over {unit}s: {why}")

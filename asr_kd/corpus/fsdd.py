@@ -1,7 +1,8 @@
 """Connected digits from the Free Spoken Digit Dataset: isolated recordings, 8 kHz, joined with pauses.
 
 Source: github.com/Jakobovski/free-spoken-digit-dataset (CC BY-SA 4.0), `{digit}_{speaker}_{index}.wav`. Its
-documentation puts the indexes 0–4 of each digit and speaker in test; dev takes 5–9, training the rest.
+documentation puts the indexes 0–4 of each digit and speaker in test; dev takes 5–9, training the rest. That is fold 0
+of ten: in fold k test has 5k to 5k + 4, dev the five after those, and over all folds each recording is tested once.
 """
 
 import hashlib
@@ -30,6 +31,8 @@ CONTENT_DIGEST = "dbd573d7cafe79c4b49f65718115e1304e24e067fa39eff18a660dc6cb9c36
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 SETS = ("train", "dev", "test")
 FORMAT_VERSION = 1
+NUM_FOLDS = 10
+_OF_FOLD = 5  # indexes in test, and in dev
 _NAME = re.compile(r"([0-9])_([A-Za-z0-9]+)_([0-9]+)\.wav")
 _SHORTEST, _LONGEST = 3, 7  # digits in an utterance
 
@@ -92,11 +95,15 @@ def content_digest(paths: Iterable[Path]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def split_recordings(recordings: Sequence[Recording], holdout_speaker: str | None) -> dict[str, list[Recording]]:
-    """Train, dev and test: by index (test 0–4, dev 5–9), or test all of one speaker and dev 5–9 of the others.
+def split_recordings(
+    recordings: Sequence[Recording], holdout_speaker: str | None, fold: int = 0
+) -> dict[str, list[Recording]]:
+    """Train, dev and test: by index (in fold 0 test 0–4, dev 5–9), or test all of one speaker and dev of the others.
 
-    Raises AsrKdError for an unknown speaker or a set that stays empty.
+    Raises AsrKdError for an unknown speaker or fold, or a set that stays empty.
     """
+    if not 0 <= fold < NUM_FOLDS:
+        raise AsrKdError(f"--fold {fold} is not one of 0 to {NUM_FOLDS - 1}")
     speakers = sorted({recording.speaker for recording in recordings})
     if holdout_speaker is not None and holdout_speaker not in speakers:
         raise AsrKdError(f"--holdout-speaker {holdout_speaker} is not one of {', '.join(speakers)}")
@@ -105,8 +112,8 @@ def split_recordings(recordings: Sequence[Recording], holdout_speaker: str | Non
         if holdout_speaker is not None:
             in_test = recording.speaker == holdout_speaker
         else:
-            in_test = recording.index < 5
-        in_dev = 5 <= recording.index < 10
+            in_test = recording.index // _OF_FOLD == fold
+        in_dev = recording.index // _OF_FOLD == (fold + 1) % NUM_FOLDS
         sets["test" if in_test else "dev" if in_dev else "train"].append(recording)
     for name in SETS:
         if not sets[name]:
@@ -154,6 +161,7 @@ def build_fsdd(
     holdout_speaker: str | None,
     any_version: bool,
     log: Callable[[str], None],
+    fold: int = 0,
 ) -> bool:
     """Make data directories {train,dev,test}, lexicon.txt and wav/ in `out_dir`; False where they are up to date.
 
@@ -170,10 +178,11 @@ def build_fsdd(
         "content_digest": digest,
         "seed": seed,
         "holdout_speaker": holdout_speaker,
+        **({"fold": fold} if fold else {}),
     }
     if _is_up_to_date(out_dir, recipe):
         return False
-    sets = split_recordings(recordings, holdout_speaker)
+    sets = split_recordings(recordings, holdout_speaker, fold)
     dirs: dict[str, list[Utterance]] = {}
     with atomic_dir(out_dir) as work:
         for number, name in enumerate(SETS):

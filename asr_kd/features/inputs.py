@@ -6,7 +6,6 @@ so that the sum of a file is that of its shards and of what is appended, in what
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from asr_kd.corpus.datadir import Utterance
 from asr_kd.features.options import FrontEndOptions, MfccOptions
 
 # Raised when the values that this code makes change, so that files of an older version are made anew.
-FRONT_END_VERSION = 2
+FRONT_END_VERSION = 3
 _MODULUS = 1 << 256
 WHOLE_BYTES = 1 << 26
 READ_BYTES = 1 << 20
@@ -50,7 +49,6 @@ class Recipe:
         return int(self.options.sample_frequency)
 
 
-@functools.lru_cache(maxsize=4)
 def _hash_of(recipe: Recipe) -> "hashlib._Hash":
     how = [recipe.kind, recipe.dtype, recipe.resample, recipe.allow_pipes, recipe.accept_truncated]
     return hashlib.sha256(json.dumps([FRONT_END_VERSION, *how, recipe.options.to_json()]).encode())
@@ -63,8 +61,8 @@ class Stamp(NamedTuple):
     num_bytes: int
 
 
-def _number(recipe: Recipe, utt: Utterance, file: object) -> int:
-    digest = _hash_of(recipe).copy()
+def _number(recipe_hash: "hashlib._Hash", utt: Utterance, file: object) -> int:
+    digest = recipe_hash.copy()
     part = (utt.recording.channel, utt.start_s, utt.end_s)
     digest.update(json.dumps([utt.utt_id, utt.spk_id, *part, file]).encode())
     return int.from_bytes(digest.digest(), "little")
@@ -82,7 +80,7 @@ def add(*digests: str) -> str:
 
 def stamps(utterances: Iterable[Utterance], recipe: Recipe) -> list[Stamp]:
     """Stamp of each utterance. A file that is not there has one too: its absence is reported when it is read."""
-    found = []
+    found, recipe_hash = [], _hash_of(recipe)
     for utt in utterances:
         source = utt.recording.source
         num_bytes = 0
@@ -98,7 +96,7 @@ def stamps(utterances: Iterable[Utterance], recipe: Recipe) -> list[Stamp]:
                 file = None
         if utt.start_s is not None and utt.end_s is not None:
             num_bytes = int((utt.end_s - utt.start_s) * 2 * recipe.sample_rate)
-        found.append(Stamp(_number(recipe, utt, file), num_bytes))
+        found.append(Stamp(_number(recipe_hash, utt, file), num_bytes))
     return found
 
 
@@ -106,7 +104,7 @@ class ContentDigest:
     """Add up the digests of utterances by contents; the file of consecutive segments is read once."""
 
     def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+        self._recipe_hash = _hash_of(recipe)
         self._sum = 0
         self._last: tuple[str, object] | None = None
 
@@ -117,7 +115,7 @@ class ContentDigest:
             self._last = (source, [len(content), zlib.crc32(content)])
         elif self._last is None or self._last[0] != source:
             self._last = (source, source if utt.recording.is_pipe else _checksum(source))
-        self._sum += _number(self._recipe, utt, self._last[1])
+        self._sum += _number(self._recipe_hash, utt, self._last[1])
 
     def hexdigest(self) -> str:
         """The digest of all so far."""

@@ -14,7 +14,7 @@ import torch
 from asr_kd.features.deltas import add_deltas
 from asr_kd.features.mel import mel_matrix
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.features.window import pack_windows, window_function
+from asr_kd.features.window import pack, window_function
 
 # Kaldi floors energies at the smallest float32 step before the logarithm: silence is log(1.19e-7) = -15.94.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
@@ -23,6 +23,7 @@ BLOCK_FRAMES = 512
 BLOCK_FRAMES_GPU = 16384
 # Neighbouring filters share most of their bins of the FFT: a product for each few of them skips most zeros.
 FILTERS_AT_ONCE = 10
+VECTOR = 64
 
 Samples = TypeVar("Samples", np.ndarray, torch.Tensor)
 # finish(energies (num_mel_bins, n), log_energy (n,) or None, options, out (n, static_dim)) fills out
@@ -40,16 +41,12 @@ class _Filters(NamedTuple):
 class _Tables(NamedTuple):
     """What depends on the options alone."""
 
-    window: torch.Tensor  # (window_size,), with pre-emphasis of the first sample, its own predecessor
-    delayed: torch.Tensor  # (window_size - 1,): window times pre-emphasis, for the preceding sample
+    window: torch.Tensor  # (window_size,)
     mel: list[_Filters]
 
 
 @functools.lru_cache(maxsize=16)
 def _tables(options: FrontEndOptions, device: torch.device) -> _Tables:
-    window = window_function(options)
-    delayed = options.preemphasis_coefficient * window[1:]
-    window[0] *= 1 - options.preemphasis_coefficient
     # The power of a bin is the sum of two squares; the filters add them up, which saves a pass.
     weights = mel_matrix(options).repeat_interleave(2, dim=0).T.float()
     mel = []
@@ -58,7 +55,7 @@ def _tables(options: FrontEndOptions, device: torch.device) -> _Tables:
         touched = weights[filters].any(dim=0).nonzero().flatten()
         columns = slice(int(touched[0]), int(touched[-1]) + 1)
         mel.append(_Filters(filters, columns, weights[filters, columns].contiguous().to(device)))
-    return _Tables(window.float().to(device), delayed.float().to(device), mel)
+    return _Tables(window_function(options).float().to(device), mel)
 
 
 def _log_energy(frames: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
@@ -69,25 +66,42 @@ def _log_energy(frames: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
 class _Scratch(NamedTuple):
     """What a block passes through."""
 
-    frames: torch.Tensor  # (n, window_size)
+    emphasised: torch.Tensor  # what n windows cover of the signal
     padded: torch.Tensor  # (n, fft_size), zero behind the window
     energies: torch.Tensor  # (num_mel_bins, n)
 
 
-def _analyse_block(
-    windows: torch.Tensor, scratch: _Scratch, options: FrontEndOptions, use_power: bool
-) -> torch.Tensor | None:
-    """Fill scratch.energies from windows (n, window_size); log energy (n,) if it is used.
+def _window_block(signal: torch.Tensor, first: int, scratch: _Scratch, options: FrontEndOptions) -> torch.Tensor | None:
+    """Fill scratch.padded with the windows from row `first` of a packed signal; log energy (n,) if it is used.
 
-    The order of steps is Kaldi's ProcessWindow: mean, raw energy, pre-emphasis, window.
+    Kaldi's ProcessWindow takes the mean off each window, then emphasises, then weights. Windows overlap and all three
+    steps are linear, so that a sample is emphasised once, for all windows that hold it, and the emphasised mean is
+    taken off. x[t] - a x[t - 1] is summed as (x[t] - x[t - 1]) + (1 - a) x[t - 1]: a constant comes out exactly so.
     """
-    window, delayed, mel = _tables(options, windows.device)
-    frames = windows
+    window = _tables(options, signal.device).window
+    size, shift, left = options.window_size, options.window_shift, 1 - options.preemphasis_coefficient
+    num_rows, emphasised = len(scratch.padded), scratch.emphasised
+    windows = signal[1 + first * shift :].as_strided((num_rows, size), (shift, 1))
+    before, here = signal[first * shift :][: len(emphasised)], signal[1 + first * shift :][: len(emphasised)]
+    torch.sub(here, before, out=emphasised).add_(before, alpha=left)
+    windowed = scratch.padded[:, :size]
+    of_signal = emphasised.as_strided((num_rows, size), (shift, 1))
     if options.remove_dc_offset:
-        frames = torch.sub(windows, windows.mean(dim=1, keepdim=True), out=scratch.frames)
-    windowed = scratch.padded[:, : options.window_size]
-    torch.mul(frames, window, out=windowed)
-    windowed[:, 1:].addcmul_(frames[:, :-1], delayed, value=-1)
+        mean = windows.mean(dim=1, keepdim=True)
+        torch.sub(of_signal, mean * left, out=windowed)
+    else:
+        mean = windows.new_zeros(1)
+        windowed.copy_(of_signal)
+    if window[0]:  # the first sample of a window is its own predecessor
+        windowed[:, :1] = (windows[:, :1] - mean) * left
+    windowed.mul_(window)
+    if not options.use_energy:
+        return None
+    return _log_energy(windows - mean if options.raw_energy else windowed, options)
+
+
+def _analyse_block(scratch: _Scratch, options: FrontEndOptions, use_power: bool) -> None:
+    """Fill scratch.energies from scratch.padded."""
     spectrum = torch.fft.rfft(scratch.padded)
     parts = torch.view_as_real(spectrum).flatten(1)
     if use_power:
@@ -96,11 +110,8 @@ def _analyse_block(
         parts[:, ::2] = spectrum.abs()
         parts[:, 1::2] = 0
     parts = parts.T
-    for filters, columns, weights in mel:
+    for filters, columns, weights in _tables(options, parts.device).mel:
         torch.mm(weights, parts[columns], out=scratch.energies[filters])
-    if not options.use_energy:
-        return None
-    return _log_energy(frames if options.raw_energy else windowed, options)
 
 
 def log_floored(energies: torch.Tensor) -> torch.Tensor:
@@ -125,17 +136,19 @@ def analyse(
         return [feats.numpy() for feats in analyse(tensors, options, finish, use_power)]
     device = utterances[0].device
     block = BLOCK_FRAMES if device.type == "cpu" else BLOCK_FRAMES_GPU
-    windows, rows = pack_windows(utterances, options, block)
+    # A multiple of what a processor computes at once: at a remainder bits could differ.
+    num_covered = -(-((block - 1) * options.window_shift + options.window_size) // VECTOR) * VECTOR
+    signal, rows, num_rows = pack(utterances, options, block, num_covered)
     scratch = _Scratch(
-        windows.new_empty(block, options.window_size),
-        windows.new_zeros(block, options.fft_size),
-        windows.new_empty(options.num_mel_bins, block),
+        signal.new_empty(num_covered),
+        signal.new_zeros(block, options.fft_size),
+        signal.new_empty(options.num_mel_bins, block),
     )
-    feats = windows.new_empty(len(windows), options.static_dim)
-    for start in range(0, len(windows), block):
-        part = slice(start, start + block)
-        log_energy = _analyse_block(windows[part], scratch, options, use_power)
-        finish(scratch.energies, log_energy, options, feats[part])
+    feats = signal.new_empty(num_rows, options.static_dim)
+    for start in range(0, num_rows, block):
+        log_energy = _window_block(signal, start, scratch, options)
+        _analyse_block(scratch, options, use_power)
+        finish(scratch.energies, log_energy, options, feats[start : start + block])
     return [_derived(feats[own], options) for own in rows]
 
 

@@ -47,13 +47,14 @@ def _put(signal: torch.Tensor, samples: torch.Tensor, count: int, options: Front
         signal[at + inner.stop - inner.start : stop - first] = _mirrored(samples, num_samples, stop)
 
 
-def pack_windows(
-    utterances: Sequence[torch.Tensor], options: FrontEndOptions, block: int
-) -> tuple[torch.Tensor, list[slice]]:
-    """Windows of several utterances, (num_rows, window_size) float32 of overlapping memory, and each one's rows.
+def pack(
+    utterances: Sequence[torch.Tensor], options: FrontEndOptions, block: int, num_covered: int
+) -> tuple[torch.Tensor, list[slice], int]:
+    """Several utterances in one signal, float32, the rows of windows that are each one's, and how many rows there are.
 
-    Utterances lie one after another in one signal, each from a multiple of the frame shift on, so that all windows are
-    one strided view. The few rows between two utterances hold no frame; num_rows is a multiple of `block`.
+    Window i begins at 1 + i · window_shift: a sample before the first makes the difference of neighbours one of two
+    views, and each utterance begins where a window does. The few rows between two utterances hold no frame. The number
+    of rows is a multiple of `block`, and from the start of each block there are 1 + num_covered samples.
 
     Raises AsrKdError if an utterance is not of one channel or does not fill one frame.
     """
@@ -70,10 +71,10 @@ def pack_windows(
         rows.append(slice(end, end + count))
         end += count + between
     num_rows = -(-end // block) * block
-    signal = torch.zeros((num_rows + between) * shift + size, device=utterances[0].device)
+    signal = torch.zeros(1 + (num_rows - block) * shift + num_covered, device=utterances[0].device)
     for samples, own in zip(utterances, rows, strict=True):
-        _put(signal[own.start * shift :], samples, own.stop - own.start, options)
-    return signal.as_strided((num_rows, size), (shift, 1)), rows
+        _put(signal[1 + own.start * shift :], samples, own.stop - own.start, options)
+    return signal, rows, num_rows
 
 
 def window_function(options: FrontEndOptions) -> torch.Tensor:

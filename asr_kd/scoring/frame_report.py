@@ -1,6 +1,6 @@
 """The report of score-frames: scores.json, tables, and a self-contained page of the same parts as an experiment's."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +9,8 @@ from markupsafe import Markup
 from asr_kd.scoring import report_tables
 from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.scoring.frame_plots import phone_gains_plot, phone_matrix_svg, reliability_plot, series_colours
-from asr_kd.scoring.report import render
-from asr_kd.scoring.tables import NBSP, equal_or_less, write_tables
-from asr_kd.store.atomic import write_json, write_text
+from asr_kd.scoring.report import write_page
+from asr_kd.scoring.tables import NBSP, write_tables
 
 
 def write_frame_report(
@@ -29,11 +28,9 @@ def write_frame_report(
     }
     confusions = {name: _confusion_tables(name, results["confusions"][name]) for name in names}
     states = report_tables.states_table(details)
-    page = render("frame_report.html.j2", **_page(results, tables, confusions, command))
     every = [*tables.values(), *(table for both in confusions.values() for table in both), states]
     write_tables(Path(out_dir) / "tables", [table for table in every if table.rows])
-    write_json(Path(out_dir) / "scores.json", results)
-    write_text(Path(out_dir) / "index.html", page)
+    write_page(out_dir, "frame_report.html.j2", results, command, **_parts(results, tables, confusions))
 
 
 def _confusion_tables(name: str, confusions: Mapping[str, Any]) -> list[report_tables.Table]:
@@ -43,11 +40,10 @@ def _confusion_tables(name: str, confusions: Mapping[str, Any]) -> list[report_t
     ]
 
 
-def _page(
+def _parts(
     results: Mapping[str, Any],
     tables: Mapping[str, report_tables.Table],
     confusions: Mapping[str, list[report_tables.Table]],
-    command: str,
 ) -> dict[str, Any]:
     colours = series_colours(list(confusions))
     first, *others = colours
@@ -58,9 +54,7 @@ def _page(
     if others and results["per_phone"]:
         gains = phone_gains_plot(results["per_phone"], first, {name: colours[name] for name in others})
     return {
-        "results": results,
         "headline": headline(results),
-        "scope_of_tests": report_tables.scope_of_tests(results),
         "tables": tables,
         "reliability_svg": Markup(reliability_plot(calibrations, colours)),
         "phones_svg": gains and Markup(gains),
@@ -68,26 +62,17 @@ def _page(
         "matrix_svg": Markup(phone_matrix_svg(matrix, last)) if matrix else None,
         "matrix_name": last,
         "undercount": results["confusions"][last]["max_undercount"],
-        "run_info": {key: value for key, value in results.get("run", {}).items() if value is not None},
-        "commands": [command],
     }
 
 
 def headline(results: Mapping[str, Any]) -> str:
     """One sentence: the accuracy of a single system, or which of several is best and how sure that is."""
-    systems = sorted(results["systems"], key=lambda system: -system["frame_accuracy"]["value"])
-    best = systems[0]["frame_accuracy"]
-    level = [system["name"] for system in systems if best["value"] - system["frame_accuracy"]["value"] < 1e-6]
-    verb = "classify" if len(level) > 1 else "classifies"
-    text = f"{report_tables.joined(level)} {verb} {best['value']:.2f}{NBSP}% of the frames correctly"
-    if len(level) == len(systems):
-        if len(systems) == 1 and best["ci95"]:
-            return text + f" (95{NBSP}% interval {best['ci95'][0]:.2f} to {best['ci95'][1]:.2f})."
-        return text + (": there is no difference in accuracy." if len(systems) > 1 else ".")
-    second = systems[len(level)]
-    text += f", {best['value'] - second['frame_accuracy']['value']:.2f} points more than {second['name']}"
-    test = report_tables.find_test(results, level[0], second["name"], "frame_accuracy")
-    return text + (f" (paired bootstrap, p{NBSP}{equal_or_less(test['p_value'])})." if test else ".")
+
+    def claim(names: Sequence[str], value: float) -> str:
+        verb = "classify" if len(names) > 1 else "classifies"
+        return f"{report_tables.joined(names)} {verb} {value:.2f}{NBSP}% of the frames correctly"
+
+    return report_tables.best_sentence(results, "frame_accuracy", claim, "there is no difference in accuracy")
 
 
 def results_text(results: Mapping[str, Any]) -> str:

@@ -150,6 +150,23 @@ def dump_config(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True) if plain else ""
 
 
+def write_page(out_dir: str | Path, template: str, results: Mapping[str, Any], command: str, **values: Any) -> None:
+    """Write out_dir/scores.json and the page that shows it, out_dir/index.html, which loads nothing.
+
+    results: what is scored, with `run`; command: what made it; values: what else the template asks for.
+    """
+    page = render(
+        template,
+        results=results,
+        scope_of_tests=report_tables.scope_of_tests(results),
+        run_info={key: value for key, value in results.get("run", {}).items() if value is not None},
+        commands=[command],
+        **values,
+    )
+    write_json(Path(out_dir) / "scores.json", results)
+    write_text(Path(out_dir) / "index.html", page)
+
+
 def render(template: str, **values: Any) -> str:
     """A page from one of the templates beside this module."""
     environment = jinja2.Environment(

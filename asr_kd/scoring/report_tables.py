@@ -1,15 +1,17 @@
 """The tables of a report, made from results.json (or from the results of score-frames)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.scoring.tables import (
+    NBSP,
     Column,
     Row,
     Table,
+    equal_or_less,
     format_count,
     format_mean_count,
     format_number,
@@ -205,6 +207,29 @@ def find_test(results: Mapping[str, Any], a: str, b: str, metric: str) -> Mappin
         if {test["a"], test["b"]} == {a, b} and (test["metric"], test["test"]) == (metric, "paired bootstrap"):
             return test
     return None
+
+
+def best_sentence(
+    results: Mapping[str, Any], metric: str, claim: Callable[[Sequence[str], float], str], no_difference: str
+) -> str:
+    """The score of a single system, or which of several is best and how sure that is.
+
+    metric: "frame_accuracy", or "wer", of which less is better. claim: that systems of these names have a score, in
+    percent, without a full stop; no_difference: what is said where all systems have the same.
+    """
+    sign, more = (-1, "more") if metric == "frame_accuracy" else (1, "less")
+    systems = sorted(results["systems"], key=lambda system: sign * system[metric]["value"])
+    best = systems[0][metric]
+    level = [system["name"] for system in systems if abs(system[metric]["value"] - best["value"]) < 1e-6]
+    text = claim(level, best["value"])
+    if len(level) == len(systems):
+        if len(systems) == 1 and best["ci95"]:
+            return text + f" (95{NBSP}% interval {best['ci95'][0]:.2f} to {best['ci95'][1]:.2f})."
+        return text + (f": {no_difference}." if len(systems) > 1 else ".")
+    second = systems[len(level)]
+    text += f", {abs(second[metric]['value'] - best['value']):.2f} points {more} than {second['name']}"
+    test = find_test(results, level[0], second["name"], metric)
+    return text + (f" (paired bootstrap, p{NBSP}{equal_or_less(test['p_value'])})." if test else ".")
 
 
 def gain_table(results: Mapping[str, Any], share_claimed: float) -> Table:

@@ -20,6 +20,13 @@ from asr_kd.scoring.systems import ERROR_KINDS, error_kinds
 from asr_kd.scoring.tables import Column, Row, Table, format_mean_count, format_number, format_points
 from asr_kd.scoring.wer import WordScores
 
+# What the rate of errors is called, short and in full, by what is counted.
+RATES = {
+    "word": ("WER", "word error rate"),
+    "char": ("CER", "character error rate"),
+    "phone": ("PER", "phone error rate"),
+}
+
 
 @dataclass(frozen=True)
 class WordSystem:
@@ -117,14 +124,17 @@ def _entry(system: WordSystem, bootstrap: ClusterBootstrap | None) -> dict[str, 
 
 
 def systems_table(results: dict[str, Any]) -> Table:
-    """Error rate, interval and kinds of errors of each system, and its error rate by seed if it has several."""
-    percent = format_number(2)
+    """Error rate, interval and kinds of errors of each system, and its error rate by seed if it has several.
+
+    results: of `compare_systems`, with the `unit` that was counted.
+    """
+    percent, rate = format_number(2), RATES[results["unit"]][0]
     columns = [
         Column("name", "System", text=True),
-        Column("wer", "WER %", percent, interval=True),
+        Column("wer", f"{rate} %", percent, interval=True),
         *(Column(kind, kind.capitalize(), format_mean_count) for kind in ERROR_KINDS),
         Column("ser", "SER %", percent),
-        Column("per_seed", "WER % of seeds", text=True),
+        Column("per_seed", f"{rate} % of seeds", text=True),
     ]
     rows = []
     for system in results["systems"]:
@@ -137,9 +147,9 @@ def systems_table(results: dict[str, Any]) -> Table:
 
 
 def results_text(results: dict[str, Any]) -> str:
-    """The table of systems and the comparisons of `compare_systems`, for a terminal."""
+    """The table of systems and the comparisons, for a terminal; results as for `systems_table`."""
     width = max(len("system"), *(len(system["name"]) for system in results["systems"]))
-    lines = [f"{'system':{width}}    WER %  95 % interval    ins    del    sub   SER %  seeds"]
+    lines = [f"{'system':{width}}    {RATES[results['unit']][0]} %  95 % interval    ins    del    sub   SER %  seeds"]
     for system in results["systems"]:
         wer = system["wer"]
         interval = "              -" if wer["ci95"] is None else f"[{wer['ci95'][0]:6.2f}, {wer['ci95'][1]:6.2f}]"

@@ -7,16 +7,14 @@ from typing import Any
 import numpy as np
 
 from asr_kd.scoring import report_tables
-from asr_kd.scoring.report import render
-from asr_kd.scoring.tables import NBSP, equal_or_less, write_tables
+from asr_kd.scoring.report import write_page
+from asr_kd.scoring.tables import NBSP, write_tables
 from asr_kd.scoring.wer import WordScores
-from asr_kd.scoring.word_comparison import WordSystem, systems_table
+from asr_kd.scoring.word_comparison import RATES, WordSystem, systems_table
 from asr_kd.scoring.word_tables import alignment_text, confusion_table
-from asr_kd.store.atomic import write_json, write_text
 
 # What a page shows of each system; the files beside it hold all.
 NUM_WORST, NUM_CONFUSIONS = 5, 15
-UNIT_NAMES = {"word": "word error rate", "char": "character error rate", "phone": "phone error rate"}
 
 
 def write_word_report(
@@ -26,23 +24,12 @@ def write_word_report(
 
     results: of `compare_systems`, with what was scored and how; systems: the same, for excerpts of their first seeds.
     """
-    names = {"wer": UNIT_NAMES[results["unit"]]}
-    tables = {"systems": systems_table(results), "comparisons": report_tables.comparisons_table(results, names)}
+    rate = RATES[results["unit"]][1]
+    tables = {"systems": systems_table(results), "comparisons": report_tables.comparisons_table(results, {"wer": rate})}
     excerpts = [_excerpt(system) for system in systems]
-    page = render(
-        "word_report.html.j2",
-        results=results,
-        rate=UNIT_NAMES[results["unit"]],
-        headline=headline(results),
-        scope_of_tests=report_tables.scope_of_tests(results),
-        tables=tables,
-        excerpts=excerpts,
-        run_info={key: value for key, value in results.get("run", {}).items() if value is not None},
-        commands=[command],
-    )
     write_tables(out_dir, [table for table in tables.values() if table.rows])
-    write_json(Path(out_dir) / "scores.json", results)
-    write_text(Path(out_dir) / "index.html", page)
+    parts = {"rate": rate, "headline": headline(results), "tables": tables, "excerpts": excerpts}
+    write_page(out_dir, "word_report.html.j2", results, command, **parts)
 
 
 def _excerpt(system: WordSystem) -> dict[str, Any]:
@@ -66,16 +53,9 @@ def worst_utterances(scores: WordScores, number: int) -> list[int]:
 
 def headline(results: Mapping[str, Any]) -> str:
     """One sentence: the error rate of a single system, or which of several makes fewest errors and how sure that is."""
-    rate = UNIT_NAMES[results["unit"]]
-    systems = sorted(results["systems"], key=lambda system: system["wer"]["value"])
-    best = systems[0]["wer"]
-    level = [system["name"] for system in systems if system["wer"]["value"] - best["value"] < 1e-6]
-    text = f"{report_tables.joined(level)} {'have' if len(level) > 1 else 'has'} a {rate} of {best['value']:.2f}{NBSP}%"
-    if len(level) == len(systems):
-        if len(systems) == 1 and best["ci95"]:
-            return text + f" (95{NBSP}% interval {best['ci95'][0]:.2f} to {best['ci95'][1]:.2f})."
-        return text + (": there is no difference." if len(systems) > 1 else ".")
-    second = systems[len(level)]
-    text += f", {second['wer']['value'] - best['value']:.2f} points less than {second['name']}"
-    test = report_tables.find_test(results, level[0], second["name"], "wer")
-    return text + (f" (paired bootstrap, p{NBSP}{equal_or_less(test['p_value'])})." if test else ".")
+
+    def claim(names: Sequence[str], value: float) -> str:
+        verb = "have" if len(names) > 1 else "has"
+        return f"{report_tables.joined(names)} {verb} a {RATES[results['unit']][1]} of {value:.2f}{NBSP}%"
+
+    return report_tables.best_sentence(results, "wer", claim, "there is no difference")
