@@ -228,7 +228,7 @@ def _utterance(spoken: Spoken, work: Path) -> Utterance:
         source = work / "wav" / f"{spoken.utt_id}.wav"
         source.parent.mkdir(exist_ok=True)
         samples = read_audio(spoken.audio, SAMPLE_RATE, accept_truncated=True)
-        soundfile.write(source, (samples / INT16_SCALE), SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(source, samples / INT16_SCALE, SAMPLE_RATE, subtype="PCM_16")
     return Utterance(spoken.utt_id, spoken.spk_id, Recording(spoken.utt_id, str(source)), words=spoken.words)
 
 
