@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile
 
+from asr_kd.corpus.archive import fetch_archive
 from asr_kd.corpus.datadir import Recording, Utterance, check_disjoint, write_data_dir
-from asr_kd.corpus.fetch import fetch_archive
 from asr_kd.corpus.letters import letters_of
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
