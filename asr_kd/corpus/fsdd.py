@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from asr_kd.corpus import datadir
+from asr_kd.corpus.archive import fetch_archive
 from asr_kd.corpus.datadir import Utterance, check_disjoint, read_data_dir, write_data_dir
-from asr_kd.corpus.fetch import fetch_archive
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.corpus.numbers import DIGITS
 from asr_kd.errors import AsrKdError

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import soundfile
 
+from asr_kd.corpus.archive import fetch_archive
 from asr_kd.corpus.datadir import Recording, Utterance, check_disjoint, write_data_dir
-from asr_kd.corpus.fetch import fetch_archive
 from asr_kd.corpus.letters import letters_of
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
 from asr_kd.errors import AsrKdError
@@ -228,7 +228,7 @@ def _utterance(spoken: Spoken, work: Path) -> Utterance:
         source = work / "wav" / f"{spoken.utt_id}.wav"
         source.parent.mkdir(exist_ok=True)
         samples = read_audio(spoken.audio, SAMPLE_RATE, accept_truncated=True)
-        soundfile.write(source, (samples / INT16_SCALE), SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(source, samples / INT16_SCALE, SAMPLE_RATE, subtype="PCM_16")
     return Utterance(spoken.utt_id, spoken.spk_id, Recording(spoken.utt_id, str(source)), words=spoken.words)
 
 
