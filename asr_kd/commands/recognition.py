@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     option("--license", "under which the model may be used, for the card", default=""),
     option("--trained-on", "what speech it was trained on, in words, for the card", default=""),
     path("--out", "the model directory"),
-    config=["combination", "beam", "min_active", "prior_floor"],
+    config=["combination", "beam", "min_active", "max_active", "prior_floor"],
 )
 def export(args: argparse.Namespace) -> None:
     """Collect net, front end, CMVN, priors, graph, words and scales in one directory.
@@ -45,7 +45,9 @@ def export(args: argparse.Namespace) -> None:
 
     decoding = resolve(DecodeConfig, args.values)
     acwt, insertion_penalty = resolve_scales(args)
-    scales = Scales(acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor)
+    scales = Scales(
+        acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor, decoding.max_active
+    )
     scores = scores_of(args.results, args.system) if args.results else None
 
     make(
