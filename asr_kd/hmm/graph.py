@@ -3,13 +3,14 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.hmm.expand import Windows, expand
 from asr_kd.hmm.grammar import loop_arcs, ngram_arcs, word_loop
 from asr_kd.hmm.graph_arcs import GraphArcs
 from asr_kd.hmm.lang import Lang
@@ -21,6 +22,8 @@ from asr_kd.lm.ngram import NgramModel
 FORMAT = "asr_kd-graph"
 VERSION = 2
 RECORD = "graph.json"
+
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Graph:
         labels_fit = a.ilabel.min() >= 0 and a.ilabel.max() < len(self.t2pdf)
         words_fit = a.olabel.min() >= 0 and a.olabel.max() <= len(self.words)
         states_fit = min(a.source.min(), a.target.min()) >= 0 and max(a.source.max(), a.target.max()) < a.num_states
-        if not (labels_fit and words_fit and states_fit) or not np.isfinite(a.weight).all():
+        costs_fit = np.isfinite(a.weight).all() and (a.final > -np.inf).all()  # which NaN is not
+        if not (labels_fit and words_fit and states_fit and costs_fit):
             raise AsrKdError("the decoding graph has a label, state or weight that its model does not know")
         if self.t2pdf[1:].min() < 0 or self.t2pdf[1:].max() >= self.num_pdfs:
             raise AsrKdError("the decoding graph's table of transition-ids does not fit its number of pdfs")
@@ -106,67 +110,74 @@ def make_graph(
     lm: NgramModel | None = None,
     transition_scale: float = 1.0,
     self_loop_scale: float = 0.1,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Progress = lambda line: None,
 ) -> Graph:
     """HCLG over a back-off model `lm`, or over a loop of words: unigram from `transcripts`, uniform for None.
 
     Scales as in Kaldi's mkgraph.sh. No insertion penalty is baked in; the Decoder takes one. progress gets a line a
     stage. Raises AsrKdError where the lexicon has no word of `lm`, or is ambiguous beyond its words.
     """
-    k = kaldi()
-
-    def tell(name: str, fst: object) -> None:
-        progress(f"{name}: {fst.num_states} states")
-
     if lm is not None:
         grammar, unigram = ngram_arcs(lang, lm, progress), {}
     else:
         costs, end = word_loop(lang, transcripts)
         grammar, unigram = loop_arcs(lang, costs, end), {word: math.exp(-cost) for word, cost in costs.items()}
+    lexicon_grammar = _compose_lexicon(lang, grammar, lm is not None, progress)
+    context_graph, windows = _compose_context(lang, model, lexicon_grammar, progress)
+    expanded = expand(context_graph, windows, model, transition_scale)
+    hclg = kaldi().khg.add_self_loops(
+        self_loop_scale=self_loop_scale,
+        disambig_syms=[],
+        reorder=True,
+        trans_model=model.transition_model,
+        ifst=expanded.to_fst(),
+    )
+    progress(f"H∘C∘L∘G with self-loops: {hclg.num_states} states")
+    return Graph(GraphArcs.from_fst(hclg), model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
+
+
+def _compose_lexicon(lang: Lang, grammar: GraphArcs, backoff: bool, progress: Progress) -> object:
+    """det(L∘G); backoff: whether the grammar has back-off arcs."""
+    fst = kaldi().fst
     grammar = grammar.to_fst()
-    k.fst.arcsort(grammar, sort_type="ilabel")
-    tell("G", grammar)
-    lexicon_grammar = k.fst.compose(lang.lexicon_fst(disambig=True, backoff=lm is not None), grammar)
-    tell("L∘G", lexicon_grammar)
-    _determinize(lexicon_grammar, "L∘G")
-    tell("det(L∘G)", lexicon_grammar)
-    k.fst.minimize_encoded(lexicon_grammar)
-    k.fst.arcsort(lexicon_grammar, sort_type="ilabel")
-    tell("min(det(L∘G))", lexicon_grammar)
-    context_graph, windows = k.fst.compose_context(
+    fst.arcsort(grammar, sort_type="ilabel")
+    composed = fst.compose(lang.lexicon_fst(disambig=True, backoff=backoff), grammar)
+    progress(f"L∘G: {composed.num_states} states, of G {grammar.num_states}")
+    _determinize(composed, "L∘G", progress)
+    fst.arcsort(composed, sort_type="ilabel")
+    return composed
+
+
+def _compose_context(
+    lang: Lang, model: HmmModel, lexicon_grammar: object, progress: Progress
+) -> tuple[GraphArcs, Windows]:
+    """min(det(C∘L∘G)), in which phones in context that have the same states are one label, and what labels stand for.
+
+    Disambiguation symbols have done their work and are epsilon.
+    """
+    fst = kaldi().fst
+    composed, windows = fst.compose_context(
         disambig_syms=lang.disambig_ids,
         context_width=model.ctx_dep.context_width,
         central_position=model.ctx_dep.central_position,
         ifst=lexicon_grammar,
     )
-    k.fst.arcsort(context_graph, sort_type="ilabel")
-    tell("C∘L∘G", context_graph)
-    config = k.khg.HTransducerConfig(transition_scale=transition_scale)
-    h, disambig = k.khg.get_h_transducer(
-        ilabel_info=windows, ctx_dep=model.ctx_dep, trans_model=model.transition_model, config=config
-    )
-    k.fst.arcsort(h, sort_type="olabel")
-    hclg = k.fst.compose(h, context_graph)
-    tell("H∘C∘L∘G", hclg)
-    _determinize(hclg, "H∘C∘L∘G")
-    tell("det(H∘C∘L∘G)", hclg)
-    hclg = GraphArcs.from_fst(hclg).without_labels(disambig).to_fst()
-    k.fst.minimize_encoded(hclg)
-    tell("min(det(H∘C∘L∘G))", hclg)
-    hclg = k.khg.add_self_loops(
-        self_loop_scale=self_loop_scale,
-        disambig_syms=[],
-        reorder=True,
-        trans_model=model.transition_model,
-        ifst=hclg,
-    )
-    graph = GraphArcs.from_fst(hclg)
-    return Graph(graph, model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
+    arcs, windows = GraphArcs.from_fst(composed), Windows.of(windows, model)
+    composed = replace(arcs, ilabel=windows.same[arcs.ilabel]).to_fst()
+    progress(f"C∘L∘G: {composed.num_states} states, {len(np.unique(arcs.ilabel))} phones in context")
+    _determinize(composed, "C∘L∘G", progress)
+    composed = GraphArcs.from_fst(composed).without_labels(np.flatnonzero(windows.phone == 0)).to_fst()
+    fst.minimize_encoded(composed)
+    progress(f"minimised: {composed.num_states} states")
+    return GraphArcs.from_fst(composed), windows
 
 
-def _determinize(fst: object, name: str) -> None:
-    """In place; raises AsrKdError where it does not end."""
+def _determinize(fst: object, name: str, progress: Progress) -> None:
+    """In place; raises AsrKdError where it does not end, and where nothing is left."""
+    if not fst.num_states:
+        raise AsrKdError(f"{name} is empty: no word sequence of the grammar can be pronounced")
     # A limit, since determinisation of what has no determinised form would fill the memory.
     stopped = kaldi().fst.determinize_star(fst, max_states=max(100_000, 50 * fst.num_states), use_log=True)
     if stopped:
         raise AsrKdError(f"{name} cannot be determinised; is the lexicon ambiguous beyond its words?")
+    progress(f"{name} determinised: {fst.num_states} states")

@@ -76,7 +76,7 @@ class GraphArcs:
             yield column.astype("<f4").tobytes()
 
     def text(self) -> str:
-        """OpenFst's text form, which the digest of graphs of version 1 is of; nine digits give a float32 back exactly."""
+        """OpenFst's text form, for the digest of graphs of version 1; nine digits give a float32 back exactly."""
         order = np.argsort(self.source != self.start, kind="stable")
         columns = (self.source, self.target, self.ilabel, self.olabel, self.weight)
         lines = [
