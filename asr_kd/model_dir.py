@@ -45,7 +45,7 @@ RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.jso
 
 @dataclass(frozen=True)
 class Scales:
-    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, the beam, the smallest prior, the states kept."""
+    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior."""
 
     acwt: float
     insertion_penalty: float = 0.0
