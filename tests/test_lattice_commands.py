@@ -31,7 +31,8 @@ def folder(tmp_path) -> Path:
     (tmp_path / "data/text").write_text("s1-a two\ns1-b two\n")
     (tmp_path / "data/utt2spk").write_text("s1-a s1\ns1-b s1\n")
     (tmp_path / "data/spk2utt").write_text("s1 s1-a s1-b\n")
-    (tmp_path / "data/wav.scp").write_text("s1-a a.wav\ns1-b b.wav\n")
+    (tmp_path / "data/wav.scp").write_text(f"s1-a {tmp_path}/a.wav\ns1-b {tmp_path}/a.wav\n")
+    (tmp_path / "a.wav").touch()
     (tmp_path / "lm.arpa").write_text(ARPA)
     (tmp_path / "scales.json").write_text(json.dumps({"acwt": 0.1, "insertion_penalty": 0.5}))
     return tmp_path
