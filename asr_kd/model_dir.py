@@ -46,13 +46,14 @@ RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.jso
 
 @dataclass(frozen=True)
 class Scales:
-    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, the beam, the smallest prior."""
+    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior."""
 
     acwt: float
     insertion_penalty: float = 0.0
     beam: float = 20.0
     min_active: int = 200
     prior_floor: float = 1e-5
+    max_active: int = 7000
 
 
 @dataclass(frozen=True)

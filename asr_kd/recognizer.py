@@ -67,7 +67,7 @@ class Recognizer:
         self._nets = [trained.net.to(self._device).eval() for trained in model.nets]
         self._front_end, self._options = model.nets[0].front_end, _front_end_options(model)
         s = model.scales
-        self._decoder = Decoder(model.graph, s.beam, s.min_active, s.acwt, s.insertion_penalty)
+        self._decoder = Decoder(model.graph, s.beam, s.min_active, s.acwt, s.insertion_penalty, s.max_active)
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "Recognizer":

@@ -432,8 +432,9 @@ def test_empty_or_foreign_graphs_are_refused():
         Graph(GraphArcs(-1, none, none, none, none, none * 0.0, none * 0.0), np.array([-1, 0]), 1, ["a"], "", {})
     with pytest.raises(AsrKdError, match="no final state"):
         _tiny_graph([(0, 1, 1, 0, 0.0)], [np.inf, np.inf])
-    with pytest.raises(AsrKdError, match="does not know"):
-        _tiny_graph([(0, 1, 9, 0, 0.0)], [np.inf, 0.0])
+    for ilabel, weight, final in ((9, 0.0, np.inf), (1, np.nan, np.inf), (1, 0.0, np.nan)):
+        with pytest.raises(AsrKdError, match="does not know"):
+            _tiny_graph([(0, 1, ilabel, 0, weight)], [final, 0.0])
     cycle = _tiny_graph([(0, 1, 0, 0, 0.0), (1, 0, 0, 0, 0.0), (1, 1, 1, 0, 0.0)], [np.inf, 0.0])
     with pytest.raises(AsrKdError, match="cycle"):
         exact_best_path(cycle, np.zeros((2, 3)), 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_lattices import best_by_words, lattices, word_graph
+from made_up_lattices import all_paths, best_by_words, lattices, word_graph
 
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lattice_rescore import BackoffModel, WordLoop, rescore
@@ -65,6 +65,7 @@ def test_every_word_sequence_changes_by_its_own_cost(lattice, new, old, scale):
 def test_the_same_model_in_the_place_of_itself_changes_nothing(lattice, costs):
     changed = rescore(lattice, WORDS, Bigram(costs), Bigram(costs))
     assert best_by_words(changed, 1.0, 0.0) == pytest.approx(best_by_words(lattice, 1.0, 0.0))
+    assert len(all_paths(changed)) == len(all_paths(lattice))
 
 
 ARPA = """\\data\\

@@ -41,7 +41,7 @@ TAKEN = {"model-dir": ("acwt", "insertion_penalty", *CARD), "onnx": (), "nnet1":
     option("--license", "under which the model may be used, for the card"),
     option("--trained-on", "what speech it was trained on, in words, for the card"),
     path("--out", "the model directory, the ONNX file, or the folder of nnet1"),
-    config=["combination", "beam", "min_active", "prior_floor"],
+    config=["combination", "beam", "min_active", "max_active", "prior_floor"],
 )
 def export(args: argparse.Namespace) -> None:
     """Make a net usable elsewhere.
@@ -105,7 +105,9 @@ def _export_model_dir(args: argparse.Namespace) -> None:
 
     decoding = resolve(DecodeConfig, args.values)
     acwt, insertion_penalty = resolve_scales(args)
-    scales = Scales(acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor)
+    scales = Scales(
+        acwt, insertion_penalty, decoding.beam, decoding.min_active, decoding.prior_floor, decoding.max_active
+    )
     scores = scores_of(args.results, args.system or "student") if args.results else None
     about = {"name": args.name or "", "license": args.license or "", "trained_on": args.trained_on or ""}
 

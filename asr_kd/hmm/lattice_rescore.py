@@ -147,9 +147,10 @@ def rescore(
             number = 0
             if target != end:
                 following = (target, next_new, next_old)
-                number = numbers.setdefault(following, len(numbers) + 1)
-                if number == len(numbers):
+                if following not in numbers:
+                    numbers[following] = len(numbers) + 1
                     waiting.append(following)
+                number = numbers[following]
             graph = float(lattice.graph[arc]) + scale * (cost - taken)
             rows.append((numbers[key], number, word, graph, float(lattice.acoustic[arc]), lattice.tids[arc]))
         if len(rows) > MAX_ARCS:

@@ -109,8 +109,7 @@ class _WordSteps:
             for target, (excess, way, region, arrival) in targets.items():
                 graph, acoustic, tids = self._along(region, arrival)
                 ways[target] = _Way(excess, way.graph + graph, way.acoustic + acoustic, way.tids + tids)
-            if ways:
-                yield _factored(word, ways)
+            yield _factored(word, ways)
 
     def _from(self, source: int) -> _Region:
         """What can be reached from a state along arcs without a word, and one with a word behind them."""
