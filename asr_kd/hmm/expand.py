@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asr_kd.errors import AsrKdError
 from asr_kd.hmm.graph_arcs import GraphArcs
 from asr_kd.hmm.model import HmmModel
 
@@ -140,14 +141,20 @@ class Transitions:
     def look_up(
         self, phone: np.ndarray, pdfs: np.ndarray, arcs: Sequence[tuple[int, int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Transition-ids and their costs, both (num_phones, num_arcs), for phones of one topology and their pdfs."""
+        """Transition-ids and their costs, both (num_phones, num_arcs), for phones of one topology and their pdfs.
+
+        Raises AsrKdError where the model has no such transition.
+        """
         if not len(phone):
             return np.zeros((0, len(arcs)), np.int64), np.zeros((0, len(arcs)))
         columns = []
         for state, to in arcs:
             index = self._index[int(phone[0]), state][to]
             wanted = self._key(phone, state, pdfs[:, state], index)
-            columns.append(1 + self._order[np.searchsorted(self._keys, wanted)])
+            found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
+            if (self._keys[found] != wanted).any():
+                raise AsrKdError("the tree of this HMM has states that its transitions lack; train it again")
+            columns.append(1 + self._order[found])
         tids = np.stack(columns, axis=1)
         return tids, self._costs[tids]
 
