@@ -6,17 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_up_nets import expected_log_post, make_net
 
 from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.kaldi_tables import alignments
-from asr_kd.nnet.frames import Cmvn, Frames, front_end
-from asr_kd.nnet.inference import mean_log_posteriors
-from asr_kd.nnet.model import Architecture, new_net
-from asr_kd.nnet.net_dir import TrainedNet, save_net
+from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.priors import count_pdfs, read_decoding_priors, write_counts
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader
@@ -37,28 +34,6 @@ def read_by_pydrobert(rspecifier: str, kind: str) -> dict:
 
 def run(*argv: object) -> int:
     return main([str(arg) for arg in argv])
-
-
-def make_net(path: Path, toy: dict, seed: int, cmvn: str = "global", **changes) -> TrainedNet:
-    """An untrained net for the toy set, whose biases are not 0, saved in the folder `path`."""
-    reader = FeatsReader(toy["feats"])
-    shape = {"left_context": 3, "right_context": 1, "num_hidden_layers": 2, "hidden_dim": 16, "num_pdfs": 6, **changes}
-    net = new_net(Architecture(feat_dim=reader.feat_dim, dropout=0.1, **shape), seed)
-    with torch.no_grad():
-        for layer in net.linear:
-            layer.bias.normal_(generator=torch.Generator().manual_seed(seed))
-    labels = {"model_digest": "toy", "num_pdfs": 6}
-    trained = TrainedNet(net.eval(), Cmvn.from_training_set(cmvn, reader), front_end(reader), labels, {})
-    save_net(path, trained)
-    return trained
-
-
-def expected_log_post(nets: list[TrainedNet], feats: Path, **how) -> tuple[Layout, np.ndarray]:
-    reader, first = FeatsReader(feats), nets[0]
-    a = first.net.architecture
-    frames = Frames.from_reader(reader, first.cmvn, a.left_context, a.right_context, torch.device("cpu"))
-    blocks = mean_log_posteriors([each.net for each in nets], frames, **how)
-    return reader.layout, np.concatenate([rows.numpy() for _, rows in blocks])
 
 
 @pytest.fixture

@@ -349,7 +349,11 @@ def test_alignment_round_trip(tmp_path):
     assert (ali.num_pdfs, ali.model_digest, ali.phones) == (4, "m", ["SIL", "AH"])
     assert ali.sil_pdfs.tolist() == [0]
     assert ali.failed_utt_ids == ["b"]
+    tid = np.where(PDF == FAILED, -1, 2 * PDF + 1)
+    write_good_ali(tmp_path / "ali.h5", tid=tid)
+    np.testing.assert_array_equal(AliReader(tmp_path / "ali.h5").tid, tid)
     write_good_ali(tmp_path / "ali.h5")
+    assert AliReader(tmp_path / "ali.h5").tid is None
     assert AliReader(tmp_path / "ali.h5").phone is None
     assert AliReader(tmp_path / "ali.h5").phones is None
 
@@ -366,6 +370,9 @@ def test_alignment_round_trip(tmp_path):
         ({"phone": np.maximum(PDF, 0)}, "need the list"),
         ({"phone": PDF, "phones": ["SIL"]}, "not among the 1"),
         ({"phone": np.zeros(9, int), "phones": ["SIL"]}, "missing from"),
+        ({"tid": PDF}, "has no transition-id"),
+        ({"tid": np.ones(9, int)}, "one that is not aligned has"),
+        ({"tid": PDF[:-1]}, "/tid has shape"),
     ],
 )
 def test_alignment_that_does_not_fit_its_layout(tmp_path, changes, message):
@@ -383,6 +390,9 @@ def test_changed_alignment_is_refused(tmp_path):
     def no_model(file):
         del file.attrs["model_digest"]
 
+    def another_tid(file):
+        file["tid"][0] = 5
+
     def link(file):
         del file["pdf"]
         file["pdf"] = h5py.ExternalLink("other.h5", "pdf")
@@ -392,6 +402,10 @@ def test_changed_alignment_is_refused(tmp_path):
         edit(path, change)
         with pytest.raises(AsrKdError, match=message):
             AliReader(path)
+    write_good_ali(path, tid=np.where(PDF == FAILED, -1, 1))
+    edit(path, another_tid)
+    with pytest.raises(AsrKdError, match="values_digest"):
+        AliReader(path)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,13 @@ EXTRAS = {
     ),
     option("--min-post", "of post: smaller ones are pruned at random (default 0.01; 0 keeps all)", type=float),
     option("--seed", "of the pruning (default 1)", type=int),
-    option("--temperature", "of the softmax, for post from --nets (default 1)", type=float, dest="softmax_temperature"),
+    option(
+        "--temperature",
+        "of the softmax, for post from --nets (default 1)",
+        type=float,
+        dest="softmax_temperature",  # the key `temperature` of a --config is that of distillation
+        metavar="TEMPERATURE",
+    ),
     DEVICE,
     config=["combination", "top_n", "precision", "prior_floor"],
 )
