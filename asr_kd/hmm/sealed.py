@@ -41,7 +41,8 @@ def read_record(path: str | Path, record_name: str, file_format: str, version: i
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: not a readable {what} folder ({error})") from error
     if not isinstance(record, dict) or record.get("format") != file_format or record.get("version") != version:
-        raise AsrKdError(f"{file}: is not of format {file_format} version {version}; make it again")
+        found = f" (but {record.get('format')})" if isinstance(record, dict) else ""
+        raise AsrKdError(f"{file}: is not of format {file_format} version {version}{found}; make it again")
     return record
 
 
