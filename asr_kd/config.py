@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from asr_kd.errors import AsrKdError
+from asr_kd.store.json_text import parse_yaml
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a flat YAML file of known keys; raises AsrKdError for anything else."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise AsrKdError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

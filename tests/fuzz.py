@@ -110,9 +110,12 @@ class Report:
         )
 
 
-def case(content: bytes, donors: list[bytes], random: Random) -> bytes:
-    """A damaged or hostile file made of a whole one and of whole files of other kinds."""
-    kind = random.choices(range(9), [20, 25, 12, 10, 15, 10, 3, 3, 2])[0]
+def case(name: str, number: int, content: bytes, donors: list[bytes]) -> bytes:
+    """A damaged or hostile file made of a whole one and of whole files of other kinds; the first ones are the bombs."""
+    if number < len(_BOMBS):
+        return _BOMBS[number]
+    random = Random(f"{name} {number}")
+    kind = random.choices(range(8), [20, 25, 12, 10, 15, 10, 3, 3])[0]
     changed = bytearray(content)
     at = random.randrange(len(content) + 1)
     if kind == 0:
@@ -141,10 +144,8 @@ def case(content: bytes, donors: list[bytes], random: Random) -> bytes:
         chosen = random.randrange(len(lines))
         lines.insert(random.randrange(len(lines) + 1), lines[chosen] if random.random() < 0.5 else lines.pop(chosen))
         return b"\n".join(lines)
-    elif kind == 7:
-        return random.choice(donors)
     else:
-        return random.choice(_BOMBS)
+        return random.choice(donors)
     return bytes(changed)
 
 
@@ -169,7 +170,7 @@ def run(name: str, num_cases: int, *, donors: list[bytes], first: int = 0, keep:
             number = _follow(ours, process, report, number)
     for failed in report.failures if keep is not None else ():
         keep.mkdir(parents=True, exist_ok=True)
-        (keep / f"{name.replace('/', '_')}.{failed}").write_bytes(case(content, donors, Random(f"{name} {failed}")))
+        (keep / f"{name.replace('/', '_')}.{failed}").write_bytes(case(name, failed, content, donors))
     return report
 
 
@@ -220,7 +221,7 @@ def _work(
     sys.stdout = sys.stderr = open("/dev/null", "w")  # noqa: SIM115
     reader = READERS[name]
     for number in numbers:
-        path.write_bytes(case(content, donors, Random(f"{name} {number}")))
+        path.write_bytes(case(name, number, content, donors))
         start = time.process_time()
         try:
             found = reader.read(path)

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from asr_kd.commands.options import COUNTS, GRAPH
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
+from asr_kd.store.json_text import parse_json
 
 if TYPE_CHECKING:
     from asr_kd.corpus.datadir import Utterance
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> None:
 def _read_scales(file: Path) -> tuple[float, float]:
     """Acoustic scale and insertion penalty; raises AsrKdError for what asr-kd decode did not write."""
     try:
-        contents = json.loads(file.read_text(encoding="utf-8"))
+        contents = parse_json(file.read_text(encoding="utf-8"))
         return float(contents["acwt"]), float(contents["insertion_penalty"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{file}: not a scales.json made by asr-kd decode ({error!r})") from error

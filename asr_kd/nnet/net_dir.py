@@ -17,6 +17,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn
 from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.json_text import parse_json
 from asr_kd.store.tensors import save_tensors
 
 WEIGHTS, CARD, UTTS = "final.safetensors", "net.json", "transfer_utts.txt"
@@ -105,7 +106,7 @@ def load_card(path: str | Path) -> dict[str, Any]:
     """The contents of net.json; raises AsrKdError if the folder holds no complete net, or the card was changed."""
     card = Path(path) / CARD
     try:
-        contents = json.loads(card.read_text(encoding="utf-8"))
+        contents = parse_json(card.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AsrKdError(f"{path}: no trained net here ({CARD} is missing)") from error
     except (OSError, ValueError) as error:
