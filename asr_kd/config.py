@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.json_text import parse_yaml
+from asr_kd.store.parsing import parse_yaml
 
 T = TypeVar("T")
 

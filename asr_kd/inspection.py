@@ -16,8 +16,8 @@ from asr_kd.store.ali import FORMAT_NAME as ALI_FORMAT
 from asr_kd.store.feats import FORMAT_NAME as FEATS_FORMAT
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, h5_format, readable
-from asr_kd.store.json_text import parse_json
 from asr_kd.store.kaldi_ark import object_kind, read_int_vectors, read_matrices, read_vectors
+from asr_kd.store.parsing import parse_json
 from asr_kd.store.targets import FORMAT as TARGETS_FORMAT
 from asr_kd.store.targets import TargetsReader
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 if TYPE_CHECKING:
     from asr_kd.model_dir import Model

@@ -38,7 +38,7 @@ from asr_kd.nnet.net_dir import TrainedNet, load_net, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
 from asr_kd.store.atomic import atomic_dir, write_json, write_text
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 FORMAT, VERSION = "asr_kd.model", 1
 RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.json", "SHA256SUMS"

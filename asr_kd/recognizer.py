@@ -26,7 +26,7 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.store.hdf5 import Layout
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 COMPUTE = {"fbank": compute_fbank, "mfcc": compute_mfcc}
 

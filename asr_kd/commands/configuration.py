@@ -10,7 +10,7 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, path
 from asr_kd.config import CONCERNS
 from asr_kd.store.atomic import write_text
-from asr_kd.store.json_text import parse_yaml
+from asr_kd.store.parsing import parse_yaml
 
 
 @command(

@@ -18,7 +18,7 @@ from asr_kd.runinfo import file_digest, make, run_info
 from asr_kd.scoring.significance import RESAMPLING_UNITS
 from asr_kd.scoring.system_list import SystemSpec, read_systems
 from asr_kd.store.atomic import write_json
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 
 @command(

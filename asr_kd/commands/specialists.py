@@ -11,7 +11,7 @@ from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 SET_FILE = "specialists.json"
 # Keys of conf/dnn.yaml that a specialist has from its generalist.

@@ -12,7 +12,7 @@ from typing import Any
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_dir
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn
 from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.store.atomic import write_json, write_text
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 from asr_kd.store.tensors import save_tensors
 
 WEIGHTS, CARD, UTTS = "final.safetensors", "net.json", "transfer_utts.txt"

@@ -20,7 +20,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.scoring.systems import ROLES
-from asr_kd.store.json_text import parse_yaml
+from asr_kd.store.parsing import parse_yaml
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.store.atomic import write_json
-from asr_kd.store.json_text import parse_json
+from asr_kd.store.parsing import parse_json
 
 ROLES = ("member", "baseline", "ensemble", "student", "control", "specialists")
 

@@ -13,8 +13,8 @@ from asr_kd.corpus.tables import read_table
 from asr_kd.errors import AsrKdError
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
-from asr_kd.store.json_text import parse_json
 from asr_kd.store.kaldi_ark import read_matrices, write_matrices
+from asr_kd.store.parsing import parse_json
 
 PROGRESS_UTTS = 5000
 

@@ -5,6 +5,9 @@ from typing import Any
 
 import yaml
 
+# They are parsed at some tens of kilobytes a second.
+MAX_YAML_LETTERS = 1 << 19
+
 
 def parse_json(text: str) -> Any:
     """What `text` says; raises ValueError where it is not JSON."""
@@ -15,7 +18,9 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """What `text` says; raises yaml.YAMLError where it is not YAML."""
+    """What `text` says; raises yaml.YAMLError where it is not YAML, or is longer than any of our files of YAML."""
+    if len(text) > MAX_YAML_LETTERS:
+        raise yaml.YAMLError(f"it has {len(text)} letters, more than the {MAX_YAML_LETTERS} that are read")
     try:
         return yaml.safe_load(text)
     except (RecursionError, ValueError) as error:  # ValueError: a date that is none, say
