@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import error_of, run
 
-from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import apply_cmvn, pool
 from asr_kd.features.deltas import add_deltas
@@ -42,18 +42,6 @@ SYSTEMS = """\
 - {name: ensemble, role: ensemble, combination: arithmetic, nets: [[nnet/member/seed1, nnet/member/seed2]]}
 - {name: student, role: student, nets: [[nnet/student/seed1]]}
 """
-
-
-def run(*argv: object) -> int:
-    return main([str(arg) for arg in argv])
-
-
-def error_of(capsys: pytest.CaptureFixture, *argv: object) -> str:
-    """The one sentence that a command fails with."""
-    capsys.readouterr()
-    assert run(*argv) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def table_of_lines(path: Path) -> dict[str, list[int]]:

@@ -218,6 +218,8 @@ def _read_part(
         )
     start, stop = _sample_range(audio, start_s, end_s)
     samples = audio.read(start, stop, channel)
+    if not np.isfinite(samples).all():
+        raise AsrKdError(f"{audio.name}: holds samples that are NaN or infinite")
     if audio.sample_rate != sample_rate:
         return resample_audio(samples, audio.sample_rate, sample_rate)
     return samples
