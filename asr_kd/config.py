@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from asr_kd.errors import AsrKdError
+from asr_kd.store.parsing import parse_yaml
 
 T = TypeVar("T")
 
@@ -309,7 +310,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """Read a flat YAML file of known keys; raises AsrKdError for anything else."""
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = parse_yaml(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise AsrKdError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from asr_kd.store.feats import FORMAT_NAME as FEATS_FORMAT
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, h5_format, readable
 from asr_kd.store.kaldi_ark import object_kind, read_int_vectors, read_matrices, read_vectors
+from asr_kd.store.parsing import parse_json
 from asr_kd.store.targets import FORMAT as TARGETS_FORMAT
 from asr_kd.store.targets import TargetsReader
 
@@ -132,7 +133,7 @@ def describe_feats(path: Path, quick: bool = False) -> Description:
             out["damaged_utts"] = _damaged(reader, columns)
             out |= columns.describe()
         out["attributes"] = {name: _plain(value) for name, value in sorted(reader.attrs.items())}
-        out["attributes"]["options"] = json.loads(reader.attrs["options"])
+        out["attributes"]["options"] = parse_json(reader.attrs["options"])
         return out
 
 
@@ -189,7 +190,7 @@ def describe_net(path: Path) -> Description:
         card = load_card(path)
         load_net(path)
         if "options" in card.get("front_end", {}):
-            card["front_end"]["options"] = json.loads(card["front_end"]["options"])
+            card["front_end"]["options"] = parse_json(card["front_end"]["options"])
         return {"kind": "net", **{name: value for name, value in card.items() if name not in ("format", "version")}}
     members = sorted(path.glob(ENSEMBLE_PATTERN))
     if not members:
@@ -201,7 +202,7 @@ def _describe_folder(path: Path) -> Description:
     """A net, several nets, or another of the project's folders by its record."""
     for record in sorted(path.glob("*.json")):
         try:
-            found = json.loads(record.read_text(encoding="utf-8"))
+            found = parse_json(record.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         kind = str(found.get("format")) if isinstance(found, dict) else ""

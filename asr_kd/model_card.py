@@ -1,11 +1,11 @@
 """README.md of a model directory: what the model is, what it was trained on, how well it does, what it cannot do."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asr_kd.errors import AsrKdError
+from asr_kd.store.parsing import parse_json
 
 if TYPE_CHECKING:
     from asr_kd.model_dir import Model
@@ -19,7 +19,7 @@ def scores_of(results: str | Path, system: str) -> dict[str, Any]:
     Raises AsrKdError if the file cannot be read or has no such system.
     """
     try:
-        contents = json.loads(Path(results).read_text(encoding="utf-8"))
+        contents = parse_json(Path(results).read_text(encoding="utf-8"))
         entries = {entry["name"]: entry for entry in contents["systems"]}
         about = {key: contents[key] for key in ("recipe", "preset", "split", "num_utts", "num_words")}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -13,7 +13,6 @@ Nothing points out of it, and nothing in it is unpickled or run.
 """
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -39,6 +38,7 @@ from asr_kd.nnet.net_dir import TrainedNet, load_net, require_alike, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
 from asr_kd.store.atomic import atomic_dir, write_json, write_text
+from asr_kd.store.parsing import parse_json
 
 FORMAT, VERSION = "asr_kd.model", 1
 RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.json", "SHA256SUMS"
@@ -198,7 +198,7 @@ def load_model(path: str | Path) -> Model:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: cannot be read ({error})") from error
     if not isinstance(value, dict):

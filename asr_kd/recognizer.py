@@ -5,7 +5,6 @@ result = recognizer.recognize("hello.wav")
 print(" ".join(result.words), result.times)
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -27,6 +26,7 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.store.hdf5 import Layout
+from asr_kd.store.parsing import parse_json
 
 COMPUTE = {"fbank": compute_fbank, "mfcc": compute_mfcc}
 
@@ -204,6 +204,6 @@ def _front_end_options(model: Model) -> FrontEndOptions:
     """The options of the features that the nets were trained on; raises AsrKdError for those of a newer version."""
     front_end = model.nets[0].front_end
     try:
-        return OPTIONS_OF_KIND[front_end["kind"]](**json.loads(front_end["options"]))
+        return OPTIONS_OF_KIND[front_end["kind"]](**parse_json(front_end["options"]))
     except (KeyError, TypeError, ValueError) as error:
         raise AsrKdError(f"this asr_kd cannot make the features that the model hears ({error!r})") from error

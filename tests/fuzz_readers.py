@@ -1,5 +1,6 @@
 """Every reader of strangers' files, registered for fuzz.py: one `register` for each kind of file."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from made_up_files import (
     tiny_fst,
     tiny_net,
 )
-from made_up_kaldi import binary_gmms, binary_transitions
+from made_up_kaldi import binary_gmms, binary_transitions, untrained_model
+from made_up_systems import make_system
 
 from asr_kd.config import load_yaml
 from asr_kd.corpus.datadir import read_data_dir
@@ -27,23 +29,26 @@ from asr_kd.corpus.symbols import read_symbols
 from asr_kd.corpus.tables import read_table
 from asr_kd.distill.foreign_targets import sparse_targets, widest_frame
 from asr_kd.distill.transfer import read_utt2uniq, read_utt_list
+from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import read_audio
 from asr_kd.features.kaldi_conf import read_cmvn_options, read_front_end
 from asr_kd.features.options import FbankOptions
 from asr_kd.features.wav_list import read_wav_list
 from asr_kd.hmm.boundaries import read_truth
 from asr_kd.hmm.const_fst import read_graph_fst
-from asr_kd.hmm.graph import GraphArcs
+from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.import_kaldi import read_alignments
 from asr_kd.hmm.imported import ImportedHmm
 from asr_kd.hmm.kaldi_lang import read_lang
 from asr_kd.hmm.kaldi_model import KaldiModel, read_mdl
+from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.tree import ContextTree, Leaf, Split, Table
 from asr_kd.model_card import scores_of
 from asr_kd.nnet.net_dir import load_net, save_net
 from asr_kd.nnet.priors import read_counts
 from asr_kd.scoring.posteriors import open_posteriors
 from asr_kd.scoring.system_list import read_systems
+from asr_kd.scoring.systems import SystemScores
 from asr_kd.scoring.transcripts import read_ctm, read_stm, read_transcripts, read_trn
 from asr_kd.store.ali import AliReader, digest_of, write_ali
 from asr_kd.store.feats import FeatsReader
@@ -397,15 +402,36 @@ def systems(folder: Path) -> Path:
 
 register("systems.yaml", systems, lambda path: len(read_systems(path)))
 register("conf.yaml", holding(yaml.safe_dump({"temperature": 2, "top_k": None, "acwts": [0.1, 0.2]})), load_yaml)
-register(
-    "results.json",
-    holding(
-        json.dumps(
-            {"systems": [{"name": "s", "role": "student", "frame_accuracy": {"value": 1.0}, "wer": {"value": 2.0}}]}
-        )
-    ),
-    lambda path: scores_of(path, "s"),
-)
+RESULTS = {"recipe": "r", "preset": "p", "split": "test", "num_utts": 3, "num_words": 4}
+RESULTS["systems"] = [{"name": "s", "role": "student", "frame_accuracy": {"value": 1.0}, "wer": {"value": 2.0}}]
+register("results.json", holding(json.dumps(RESULTS)), lambda path: scores_of(path, "s"))
+
+
+def scores_file(folder: Path) -> Path:
+    make_system("s", "student", [1], 2.0, 0.3, np.random.default_rng(1), num_utts=4).save(folder / "s.json")
+    return folder / "s.json"
+
+
+register("scores.json", scores_file, lambda path: len(SystemScores.load(path).utt_ids))
+
+
+def trained(name: str):
+    """A folder of an HMM or a graph of ours; needs the wheels."""
+
+    def make(folder: Path) -> Path:
+        model = untrained_model()
+        model.save(folder / "hmm")
+        make_graph(model, model.lang, None).save(folder / "graph")
+        return folder / name
+
+    return make
+
+
+if importlib.util.find_spec("kaldi_hmm_gmm"):
+    for name in ("hmm.json", "final.mdl", "tree", "lexicon.txt"):
+        register(f"hmm/{name}", trained(f"hmm/{name}"), lambda path: HmmModel.load(path.parent).digest, sealed=True)
+    for name in ("graph.json", "HCLG.fst"):
+        register(f"graph/{name}", trained(f"graph/{name}"), lambda path: Graph.load(path.parent).digest, sealed=True)
 
 
 # --- text that people write
@@ -460,10 +486,19 @@ def a_data_dir(name: str):
 
 for name in DATA_DIR:
     register(f"data/{name}", a_data_dir(name), lambda path: len(read_data_dir(path.parent, allow_pipes=False)))
+
+
+def rows_of(path: Path) -> int:
+    table, problems = read_table(path)
+    if problems:
+        raise AsrKdError(str(problems[0]))
+    return len(table.rows)
+
+
 register(
     "feats.scp-table",
     holding("a-1 feats.ark:12\na-2 feats.ark:88\n", "feats.scp"),
-    lambda path: len(read_table(path)[0].rows),
+    rows_of,
 )
 
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import error_of, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from asr_kd.cli import main
 from asr_kd.distill.foreign_targets import in_order, sparse_targets
 from asr_kd.errors import AsrKdError
 from asr_kd.store.ali import AliReader
@@ -18,17 +18,6 @@ from asr_kd.store.kaldi_posterior_reader import read_posteriors
 from asr_kd.store.targets import TargetsReader
 
 NUM_PDFS = 6  # of the toy set
-
-
-def run(*argv: object) -> int:
-    return main([str(arg) for arg in argv])
-
-
-def error_of(capsys: pytest.CaptureFixture, *argv: object) -> str:
-    capsys.readouterr()
-    assert run(*argv) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def teacher(layout: Layout, seed: int) -> dict[str, np.ndarray]:

@@ -1,27 +1,35 @@
 """Kaldi systems taken over: what Kaldi itself made is read alike, and experiments go on from what was imported."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import error_of, run
 
-from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
+from asr_kd.features.cmvn import apply_cmvn, pool
+from asr_kd.features.deltas import add_deltas
+from asr_kd.features.options import FbankOptions
 from asr_kd.hmm import wheels
 from asr_kd.hmm.const_fst import read_graph_fst
 from asr_kd.hmm.decode import Decoder
-from asr_kd.hmm.graph import Graph
+from asr_kd.hmm.graph import Graph, GraphArcs
 from asr_kd.hmm.imported import ImportedHmm, load_hmm
 from asr_kd.hmm.kaldi_model import parse_model, read_mdl
 from asr_kd.hmm.viterbi import exact_best_path
+from asr_kd.hmm.word_times import PhoneTable, word_frames
+from asr_kd.model_dir import load_model
+from asr_kd.nnet.frames import front_end
 from asr_kd.store.ali import AliReader
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.kaldi_ark import read_int_vectors, read_matrices, write_int_vectors, write_matrices
 
 pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install 'asr_kd[hmm]'")
-from made_up_kaldi import binary_gmms, binary_transitions, untrained_model, write_kaldi_system
+from made_up_kaldi import binary_gmms, binary_transitions, random_walk, untrained_model, write_kaldi_system
 
 from asr_kd.hmm.mdl import format_mdl
 
@@ -34,18 +42,6 @@ SYSTEMS = """\
 - {name: ensemble, role: ensemble, combination: arithmetic, nets: [[nnet/member/seed1, nnet/member/seed2]]}
 - {name: student, role: student, nets: [[nnet/student/seed1]]}
 """
-
-
-def run(*argv: object) -> int:
-    return main([str(arg) for arg in argv])
-
-
-def error_of(capsys: pytest.CaptureFixture, *argv: object) -> str:
-    """The one sentence that a command fails with."""
-    capsys.readouterr()
-    assert run(*argv) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    return line
 
 
 def table_of_lines(path: Path) -> dict[str, list[int]]:
@@ -254,25 +250,20 @@ def test_an_imported_system_is_trained_distilled_decoded_and_reported(finished, 
     assert "times not known" not in (finished / "report/index.html").read_text()
 
 
-def test_an_imported_system_is_exported_and_recognises(finished, tmp_path, capsys):
-    from asr_kd.hmm.word_times import PhoneTable, word_frames
-    from asr_kd.model_dir import load_model
-
+def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_path):
     nets = ("--nets", finished / "nnet/student/seed1", "--hmm", finished / "hmm", "--graph", finished / "graph")
     counts = ("--counts", finished / "ali/ali_train_pdf.counts", "--acwt", 0.2)
     assert run("export", *nets, *counts, "--out", tmp_path / "model") == 0
     model = load_model(tmp_path / "model")
     hmm = load_hmm(finished / "hmm")
-    tids = next(tids for _, tids in read_int_vectors(f"ark:{_first_ali(finished, hmm, tmp_path)}"))
+    tids = next(tids for _, tids in read_int_vectors(f"ark:{_one_path(hmm, tmp_path)}"))
     spans = word_frames(["ab", "a"], tids, model.lang, PhoneTable.of_model(hmm))
     assert [span.word for span in spans] == ["ab", "a"]
     assert spans[0].end == spans[1].begin
 
 
-def _first_ali(finished: Path, hmm: ImportedHmm, folder: Path) -> Path:
+def _one_path(hmm: ImportedHmm, folder: Path) -> Path:
     """An archive of one path through `ab a`, without pauses."""
-    from made_up_kaldi import random_walk
-
     rng = np.random.default_rng(1)
     phones = [phone for word in (("AH", "B"), ("AH",)) for phone in hmm.lang.positioned(word)]
     tids = [tid for phone in phones for tid in random_walk(hmm.transitions, hmm.phones.index(phone) + 1, rng)]
@@ -303,8 +294,6 @@ def test_const_graphs_are_read_as_vector_graphs_are(kaldi_folder, tmp_path):
     assert b"const" in const.read_bytes()[:20]
     k = wheels.kaldi()
     ours = read_graph_fst(const)
-    from asr_kd.hmm.graph import GraphArcs
-
     vector = GraphArcs(*ours).to_fst()
     assert vector.write(str(tmp_path / "vector.fst"))
     for a, b in zip(ours, read_graph_fst(tmp_path / "vector.fst"), strict=True):
@@ -358,8 +347,6 @@ def test_utterances_that_do_not_fit_are_listed_and_have_no_label(broken, tmp_pat
 def test_alignments_that_do_not_fit_are_refused(broken, tmp_path, capsys, spoil, message):
     spoil(broken / "exp/tri3_ali_dev")
     found = error_of(capsys, *argv_of(broken, "dev", tmp_path / "exp"))
-    import re
-
     assert re.search(message, found), found
 
 
@@ -405,6 +392,11 @@ def test_a_conf_makes_the_front_end_known(kaldi_folder, tmp_path, capsys):
     options = json.loads(FeatsReader(tmp_path / "exp/feats/dev.fbank.h5").attrs["options"])
     assert (options["num_mel_bins"], options["sample_frequency"]) == (12, 8000.0)
     assert "foreign" not in options
+    # The features that asr-kd recognize makes are of the same front end.
+    ours = FbankOptions(sample_frequency=8000, num_mel_bins=12)
+    with FeatsWriter(tmp_path / "ours.h5", kind="fbank", options=ours, sample_rate=8000) as writer:
+        writer.append("a", "a", np.zeros((3, 12), np.float32))
+    assert front_end(FeatsReader(tmp_path / "ours.h5")) == front_end(FeatsReader(tmp_path / "exp/feats/dev.fbank.h5"))
     conf.write_text("--num-mel-bins=23\n")
     assert "12 columns" in error_of(capsys, *argv)
     conf.write_text("--num-mel-bins=12\n--no-such=1\n")
@@ -412,9 +404,6 @@ def test_a_conf_makes_the_front_end_known(kaldi_folder, tmp_path, capsys):
 
 
 def test_normalised_features_with_deltas(kaldi_folder, tmp_path):
-    from asr_kd.features.cmvn import apply_cmvn, pool
-    from asr_kd.features.deltas import add_deltas
-
     argv = argv_of(kaldi_folder, "dev", tmp_path / "exp")
     assert run(*argv, "--apply", "cmvn,deltas") == 0
     assert run(*argv, "--set", "raw") == 0

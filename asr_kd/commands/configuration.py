@@ -10,6 +10,7 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, path
 from asr_kd.config import CONCERNS
 from asr_kd.store.atomic import write_text
+from asr_kd.store.parsing import parse_yaml
 
 
 @command(
@@ -31,7 +32,7 @@ def config(args: argparse.Namespace) -> None:
 def _tell_changes(out: Path, values: dict[str, Any]) -> None:
     """Say what will differ from the configuration that an experiment was run with before."""
     try:
-        before = yaml.safe_load(out.read_text(encoding="utf-8"))
+        before = parse_yaml(out.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return
     changed = [f"{key} {before.get(key)} → {value}" for key, value in values.items() if before.get(key) != value]

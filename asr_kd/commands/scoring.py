@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from asr_kd.runinfo import file_digest, make, run_info
 from asr_kd.scoring.significance import RESAMPLING_UNITS
 from asr_kd.scoring.system_list import SystemSpec, read_systems
 from asr_kd.store.atomic import write_json
+from asr_kd.store.parsing import parse_json
 
 
 @command(
@@ -259,7 +259,7 @@ def _count_missing(refs: dict[str, str], utt_ids, vocabulary: set[str]) -> np.nd
 def _decode_record(decoded: Path) -> dict[str, Any]:
     """What asr-kd decode noted of a system; raises AsrKdError where it did not, or not all."""
     try:
-        record = json.loads((decoded / "decode.json").read_text())
+        record = parse_json((decoded / "decode.json").read_text())
         return {"nets": record["nets"], "decode_rtf": float(record["decode_rtf"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{decoded}: was not decoded (decode.json: {error}); run asr-kd decode first") from error
@@ -334,7 +334,7 @@ def _read_sweep(path: Path) -> list[dict[str, Any]]:
     """What asr-kd sweep tried; raises AsrKdError where the file is not its list."""
     keys = {"temperature", "soft_weight", "combination", "dev_frame_acc", "dev_xent", "epochs"}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AsrKdError(f"{path}: is not JSON ({error}); run asr-kd sweep again") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) and keys <= set(row) for row in rows):

@@ -1,7 +1,6 @@
 """`asr-kd train-specialists`, `specialist-coverage`."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json
+from asr_kd.store.parsing import parse_json
 
 SET_FILE = "specialists.json"
 # Keys of conf/dnn.yaml that a specialist has from its generalist.
@@ -142,6 +142,6 @@ def specialist_coverage(args: argparse.Namespace) -> None:
 
 def _read_classes(folder: Path) -> list[list[int]]:
     try:
-        return json.loads((folder / SET_FILE).read_text(encoding="utf-8"))["classes"]
+        return parse_json((folder / SET_FILE).read_text(encoding="utf-8"))["classes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{folder / SET_FILE}: cannot be read ({error}); run asr-kd train-specialists") from error

@@ -12,6 +12,8 @@ from asr_kd.store.atomic import write_text
 SILENCE_PHONE = "SIL"
 # Utterances with a word that cannot be pronounced may be at most this share of a set.
 MAX_OOV_SHARE = 0.01
+# No word comes near; what compares pronunciations takes the square of their length.
+MAX_PHONES = 1000
 # What a transcript's word becomes that the lexicon lacks: the first of these that it has.
 UNKNOWN_WORDS = ("<unk>", "<UNK>", "<SPOKEN_NOISE>", "[unk]", "[UNK]")
 
@@ -173,8 +175,9 @@ def _read_line(line: str, with_probs: bool) -> tuple[str, float, tuple[str, ...]
     word, prob = fields.pop(0), 1.0
     if with_probs:
         prob = _probability(word, fields)
-    if not fields:
-        raise AsrKdError(f"the word {word!r} has an empty pronunciation")
+    if not 0 < len(fields) <= MAX_PHONES:
+        how = "an empty pronunciation" if not fields else f"a pronunciation of {len(fields)} phones, which is no word's"
+        raise AsrKdError(f"the word {word[:80]!r} has {how}")
     if _RESERVED_WORD.fullmatch(word):
         raise AsrKdError(f"{word!r} is reserved and cannot be a word")
     for phone in fields:

@@ -197,7 +197,7 @@ def _reporting(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _open_path(path: Path, accept_truncated: bool) -> Iterator[AudioFile]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which takes names that are none, too
         raise AsrKdError(f"{path}: no such audio file")
     with _reporting(str(path)), open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
@@ -218,6 +218,8 @@ def _read_part(
         )
     start, stop = _sample_range(audio, start_s, end_s)
     samples = audio.read(start, stop, channel)
+    if not np.isfinite(samples).all():
+        raise AsrKdError(f"{audio.name}: holds samples that are NaN or infinite")
     if audio.sample_rate != sample_rate:
         return resample_audio(samples, audio.sample_rate, sample_rate)
     return samples

@@ -1,5 +1,6 @@
 """Utterances of audio files that no data directory describes: named on a command line, or listed."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_wav_list(name: str, *, allow_pipes: bool = False) -> list[Utterance]:
         if not (source := line.strip()):
             continue
         utt_id, *rest = source.split(maxsplit=1)
-        if rest and not Path(source).is_file():
+        if rest and not os.path.isfile(source):  # which takes a name that is too long for a file, too
             source = rest[0]
         else:
             utt_id = _id_of(Path(source))

@@ -15,7 +15,7 @@ from asr_kd.corpus.lexicon import Lexicon, read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.kaldi_model import parse_model
-from asr_kd.hmm.model import RECORD, HmmModel
+from asr_kd.hmm.model import RECORD, HmmModel, silence_pdfs
 from asr_kd.hmm.sealed import format_of, read_record, require_seal, sealed_folder
 from asr_kd.hmm.transitions import Transitions
 from asr_kd.hmm.tree import ContextTree
@@ -86,8 +86,7 @@ class ImportedHmm:
     @property
     def sil_pdfs(self) -> list[int]:
         """pdf-ids that silence and noise use."""
-        silence = [self.phones.index(phone) for phone in self.lang.silence_phones]
-        return sorted(set(self.t2pdf[np.isin(self.t2phone, silence)].tolist()))
+        return silence_pdfs(self.lang, self.t2pdf, self.t2phone)
 
     @property
     def digest(self) -> str:

@@ -112,8 +112,10 @@ def _without_positions(path: Path, lang: ImportedLang) -> Iterator[tuple[int, st
     """Lines of a lexicon from align_lexicon.txt: each word once before its phones, these without their marks."""
     seen = set()
     for number, line in enumerate(_read(path).removesuffix("\n").split("\n"), 1):
-        word, *phones = line.split()[1:] or [EPS]
-        if word == EPS or not phones:  # silence between words
+        _, word, *phones = line.split() if len(line.split()) > 2 else (None, None)
+        if not phones:
+            raise AsrKdError(f"{path}:{number}: is not `word word phone …`, but {line[:80]!r}")
+        if word == EPS:  # silence between words
             continue
         base = [phone[:-2] if phone.endswith(POSITIONS) else phone for phone in phones]
         if lang.position_dependent and lang.positioned(base) != tuple(phones):

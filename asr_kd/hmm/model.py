@@ -14,6 +14,7 @@ import numpy as np
 from asr_kd.corpus.lexicon import read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.gaussians import Gmm
+from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.mdl import format_mdl, parse_mdl
 from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
@@ -184,8 +185,7 @@ class HmmModel:
     @property
     def sil_pdfs(self) -> list[int]:
         """pdf-ids that silence and noise use."""
-        silence = [self.phones.index(phone) for phone in self.lang.silence_phones]
-        return sorted(set(self.t2pdf[np.isin(self.t2phone, silence)].tolist()))
+        return silence_pdfs(self.lang, self.t2pdf, self.t2phone)
 
     @cached_property
     def digest(self) -> str:
@@ -242,3 +242,9 @@ class HmmModel:
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))
         require_seal(path, RECORD, record, model.digest)
         return model
+
+
+def silence_pdfs(lang: Lang | ImportedLang, t2pdf: np.ndarray, t2phone: np.ndarray) -> list[int]:
+    """pdf-ids of the silence phones of `lang`, whose indexes t2phone holds, (num_transition_ids + 1,) as t2pdf."""
+    silence = [lang.phones.index(phone) for phone in lang.silence_phones]
+    return sorted(set(t2pdf[np.isin(t2phone, silence)].tolist()))

@@ -12,6 +12,7 @@ from typing import Any
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_dir
+from asr_kd.store.parsing import parse_json
 
 
 @contextlib.contextmanager
@@ -28,8 +29,8 @@ def sealed_folder(
 def format_of(path: str | Path, record_name: str) -> str | None:
     """The format that a sealed folder says it has; None where it has no record, or one that says nothing."""
     try:
-        return json.loads((Path(path) / record_name).read_text(encoding="utf-8")).get("format")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        return parse_json((Path(path) / record_name).read_text(encoding="utf-8")).get("format")
+    except (OSError, ValueError, AttributeError):
         return None
 
 
@@ -39,12 +40,13 @@ def read_record(
     """The record of a sealed folder; raises AsrKdError where there is none of this format and one of these versions."""
     file = Path(path) / record_name
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: not a readable {what} folder ({error})") from error
     if not isinstance(record, dict) or record.get("format") != file_format or record.get("version") not in versions:
         known = " or ".join(map(str, versions))
-        raise AsrKdError(f"{file}: is not of format {file_format} version {known}; make it again")
+        found = f" (but {record.get('format')})" if isinstance(record, dict) else ""
+        raise AsrKdError(f"{file}: is not of format {file_format} version {known}{found}; make it again")
     return record
 
 

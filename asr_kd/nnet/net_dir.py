@@ -19,6 +19,7 @@ from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.nnet.quantized import Quantization
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.packing import pack, unpack
+from asr_kd.store.parsing import parse_json
 from asr_kd.store.tensors import save_tensors
 
 WEIGHTS, CARD, UTTS = "final.safetensors", "net.json", "transfer_utts.txt"
@@ -133,7 +134,7 @@ def load_card(path: str | Path) -> dict[str, Any]:
     """The contents of net.json; raises AsrKdError if the folder holds no complete net, or the card was changed."""
     card = Path(path) / CARD
     try:
-        contents = json.loads(card.read_text(encoding="utf-8"))
+        contents = parse_json(card.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise AsrKdError(f"{path}: no trained net here ({CARD} is missing)") from error
     except (OSError, ValueError) as error:

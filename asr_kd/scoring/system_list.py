@@ -20,6 +20,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.scoring.systems import ROLES
+from asr_kd.store.parsing import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_systems(path: str | Path) -> list[SystemSpec]:
     """Read systems.yaml; raises AsrKdError naming the file and the entry that is wrong."""
     path = Path(path)
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise AsrKdError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,7 +1,6 @@
 """What scoring keeps of a system: its counts per utterance and seed, from which every published figure is made."""
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frame_detail import FrameDetail
 from asr_kd.store.atomic import write_json
+from asr_kd.store.parsing import parse_json
 
 PER_UNITS = ("phone", "letter")  # what the phone error rate may count
 ROLES = ("member", "baseline", "ensemble", "student", "control", "specialists")
@@ -115,7 +115,7 @@ class SystemScores:
     def load(cls, path: str | Path) -> "SystemScores":
         """Read what `save` wrote; raises AsrKdError, naming the file, where it is not that."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = parse_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise AsrKdError(f"{path}: cannot be read ({error.strerror}).") from error
         except ValueError as error:

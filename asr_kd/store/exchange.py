@@ -14,6 +14,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.kaldi_ark import read_matrices, write_matrices
+from asr_kd.store.parsing import parse_json
 
 PROGRESS_UTTS = 5000
 
@@ -109,7 +110,7 @@ class FeatureSource:
 def source_of_feats(reader: FeatsReader) -> FeatureSource:
     """The utterances of feats.h5, read one at a time."""
     try:
-        fields = json.loads(reader.attrs["options"])
+        fields = parse_json(reader.attrs["options"])
         options = RecordedOptions(fields, reader.feat_dim, int(reader.attrs["num_mel_bins"]))
         kind, dtype = str(reader.attrs["kind"]), str(reader.attrs["dtype"])
         if float(options.sample_frequency) != reader.attrs["sample_rate"]:

@@ -142,6 +142,8 @@ def read_script(name: str) -> Iterator[ScriptEntry]:
                     raise AsrKdError(f"{name}:{number}: should be a key, a space and a file, but is {line.strip()!r}")
                 if rest.endswith("|"):
                     raise AsrKdError(f"{name}:{number}: {key!r} is the output of a command, and commands are not run")
+                if rest == "-" or "\0" in rest:
+                    raise AsrKdError(f"{name}:{number}: {key!r} is in {rest[:80]!r}, which is no file")
                 ranges = ""
                 if rest.endswith("]"):
                     rest, _, ranges = rest[:-1].rpartition("[")

@@ -16,6 +16,8 @@ from asr_kd.errors import AsrKdError
 # No matrix of speech comes near: 40 columns for 15 hours in one utterance.
 MAX_OBJECT_BYTES = 1 << 30
 MAX_KEY_BYTES = 4096
+# An hour of speech is a tenth of it; what is taken apart takes fifty times as much memory.
+MAX_LINE_BYTES = 1 << 24
 _PIECE = 1 << 20
 # A whole number is written with its size in bytes before it.
 INT_RECORD = np.dtype([("size", "u1"), ("value", "<i4")])
@@ -63,10 +65,12 @@ class KaldiStream:
         self.offset += num_bytes
 
     def read_line(self) -> str:
-        """A line of text without its end; raises where the file ends before it begins."""
-        line = self._file.readline(MAX_OBJECT_BYTES)
+        """A line of text without its end; raises where the file ends before it begins, and where it goes on and on."""
+        line = self._file.readline(MAX_LINE_BYTES)
         if not line:
             raise self.error("ends early: a line of numbers should follow")
+        if len(line) == MAX_LINE_BYTES:
+            raise self.error(f"goes on for more than the {MAX_LINE_BYTES} bytes that a line of text may have")
         self.offset += len(line)
         try:
             return line.decode("ascii").rstrip("\r\n")

@@ -1,0 +1,27 @@
+"""JSON and YAML of strangers: text that is nested to exhaust the stack is a ValueError like any other that is none."""
+
+import json
+from typing import Any
+
+import yaml
+
+# They are parsed at some tens of kilobytes a second.
+MAX_YAML_LETTERS = 1 << 19
+
+
+def parse_json(text: str) -> Any:
+    """What `text` says; raises ValueError where it is not JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """What `text` says; raises yaml.YAMLError where it is not YAML, or is longer than any of our files of YAML."""
+    if len(text) > MAX_YAML_LETTERS:
+        raise yaml.YAMLError(f"it has {len(text)} letters, more than the {MAX_YAML_LETTERS} that are read")
+    try:
+        return yaml.safe_load(text)
+    except (RecursionError, ValueError) as error:  # ValueError: a date that is none, say
+        raise yaml.YAMLError(f"it is nested too deeply, or holds an impossible value ({error})") from error
