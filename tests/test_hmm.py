@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asr_kd import cli
 from asr_kd.config import HmmConfig, resolve
 from asr_kd.corpus.datadir import Recording, Utterance, read_data_dir, write_data_dir
 from asr_kd.corpus.lexicon import Lexicon, write_lexicon
@@ -444,8 +445,9 @@ def test_empty_or_foreign_graphs_are_refused():
         Graph(GraphArcs(-1, none, none, none, none, none * 0.0, none * 0.0), np.array([-1, 0]), 1, ["a"], "", {})
     with pytest.raises(AsrKdError, match="no final state"):
         _tiny_graph([(0, 1, 1, 0, 0.0)], [np.inf, np.inf])
-    with pytest.raises(AsrKdError, match="does not know"):
-        _tiny_graph([(0, 1, 9, 0, 0.0)], [np.inf, 0.0])
+    for ilabel, weight, final in ((9, 0.0, np.inf), (1, np.nan, np.inf), (1, 0.0, np.nan)):
+        with pytest.raises(AsrKdError, match="does not know"):
+            _tiny_graph([(0, 1, ilabel, 0, weight)], [final, 0.0])
     cycle = _tiny_graph([(0, 1, 0, 0, 0.0), (1, 0, 0, 0, 0.0), (1, 1, 1, 0, 0.0)], [np.inf, 0.0])
     with pytest.raises(AsrKdError, match="cycle"):
         exact_best_path(cycle, np.zeros((2, 3)), 1.0)
@@ -557,6 +559,29 @@ def test_steps_from_files_to_files(corpus, cmvn):
     assert hits / ali.layout.num_frames > 0.8
     graph = steps.make_graph(folder / "hmm", folder / "data", folder / "graph")
     assert Graph.load(folder / "graph").model_digest == model.digest == graph.model_digest
+
+
+@needs_kaldi
+def test_a_graph_over_an_n_gram_from_files_to_files(corpus, capsys):
+    folder, utterances = corpus
+    config = hmm_config(gmm_num_iters=6, gmm_total_gauss=30)
+    inputs = (folder / "mfcc.h5", folder / "data", folder / "lexicon.txt")
+    model = steps.train_hmm(*inputs, folder / "hmm", config)
+    lm, graph = str(folder / "lm.arpa.gz"), str(folder / "graph")
+    data = ["--data", str(folder / "data")]
+    assert cli.main(["train-lm", *data, "--vocabulary", str(folder / "lexicon.txt"), "--order", "2", "--out", lm]) == 0
+    command = ["make-graph", "--hmm", str(folder / "hmm"), "--out", graph]
+    assert cli.main([*command, "--lm", lm]) == 0
+    decoder, stack = Decoder(Graph.load(graph), acwt=0.3), GmmStack(model.gmms)
+    feats = steps.load_with_feats(folder / "hmm", folder / "mfcc.h5")[1]
+    hits = 0
+    for index, (utt_id, _, words, _) in enumerate(utterances):
+        hits += decoder.decode(stack.logliks(feats[f"s{index % 3}-{utt_id}"])).words == list(words)
+    assert hits >= 0.9 * len(utterances)
+    assert cli.main([*command, "--grammar", "ngram"]) == 1
+    assert "grammar ngram needs a language model: give --lm" in capsys.readouterr().err
+    assert cli.main(command) == 1
+    assert "grammar unigram needs transcripts" in capsys.readouterr().err
 
 
 @needs_kaldi

@@ -253,6 +253,13 @@ def test_what_is_wrong_with_a_file_is_told_with_its_line(tmp_path, old, new, mes
         read_arpa(tmp_path / "x.arpa")
 
 
+def test_an_endless_file_is_left_soon(tmp_path):
+    for content in (b"\n" * 20_000, b"x\n" * 20_000, b"\\data\\\n" + b"\n" * 20_000):
+        (tmp_path / "x.arpa.gz").write_bytes(gzip.compress(content))
+        with pytest.raises(AsrKdError, match=r"x\.arpa\.gz:1000[01]: .* is this an ARPA file"):
+            read_arpa(tmp_path / "x.arpa.gz")
+
+
 def test_what_no_sentence_can_hold_is_left_out(tmp_path):
     text = ARPA.replace("ngram 2=4", "ngram 2=6").replace("-0.2\tb a", "-0.2\tb a\n-1\t<s> <s>\n-1\t</s> a")
     (tmp_path / "x.arpa").write_text(text)

@@ -50,20 +50,24 @@ class Windows:
         return cls(same, pdfs, phone)
 
 
+# Source, target, ilabel, olabel and weight of arcs, (num_arcs,) each.
+Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
 class _Pieces:
     """Arcs that are put together bit by bit, and the states that are added to them."""
 
     def __init__(self, num_states: int) -> None:
         self.num_states = num_states
-        self.columns: list[tuple[np.ndarray, ...]] = []
+        self.columns: list[Columns] = []
 
     def add_states(self, number: int) -> int:
         """Id of the first of `number` new states."""
         self.num_states += number
         return self.num_states - number
 
-    def add(self, source: np.ndarray, target: np.ndarray, ilabel: np.ndarray, olabel: np.ndarray, weight: np.ndarray):
-        self.columns.append((source, target, ilabel, olabel, weight))
+    def add(self, *columns: np.ndarray) -> None:
+        self.columns.append(columns)
 
 
 def expand(graph: GraphArcs, windows: Windows, model: HmmModel, transition_scale: float) -> GraphArcs:
@@ -79,14 +83,17 @@ def expand(graph: GraphArcs, windows: Windows, model: HmmModel, transition_scale
     transitions = Transitions(model, transition_scale)
     for phones, arcs in transitions.topologies():
         rows = np.flatnonzero(np.isin(phone, phones))
-        tids, weights = transitions.look_up(phone[rows], windows.pdfs[graph.ilabel[rows]], arcs)
-        part = [graph.source[rows], graph.target[rows], graph.olabel[rows], graph.weight[rows]]
-        is_chain = all(to == state + 1 for state, to in arcs)
-        (_add_chains if is_chain else _add_copies)(pieces, *part, arcs, tids, weights)
+        tids, costs = transitions.look_up(phone[rows], windows.pdfs[graph.ilabel[rows]], arcs)
+        ends = graph.source[rows], graph.target[rows], graph.olabel[rows], graph.weight[rows]
+        if all(to == state + 1 for state, to in arcs):
+            _add_chains(pieces, *ends, tids)  # the only way out of a state costs nothing
+        else:
+            _add_copies(pieces, *ends, arcs, tids, costs)
     source, target, ilabel, olabel, weight = (np.concatenate(c) for c in zip(*pieces.columns, strict=True))
     order = np.argsort(source, kind="stable")
     final = np.concatenate([graph.final, np.full(pieces.num_states - graph.num_states, np.inf)])
-    return GraphArcs(graph.start, source[order], target[order], ilabel[order], olabel[order], weight[order], final)
+    columns = (column[order] for column in (source, target, ilabel, olabel, weight))
+    return GraphArcs(graph.start, *columns, final)
 
 
 class Transitions:
@@ -145,56 +152,71 @@ class Transitions:
         return tids, self._costs[tids]
 
 
-def _add_copies(pieces: _Pieces, source, target, olabel, weight, arcs, tids, weights) -> None:
+def _add_copies(
+    pieces: _Pieces,
+    source: np.ndarray,
+    target: np.ndarray,
+    olabel: np.ndarray,
+    weight: np.ndarray,
+    arcs: Sequence[tuple[int, int]],
+    tids: np.ndarray,
+    costs: np.ndarray,
+) -> None:
     """Any HMM: a copy of its inner states for each arc. Word and weight stand on what leaves its first state."""
     last = max(to for _, to in arcs)
-    first_inner = pieces.add_states(len(source) * (last - 1)) + np.arange(len(source)) * (last - 1) - 1
+    before_inner = pieces.add_states(len(source) * (last - 1)) + np.arange(len(source)) * (last - 1) - 1
 
-    def state_of(state: int) -> np.ndarray:
-        return source if state == 0 else target if state == last else first_inner + state
+    def number(state: int) -> np.ndarray:
+        return source if state == 0 else target if state == last else before_inner + state
 
     for column, (state, to) in enumerate(arcs):
-        at_start = state == 0
-        pieces.add(
-            state_of(state),
-            state_of(to),
-            tids[:, column],
-            olabel * at_start,
-            weights[:, column] + weight * at_start,
-        )
+        first = state == 0
+        pieces.add(number(state), number(to), tids[:, column], olabel * first, costs[:, column] + weight * first)
 
 
-def _add_chains(pieces: _Pieces, source, target, olabel, weight, arcs, tids, weights) -> None:
+def _add_chains(
+    pieces: _Pieces,
+    source: np.ndarray,
+    target: np.ndarray,
+    olabel: np.ndarray,
+    weight: np.ndarray,
+    tids: np.ndarray,
+) -> None:
     """HMMs whose states follow each other: beginnings and ends are shared, words and weights pushed to the front."""
-    del arcs, weights  # the only way out of a state costs nothing
-    length = tids.shape[1]
-    # Nodes of a trie below each source, level by level; arcs into it: (parent, transition-id).
-    levels = []
-    node, size = source, int(tids.max(initial=0)) + 1
-    for column in range(length - 1):
-        keys, node = np.unique(node * size + tids[:, column], return_inverse=True)
+    # The nodes of a trie below each source: the parent of each, and the transition-id that leads to it, level by level.
+    levels, node, size = [], source, int(tids.max(initial=0)) + 1
+    for column in tids[:, :-1].T:
+        keys, node = np.unique(node * size + column, return_inverse=True)
         levels.append(np.divmod(keys, size))
-    below = [node, target, tids[:, -1], olabel, weight]  # arcs of the last level: parent, target, label, word, weight
+    arcs: Columns = (node, target, tids[:, -1], olabel, weight)
     for parent, entering in reversed(levels):
-        order = np.argsort(below[0], kind="stable")
-        owner, to, label, word, cost = (column[order] for column in below)
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        best = np.minimum.reduceat(cost, starts) if len(starts) else cost
-        mass = np.add.reduceat(np.exp(best[owner] - cost), starts) if len(starts) else cost
-        potential = best - np.log(mass)
-        common = np.minimum.reduceat(word, starts) if len(starts) else word
-        common = np.where(common == (np.maximum.reduceat(word, starts) if len(starts) else word), common, 0)
-        cost, word = cost - potential[owner], word - common[owner]
-        # Nodes of one way on are the same where what enters and what leaves them are.
-        alone = np.diff(np.append(starts, len(owner))) == 1
+        (owner, to, label, word, cost), starts, common, potential = _pushed(arcs)
+        # Nodes with one way on are the same where what enters and what leaves them are.
+        alone = np.flatnonzero(np.diff(np.append(starts, len(owner))) == 1)
         keys = (entering[alone] * size + label[starts[alone]]) * pieces.num_states + to[starts[alone]]
         _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
         representative = np.arange(len(parent))
-        singles = np.flatnonzero(alone)
-        representative[singles] = singles[first[inverse]]
+        representative[alone] = alone[first[inverse]]
         kept = representative == np.arange(len(parent))
         numbers = pieces.add_states(int(kept.sum())) + np.cumsum(kept) - 1
         mine = kept[owner]
         pieces.add(numbers[owner[mine]], to[mine], label[mine], word[mine], cost[mine])
-        below = [parent, numbers[representative], entering, common, potential]
-    pieces.add(*below)
+        arcs = (parent, numbers[representative], entering, common, potential)
+    pieces.add(*arcs)
+
+
+def _pushed(arcs: Columns) -> tuple[Columns, np.ndarray, np.ndarray, np.ndarray]:
+    """Arcs by source, without what all of a source have in common; where each source begins; its word and its weight.
+
+    Weights are pushed as determinize_star(use_log=True) does: those left of a source sum to one.
+    """
+    order = np.argsort(arcs[0], kind="stable")
+    owner, to, label, word, cost = (column[order] for column in arcs)
+    starts = np.flatnonzero(np.diff(owner, prepend=-1))
+    if not len(owner):
+        return (owner, to, label, word, cost), starts, word, cost
+    least = np.minimum.reduceat(cost, starts)
+    potential = least - np.log(np.add.reduceat(np.exp(least[owner] - cost), starts))
+    common = np.minimum.reduceat(word, starts)
+    common = np.where(common == np.maximum.reduceat(word, starts), common, 0)
+    return (owner, to, label, word - common[owner], cost - potential[owner]), starts, common, potential

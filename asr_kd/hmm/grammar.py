@@ -50,17 +50,17 @@ def ngram_arcs(lang: Lang, model: NgramModel, log: Callable[[str], None] = lambd
 
     Its <unk> is the lexicon's unknown word, where the lexicon has one and the model has not. Words that the lexicon
     lacks are left out with all their n-grams; `log` gets their number. A history after which nothing is listed has no
-    state: its back-off weight stands on the arcs that lead there.
-    Raises AsrKdError where no word is left, or nothing may end.
+    state: its back-off weight stands on the arcs that lead there. Raises AsrKdError where no word is left.
     """
     return _Builder(lang, model, log).arcs()
 
 
 @dataclass
 class _Builder:
-    """own: rows of the n-grams of each level that have a state. states, costs: where a path goes that has just read an
-    n-gram of a level below the highest: to the state of the longest history that has one, at the log10 of the back-off
-    weights on the way.
+    """Levels count from 0, and all lists have one array for each level below the highest, whose n-grams are histories.
+
+    own: rows of those that have a state. states, costs: where a path goes that has just read an n-gram: to the state of
+    the longest history that has one, at the log10 of the back-off weights on the way.
     """
 
     lang: Lang
@@ -74,32 +74,28 @@ class _Builder:
         labels = self._labels()
         bos, eos = self.model.word_id[BOS], self.model.word_id[EOS]
         possible = self._possible(labels, bos, eos)
-        num_states = self._number_states(possible, bos)
-        final = np.full(num_states, np.inf)
-        columns = []
+        final = np.full(self._number_states(possible, bos), np.inf)
+        columns = [self._backoff_arcs(level) for level in range(len(self.states))]
         for level, here in enumerate(self.model.levels):
-            if level:
-                own = self.own[level - 1]
-                target, cost = self._shorter(level, own)
-                backoff = self.model.levels[level - 1].backoff[own] + cost
-                mark = np.full(len(own), self.lang.backoff_word)
-                columns.append((self.states[level - 1][own], target, mark, np.zeros(len(own), np.int64), backoff))
-            rows = np.flatnonzero(possible[level])
+            rows = np.flatnonzero(possible[level] & (here.word != bos))
             source = self.states[level - 1][here.prefix[rows]] if level else np.full(len(rows), ROOT)
             ends = here.word[rows] == eos
             final[source[ends]] = -LN10 * here.log_prob[rows[ends]]
-            rows, source = rows[~ends & (here.word[rows] != bos)], source[~ends & (here.word[rows] != bos)]
+            rows, source = rows[~ends], source[~ends]
             target, cost = self._after(level, rows)
             words = labels[here.word[rows]]
             columns.append((source, target, words, words, here.log_prob[rows] + cost))
-        if not np.isfinite(final).any():
-            raise AsrKdError("the language model lets no sentence end: its 1-grams have no </s>")
         source, target, ilabel, olabel, log_prob = (np.concatenate(c) for c in zip(*columns, strict=True))
         order = np.lexsort((ilabel, source))
-        start = int(self.states[0][bos]) if self.states else ROOT
-        return GraphArcs(
-            start, source[order], target[order], ilabel[order], olabel[order], -LN10 * log_prob[order], final
-        )
+        columns = (column[order] for column in (source, target, ilabel, olabel, -LN10 * log_prob))
+        return GraphArcs(int(self.states[0][bos]) if self.states else ROOT, *columns, final)
+
+    def _backoff_arcs(self, level: int) -> tuple[np.ndarray, ...]:
+        """Source, target, ilabel, olabel and log10 of the arcs out of the histories that a level's n-grams are."""
+        own = self.own[level]
+        target, cost = self._shorter(level + 1, own)
+        mark, nothing = np.full(len(own), self.lang.backoff_word), np.zeros(len(own), dtype=np.int64)
+        return self.states[level][own], target, mark, nothing, self.model.levels[level].backoff[own] + cost
 
     def _labels(self) -> np.ndarray:
         """Word ids of the lexicon by those of the model, 0 where it lacks a word."""

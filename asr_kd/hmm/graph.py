@@ -50,7 +50,8 @@ class Graph:
         labels_fit = a.ilabel.min() >= 0 and a.ilabel.max() < len(self.t2pdf)
         words_fit = a.olabel.min() >= 0 and a.olabel.max() <= len(self.words)
         states_fit = min(a.source.min(), a.target.min()) >= 0 and max(a.source.max(), a.target.max()) < a.num_states
-        if not (labels_fit and words_fit and states_fit) or not np.isfinite(a.weight).all():
+        costs_fit = np.isfinite(a.weight).all() and (a.final > -np.inf).all()  # which NaN is not
+        if not (labels_fit and words_fit and states_fit and costs_fit):
             raise AsrKdError("the decoding graph has a label, state or weight that its model does not know")
         if self.t2pdf[1:].min() < 0 or self.t2pdf[1:].max() >= self.num_pdfs:
             raise AsrKdError("the decoding graph's table of transition-ids does not fit its number of pdfs")

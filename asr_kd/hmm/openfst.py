@@ -49,8 +49,9 @@ def read_vector_fst(path: str | Path) -> Columns:
     is_arc[heads[:, None] + np.arange(STATE_UNITS)] = False
     arcs = units[is_arc].reshape(-1, ARC_UNITS)
     ilabel, olabel, target = (arcs[:, column].astype(np.int64) for column in (0, 1, 3))
-    weight = np.ascontiguousarray(arcs[:, 2]).view("<f4").astype(np.float64)
-    final = units[heads].view("<f4").astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a damaged file may hold any bits
+        weight = np.ascontiguousarray(arcs[:, 2]).view("<f4").astype(np.float64)
+        final = units[heads].view("<f4").astype(np.float64)
     return start, np.repeat(np.arange(num_states), lengths), target, ilabel, olabel, weight, final
 
 

@@ -1,6 +1,7 @@
 """ARPA files, also gzipped, of anybody's tools: read strictly, written as SRILM does."""
 
 import gzip
+import itertools
 import re
 import zlib
 from array import array
@@ -16,6 +17,7 @@ from asr_kd.lm.ngram import BOS, EOS, Level, NgramModel
 from asr_kd.store.atomic import atomic_path
 
 MAX_LINE = 1 << 16
+MAX_SKIPPED = 10_000  # lines: what is unpacked from a small file may be endless
 # Beyond these no log10 of a probability or of a ratio of two lies; rounding may leave a probability a little above one.
 SMALLEST, LARGEST_PROB, LARGEST_BACKOFF = -1000.0, 1e-3, 1000.0
 _COUNT = re.compile(rb"ngram (\d{1,2}) ?= ?(\d{1,18})")
@@ -64,16 +66,19 @@ class _Parser:
 
     def next(self) -> bytes:
         """The next line that is not empty."""
-        for line in self._lines:
+        for line in itertools.islice(self._lines, MAX_SKIPPED):
             self.number += 1
             if line.strip():
                 return line
+        if next(self._lines, None) is not None:
+            raise self.error(f"the last {MAX_SKIPPED} lines are empty; is this an ARPA file?")
         raise AsrKdError(f"{self.path}: ends before \\end\\; it is cut off, or no ARPA file")
 
     def header(self) -> tuple[list[int], bytes]:
         """Numbers of n-grams by order, and the line after them."""
         while self.next().strip() != b"\\data\\":
-            pass
+            if self.number > MAX_SKIPPED:
+                raise self.error("no \\data\\ up to here; is this an ARPA file?")
         declared: list[int] = []
         while match := _COUNT.fullmatch((line := self.next()).strip()):
             if int(match[1]) != len(declared) + 1 or len(declared) == MAX_ORDER:
@@ -150,9 +155,7 @@ def read_arpa(path: str | Path, log: Callable[[str], None] = lambda line: None) 
         raise parser.error("expected \\end\\")
     if dropped:
         log(f"{path}: left out {dropped} n-grams with {BOS} behind a word, or a word behind {EOS}")
-    while len(levels) > 1 and not len(levels[-1]):
-        levels.pop()
-    return NgramModel(words, levels)
+    return NgramModel.of(words, levels)
 
 
 def read_words(path: str | Path) -> list[str]:

@@ -139,4 +139,4 @@ def estimate(
         estimated.append(Level(here.prefix, here.word, np.log10(probs), np.zeros(len(probs))))
         lower = probs
     estimated[0].log_prob[bos] = LOG_ZERO
-    return NgramModel(words, estimated)
+    return NgramModel.of(words, estimated)

@@ -40,6 +40,11 @@ class NgramModel:
     words: Sequence[str]
     levels: Sequence[Level]
 
+    @classmethod
+    def of(cls, words: Sequence[str], levels: Sequence[Level]) -> "NgramModel":
+        """A model of `levels`, of which the highest may be empty: its order is that of the longest n-gram."""
+        return cls(words, [level for level in levels if len(level)])
+
     @property
     def order(self) -> int:
         return len(self.levels)

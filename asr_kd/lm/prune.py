@@ -28,15 +28,13 @@ def prune(model: NgramModel, threshold: float) -> NgramModel:
             above = levels[n]
             rank = np.cumsum(kept) - 1
             levels[n] = Level(rank[above.prefix], above.word, above.log_prob, above.backoff)
-    while len(levels) > 1 and not len(levels[-1]):
-        levels.pop()
-    levels[-1] = Level(levels[-1].prefix, levels[-1].word, levels[-1].log_prob, np.zeros(len(levels[-1])))
-    return with_backoffs(NgramModel(model.words, levels))
+    return with_backoffs(NgramModel.of(model.words, levels))
 
 
 def with_backoffs(model: NgramModel) -> NgramModel:
     """The model with back-off weights that let every history sum to one, as far as any can."""
     levels = list(model.levels)
+    levels[-1] = Level(levels[-1].prefix, levels[-1].word, levels[-1].log_prob, np.zeros(len(levels[-1])))
     for n in range(2, model.order + 1):
         partial = NgramModel(model.words, levels[:n])
         explicit, shorter = _masses(partial, n)
