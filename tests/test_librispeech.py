@@ -1,6 +1,7 @@
 """LibriSpeech's layout, pronunciations from letters, downloads, and the recipe from end to end on a corpus of tones."""
 
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -16,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_librispeech import CHAPTERS, SUBSETS, WORDS, write_corpus
 
+from asr_kd.cli_common import run_main
 from asr_kd.config import defaults
 from asr_kd.corpus import letter_to_sound, librispeech
 from asr_kd.corpus.datadir import read_data_dir
 from asr_kd.corpus.english import cmu_dictionary, english_lexicon, read_dictionary
 from asr_kd.corpus.lexicon import read_lexicon
 from asr_kd.errors import AsrKdError
+from asr_kd.lm.arpa import read_words
 from asr_kd.scoring.results import check_results
 
 ROOT = Path(__file__).parents[1]
@@ -194,6 +197,49 @@ def test_the_lexicon_has_cmus_words_and_guesses_at_others(tmp_path):
     assert read_dictionary(tmp_path / "lexicon.txt", stress=False) == {"AB": [("AH", "B")], "ABBA": [("AE", "B", "AH")]}
     with pytest.raises(AsrKdError, match="no word of the transcripts can be pronounced"):
         english_lexicon(["1850"], plain, lines.append)
+
+
+ARPA = """\\data\\
+ngram 1=5
+
+\\1-grams:
+-0.6 </s>
+-99 <s>
+-1 <UNK>
+-0.6 NO
+-0.6 TOMATO
+
+\\end\\
+"""
+
+
+def prepare(*options: object) -> int:
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "data_prep/prepare_librispeech.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return run_main(module.main, module.build_parser(), [str(option) for option in options])
+
+
+def test_words_of_a_language_model_join_the_lexicon_and_those_of_test_the_lexicon_alone(corpus, tmp_path, capsys):
+    lm, lexicon, out = tmp_path / "lm.arpa", tmp_path / "lexicon.txt", tmp_path / "data"
+    lm.write_text(ARPA)
+    entries = {**{word: " ".join(phones) for word, phones in WORDS.items()}, "TOMATO": "T AH M EY T OW"}
+    lexicon.write_text("".join(f"{word} {phones}\n" for word, phones in entries.items()))
+    extra = corpus / "LibriSpeech/dev-clean-2/84/8/84-8.trans.txt"
+    original = extra.read_text()
+    try:
+        extra.write_text(original.replace("\n", " NOBOX\n", 1))
+        assert prepare("--corpus", corpus, "--lexicon", lexicon, "--lm", lm, "--out", out) == 0
+        assert prepare("--corpus", corpus, "--lexicon", lexicon, "--lm", lm, "--out", out) == 0
+        assert f"{out}: up to date" in capsys.readouterr().err
+        assert prepare("--corpus", corpus, "--lexicon", lexicon, "--lm", tmp_path / "gone.arpa", "--out", out) == 1
+        assert "gone.arpa" in capsys.readouterr().err
+    finally:
+        extra.write_text(original)
+    known = read_lexicon(out / "lexicon.txt")
+    assert known.words == sorted([*WORDS, "TOMATO", "NOBOX", "<UNK>"])
+    assert (out / "words.txt").read_text().split() == sorted(WORDS)
+    assert read_words(out / "lm.arpa.gz") == ["NO", "TOMATO"]
 
 
 def test_the_presets_know_the_papers_sizes():

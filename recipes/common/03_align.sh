@@ -16,14 +16,13 @@ for set in train dev test; do
     ${spelled[@]+"${spelled[@]}"} --nj "$nj"
 done
 lm=()
-if grep -qx 'grammar: ngram' "$config"; then
-  lm=(--lm "$exp/data/lm.arpa.gz") # where the data stage has left one
-  if [ ! -e "$exp/data/lm.arpa.gz" ]; then
-    vocabulary=$exp/data/words.txt # where the lexicon has words that the grammar must not know
-    [ -e "$vocabulary" ] || vocabulary=$exp/data/lexicon.txt
-    run asr_kd train-lm --config "$config" --data "$exp/data/train" --vocabulary "$vocabulary" --out "$exp/lm.arpa.gz"
-    lm=(--lm "$exp/lm.arpa.gz")
-  fi
+if [ -e "$exp/data/lm.arpa.gz" ]; then
+  lm=(--lm "$exp/data/lm.arpa.gz") # the data stage was given one
+elif grep -qx 'grammar: ngram' "$config"; then
+  vocabulary=$exp/data/words.txt # where the lexicon has words that the grammar must not know
+  [ -e "$vocabulary" ] || vocabulary=$exp/data/lexicon.txt
+  run asr_kd train-lm --config "$config" --data "$exp/data/train" --vocabulary "$vocabulary" --out "$exp/lm.arpa.gz"
+  lm=(--lm "$exp/lm.arpa.gz")
 fi
 run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --data "$exp/data/train" ${lm[@]+"${lm[@]}"} --out "$exp/graph"
 if [ -f "$exp/data/train$clean_suffix/truth.ctm" ]; then
