@@ -169,8 +169,11 @@ class DistillConfig:
     matching: str
     label_use: str
     top_k: int | None
+    online_targets: bool
+    student_start: str
     student_epochs: int
     student_learning_rate: float
+    student_patience: int
     sweep_temperatures: list[float]
     sweep_soft_weights: list[float]
     sweep_combinations: list[str]
@@ -187,8 +190,10 @@ class DistillConfig:
         each = f"one or more, each from {low:g} to {high:g}"
         _require(self, each, lambda xs: xs and all(low <= x <= high for x in xs), "sweep_temperatures")
         _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
+        _require(self, "random or member", lambda x: x in ("random", "member"), "student_start")
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
+        _require(self, "at least 0", lambda x: x >= 0, "student_patience")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
 
 

@@ -728,3 +728,21 @@ def test_a_net_starts_from_another_for_each_seed_or_from_one_for_all(members, to
     assert "is to start from" in capsys.readouterr().err
     assert main([str(a) for a in ["train", *args, "--cmvn", "global", "--initialise", members[0]]]) == 1
     assert "normalises by" in capsys.readouterr().err
+
+
+def test_students_start_from_members_where_the_configuration_says_so(members, toy, tmp_path, capsys):
+    args = [*sets(toy), *SMALL, "--student-start", "member", "--student-epochs", 1]
+    run("distill", "--teachers", *members, *args, "--seeds", "2-4", "--out", tmp_path / "online")
+    for seed, member in ((2, members[1]), (3, members[2]), (4, members[0])):
+        assert load_card(tmp_path / f"online/seed{seed}")["training"]["started_from"] == load_card(member)["digest"]
+    sweep = ["sweep", "--teachers", *members, *args, "--online-targets", "true", "--sweep-epochs", 1]
+    run(*sweep, "--sweep-temperatures", 2, "--sweep-soft-weights", 1, "--seed", 2, "--out", tmp_path / "sweep")
+    card = load_card(tmp_path / "sweep/arithmetic-T2-w1")
+    assert card["training"]["started_from"] == load_card(members[1])["digest"]
+    assert card["training"]["loss"]["values"] == "online"
+    run("soft-targets", "--teachers", *members, "--feats", toy["feats"], "--device", "cpu", "--precision", "float32",
+        "--out", tmp_path / "t.h5")  # fmt: skip
+    capsys.readouterr()
+    stored = ["distill", "--targets", tmp_path / "t.h5", *args, "--out", tmp_path / "stored"]
+    assert main([str(arg) for arg in stored]) == 1
+    assert "with --initialise" in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -495,7 +496,7 @@ def test_omitted_states_come_back_from_soft_targets_and_a_corrected_bias(copied,
 # Experiments
 
 
-@pytest.mark.parametrize("name", ["regularisers", "transfer_sets", "temperature_size"])
+@pytest.mark.parametrize("name", ["regularisers", "transfer_sets", "temperature_size", "keep_the_gain"])
 def test_an_experiment_says_what_it_is_and_refuses_what_it_does_not_know(name, tmp_path):
     script = Path(__file__).parents[1] / "recipes/paper" / f"{name}.sh"
     shown = subprocess.run(["bash", script, "--help"], capture_output=True, text=True)
@@ -524,3 +525,39 @@ def test_the_table_averages_over_seeds_and_names_the_papers_figures(copied, tmp_
     assert row["accuracy"] == pytest.approx([100 * each.mean() for each in right])
     assert row["accuracy_on_states"] == pytest.approx([100 * each[np.isin(ali.pdf, (2, 3))].mean() for each in right])
     assert "| 67.3 % |" in done.stdout
+
+
+def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp_path):
+    """The experiment whole, on a base of two members of two epochs, up to its table."""
+    base = tmp_path / "base"
+    (base / "feats").mkdir(parents=True)
+    (base / "ali").mkdir()
+    for name in ("train", "dev"):
+        (base / f"feats/{name}.fbank.h5").symlink_to(copied / f"{name}.h5")
+        (base / f"ali/{name}.h5").symlink_to(copied / f"{name}.ali.h5")
+    small = [*SMALL, "--num-epochs", 2, "--num-seeds", 2]
+    run("train-ensemble", *copied_sets(copied), *small, "--num-members", 2, "--out", base / "nnet/member")
+    options = {option[2:].replace("-", "_"): value for option, value in zip(small[::2], small[1::2], strict=True)}
+    (base / "config.yaml").write_text("".join(f"{k}: {v}\n" for k, v in options.items() if k != "device"))
+    script = ["bash", str(Path(__file__).parents[1] / "recipes/paper/keep_the_gain.sh")]
+    script += ["--base", str(base), "--out", str(tmp_path / "out"), "--device", "cpu", "--seeds", "1-2"]
+    done = subprocess.run(
+        [*script, "--arms", "hard-x2,soft,views,start"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ASR_KD_PYTHON": sys.executable},
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
+    assert list(rows) == ["members", "ensemble", "hard-x2", "soft", "views", "start"]
+    assert sum(row["baseline"] for row in rows.values()) == 1
+    # A pass of two teachers is two thirds of a step of training, in every epoch or once.
+    assert [rows[arm]["cost"] for arm in ("hard-x2", "soft", "views")] == pytest.approx([2, 1 + 1 / 3, 1 + 2 / 3])
+    for arm in ("soft", "views", "start"):
+        assert set(rows[arm]["share"]) == {"value", "ci95", "p_at_least_086", "reason"}
+    dev = [load_card(tmp_path / f"out/soft/seed{seed}")["training"] for seed in (1, 2)]
+    best = [max(row["dev_frame_acc"] for row in each["history"]) for each in dev]
+    assert rows["soft"]["per_seed"] == pytest.approx(best)
+    unknown = subprocess.run([*script, "--arms", "hrad"], capture_output=True, text=True)
+    assert unknown.returncode == 2
+    assert "there is no arm hrad" in unknown.stderr

@@ -113,8 +113,10 @@ def soft_targets(args: argparse.Namespace) -> None:
         "top_n",
         "matching",
         "label_use",
+        "student_start",
         "student_epochs",
         "student_learning_rate",
+        "student_patience",
         DnnConfig,
         CompressConfig,
     ],
@@ -123,8 +125,10 @@ def distill(args: argparse.Namespace) -> None:
     """Train a student for every seed.
 
     Soft targets are stored ones (--targets), whose temperature and mean are theirs, or those that the members give
-    online (--teachers), for every batch anew. A frame without label counts in the soft term alone. A student of
-    another transfer set than the baseline's, as with --extra-feats, has the role `control` in systems.yaml.
+    online (--teachers), for every batch anew. With student_start member, seed N starts from the weights of the Nth
+    of --teachers; beside --targets, name the nets with --initialise. A frame without label counts in the soft term
+    alone. A student of another transfer set than the baseline's, as with --extra-feats, has the role `control` in
+    systems.yaml.
     """
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
     if (args.extra_targets is None) != (args.extra_feats is None or args.targets is None):
@@ -137,9 +141,19 @@ def distill(args: argparse.Namespace) -> None:
         called = _how_called(config.combination, args.values)
         targets = OnlineTargets(members, config.temperature, config.combination, session.dtype, **called)
         key = _key(members, config.combination, "online", args.values)
-    starts, compress = initial_nets(args.initialise, seeds, session), resolve(CompressConfig, args.values)
+    starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
+    compress = resolve(CompressConfig, args.values)
     for seed in seeds:
         _train_student(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
+
+
+def _first_weights(args: argparse.Namespace, config: DistillConfig, seeds: Sequence[int]) -> list[Path]:
+    """The member that each seed starts from, by the key student_start; raises AsrKdError where none is named."""
+    if config.student_start == "random":
+        return []
+    if not args.teachers:
+        raise AsrKdError("student_start member: name the nets to start from, with --initialise")
+    return [args.teachers[(seed - 1) % len(args.teachers)] for seed in seeds]
 
 
 def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, dict[str, Any]]:
@@ -221,15 +235,23 @@ def sweep(args: argparse.Namespace) -> None:
     config = resolve(DistillConfig, args.values)
     session = begin(args)
     members = _load_teachers(args, session, config.sweep_combinations)
+    starts = initial_nets(_first_weights(args, config, [args.seed]), [args.seed], session)
     rows = []
     for combination in config.sweep_combinations:
         for temperature in config.sweep_temperatures:
-            targets = _LazyTargets(members, session, temperature, combination)
+            if config.online_targets:
+                called = _how_called(combination, args.values)
+                targets = OnlineTargets(members, temperature, combination, session.dtype, **called)
+            else:
+                targets = _LazyTargets(members, session, temperature, combination)
             for soft_weight in config.sweep_soft_weights:
                 setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
                 name = f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                key = _key(members, combination, "dense", args.values)
-                student = _train_student(args.out / name, args.seed, session, setting, targets, key)
+                kind = "online" if config.online_targets else "dense"
+                key = _key(members, combination, kind, args.values)
+                student = _train_student(
+                    args.out / name, args.seed, session, setting, targets, key, starts.get(args.seed)
+                )
                 rows.append(_sweep_row(combination, temperature, soft_weight, student))
     best = max(rows, key=lambda row: row["dev_frame_acc"])
     write_json(args.out / "sweep.json", rows)

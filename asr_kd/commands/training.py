@@ -121,7 +121,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     INITIALISE,
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_learning_rate", CompressConfig],
+    config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience", CompressConfig],
 )
 def train(args: argparse.Namespace) -> None:
     """Train a frame classifier for every seed; a kill is resumed by the same command."""

@@ -17,8 +17,13 @@ from asr_kd.training.run import Loss, Run
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs and learning rate."""
-    return replace(dnn, num_epochs=distill.student_epochs, learning_rate=distill.student_learning_rate)
+    """The members' configuration with the student's epochs, learning rate and patience."""
+    return replace(
+        dnn,
+        num_epochs=distill.student_epochs,
+        learning_rate=distill.student_learning_rate,
+        patience=distill.student_patience or dnn.patience,
+    )
 
 
 def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig) -> Loss:

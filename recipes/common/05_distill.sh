@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Temperature, weight and mean are chosen on dev; then soft targets are stored and students trained.
+# Temperature, weight and mean are chosen on dev; then soft targets are stored, or made online, and students trained.
 . "$root/recipes/common/stage.sh"
 last_member=$((seed + $(sed -n 's/^num_members: //p' "$config") - 1))
 last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))
@@ -10,7 +10,12 @@ require "${teachers[@]/%//net.json}"
 sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
 run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
-run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/train.fbank.h5" --device "$device" \
-  --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/train.h5"
-run asr_kd distill --targets "$exp/targets/train.h5" "${sets[@]}" --config "$exp/sweep/best.yaml" \
-  --seeds "$seed-$last_seed" --out "$exp/nnet/student"
+from=(--teachers "${teachers[@]}")
+if ! grep -q '^online_targets: true' "$config"; then
+  run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/train.fbank.h5" --device "$device" \
+    --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/train.h5"
+  from=(--targets "$exp/targets/train.h5")
+  ! grep -q '^student_start: member' "$config" || from+=(--initialise "${teachers[@]:0:$((last_seed - seed + 1))}")
+fi
+run asr_kd distill "${from[@]}" "${sets[@]}" --config "$exp/sweep/best.yaml" --seeds "$seed-$last_seed" \
+  --out "$exp/nnet/student"

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""The share of an ensemble's gain that each arm keeps: Markdown printed, rows as JSON.
+
+The baseline is the best arm without a teacher, the members themselves among them. Shares have Fieller's intervals, over
+utterances and seeds (asr_kd/scoring/significance.py). Costs are in trainings of one member: a forward pass counts 1, a
+step of training 3, for every frame and net, since all nets have one size; training the members is not counted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asr_kd.cli_common import Parser, run_main
+from asr_kd.nnet.device import resolve_device
+from asr_kd.nnet.net_dir import load_card
+from asr_kd.scoring.decoding import FrameCache, load_nets, log_posteriors
+from asr_kd.scoring.estimates import FRAME_METRICS, Estimates
+from asr_kd.scoring.frames import per_utterance_frame_scores
+from asr_kd.scoring.labels import ali_labels
+from asr_kd.scoring.significance import share_of_gain
+from asr_kd.store.ali import AliReader, require_fit
+from asr_kd.store.atomic import write_json
+from asr_kd.store.feats import FeatsReader
+
+ENSEMBLE, MEMBERS = "ensemble", "members"
+METRICS = {name: FRAME_METRICS[name] for name in ("frame_accuracy", "cross_entropy")}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", required=True, help="names parted by blanks")
+    parser.add_argument("--nets", type=Path, required=True, help="folder of NAME/seedN")
+    parser.add_argument("--seeds", required=True, help="numbers parted by blanks")
+    parser.add_argument("--members", type=Path, nargs="+", required=True, help="nets of the ensemble")
+    parser.add_argument("--feats", type=Path, required=True, help="features of the set")
+    parser.add_argument("--ali", type=Path, required=True, help="its states")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of the rows")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Score every arm once, then compare."""
+    torch.set_grad_enabled(False)
+    reader, ali = FeatsReader(args.feats), AliReader(args.ali)
+    require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
+    cache = FrameCache(resolve_device(args.device), torch.float32)
+    labels = ali_labels(ali)
+
+    def score(name: str, nets: list[list[Path]]) -> FrameSystem:
+        loaded = [load_nets(paths, resolve_device(args.device)) for paths in nets]
+        combination = "arithmetic" if len(nets[0]) > 1 else None
+        scores = [
+            per_utterance_frame_scores(log_posteriors(each, combination, reader, cache, torch.float32), labels)
+            for each in loaded
+        ]
+        correct, xent_sum = (np.stack([getattr(each, key) for each in scores]) for key in ("correct", "xent_sum"))
+        return FrameSystem(name, reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames, correct, xent_sum)
+
+    arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
+    systems = {MEMBERS: score(MEMBERS, [[net] for net in args.members]), ENSEMBLE: score(ENSEMBLE, [args.members])}
+    systems |= {arm: score(arm, nets) for arm, nets in arms.items()}
+    rows = rows_of(systems, {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()})
+    write_json(args.out, rows)
+    print_table(rows)
+
+
+@dataclass(frozen=True)
+class FrameSystem:
+    """What Estimates asks of a system whose frames alone are scored; S seeds, U utterances."""
+
+    name: str
+    utt_ids: Sequence[str]
+    spk_ids: Sequence[str]
+    num_frames: np.ndarray  # (U,)
+    correct: np.ndarray  # (S, U)
+    xent_sum: np.ndarray  # (S, U), nats
+
+
+def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
+    """Of one seed, in trainings of a member: what was passed through the net, and through its teachers."""
+    training, member = load_card(nets[0][0])["training"], load_card(members[0])["training"]
+    seen, own = (sum(row["num_frames"] for row in each["history"]) for each in (training, member))
+    loss = training["loss"]
+    num_teachers = len(loss.get("members", []))
+    labelled = seen if loss.get("values") == "online" else training["num_train_frames"]
+    return (3 * seen + num_teachers * labelled) / (3 * own)
+
+
+def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float]) -> list[dict]:
+    """A row for every system, the share where it has a teacher."""
+    estimates = Estimates(list(systems.values()), METRICS)
+    values = {name: estimates.estimate(system, "frame_accuracy") for name, system in systems.items()}
+    untaught = [name for name in systems if name == MEMBERS or name.startswith(("hard", "smoothing"))]
+    baseline = max(untaught, key=lambda name: values[name]["value"])
+    rows = []
+    for name, system in systems.items():
+        row = {
+            "arm": name,
+            "baseline": name == baseline,
+            "cost": costs.get(name),
+            "frame_accuracy": values[name]["value"],
+            "per_seed": values[name]["per_seed"],
+            "cross_entropy": estimates.estimate(system, "cross_entropy")["value"],
+        }
+        if name != ENSEMBLE:
+            row["minus_ensemble"] = estimates.compare(system, systems[ENSEMBLE], "frame_accuracy")
+        if name not in (ENSEMBLE, *untaught):
+            trio = [systems[baseline], systems[ENSEMBLE], system]
+            per_seed = [estimates.metrics["frame_accuracy"].per_seed(each) for each in trio]
+            share = share_of_gain(*per_seed, estimates.covariance(trio, "frame_accuracy"), estimates.num_units)
+            row["share"] = {"value": share.value, "ci95": share.ci95, "p_at_least_086": share.p_at_least}
+            row["share"]["reason"] = share.reason
+        rows.append(row)
+    return rows
+
+
+def print_table(rows: list[dict]) -> None:
+    """For people."""
+    print("| arm | cost | frame accuracy | cross-entropy | minus the ensemble | share kept | p of ≥ 0.86 |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        share, difference = row.get("share"), row.get("minus_ensemble")
+        kept = ("–", "–")
+        if share and share["value"] is not None:
+            low, high = share["ci95"]
+            kept = (f"{share['value']:.2f} [{low:.2f}, {high:.2f}]", f"{share['p_at_least_086']:.3f}")
+        cells = [
+            row["arm"] + " (baseline)" * row["baseline"],
+            "–" if row["cost"] is None else f"{row['cost']:.1f}",
+            f"{row['frame_accuracy']:.2f}",
+            f"{row['cross_entropy']:.3f}",
+            "–" if difference is None else f"{difference['difference']:+.2f}",
+            *kept,
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))
