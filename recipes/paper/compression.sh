@@ -39,7 +39,7 @@ folders=()
 for kind in $kind_list; do
   options=($(options_of "$kind"))
   run asr_kd train "${sets[@]}" --student-schedule ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
-  run asr_kd distill --targets "$out/targets.h5" "${sets[@]}" ${options[@]+"${options[@]}"} --seeds "$seeds" \
+  run asr_kd distill --targets "$out/targets.h5" --student-start random "${sets[@]}" ${options[@]+"${options[@]}"} --seeds "$seeds" \
     --out "$out/distilled/$kind"
   folders+=("$out/labels/$kind/seed${seed_list[0]}")
 done
