@@ -115,6 +115,8 @@ class Table:
                 escape_latex(value) + (rf" {{\footnotesize {escape_latex(interval)}}}" if interval else "")
                 for value, interval in self.cells(row)
             ]
+            if cells[0].startswith(("[", "*")):  # they would be an argument of the command that ended the line before
+                cells[0] = "{}" + cells[0]
             lines.append(" & ".join(cells) + r" \\")
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
 
