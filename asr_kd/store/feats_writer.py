@@ -165,10 +165,9 @@ class FeatsWriter:
             raise AsrKdError(f"{self.path}: utterance id {utt_id!r} occurs twice")
         if feats.ndim != 2 or feats.shape[1] != self.feat_dim or len(feats) == 0:
             raise AsrKdError(f"{self.path}: {utt_id} has shape {feats.shape}, but (frames, {self.feat_dim}) is stored")
-        with np.errstate(over="ignore"):  # an overflow of float16 is reported below
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite, or too large for float16, stays so
             stored = np.ascontiguousarray(feats, dtype=self._dtype)
-        # Statistics are of what is stored, so that a reader can check them. What is not finite stays so in a sum.
-        stats = cmvn.accumulate(stored)
+            stats = cmvn.accumulate(stored)  # of what is stored, so that a reader can check them
         if not np.isfinite(stats).all():
             raise AsrKdError(f"{self.path}: features of {utt_id} are not finite as {self._attributes['dtype']}")
         self._tables.utts[utt_id] = (spk_id, len(stored))
