@@ -41,8 +41,10 @@ def compile_tables(folder: Path) -> int:
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", document.name],
         cwd=folder,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout.decode("utf-8", "replace")[-2000:]
     assert "Missing character" not in (folder / "all.log").read_text(errors="replace")
