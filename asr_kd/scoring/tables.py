@@ -107,7 +107,7 @@ class Table:
             rf"\label{{tab:{re.sub('[^A-Za-z0-9-]', '-', self.name)}}}",
             rf"\begin{{tabular}}{{{''.join('l' if column.text else 'r' for column in self.columns)}}}",
             r"\toprule",
-            " & ".join(escape_latex(column.header) for column in self.columns) + r" \\",
+            _latex_row([escape_latex(column.header) for column in self.columns]),
             r"\midrule",
         ]
         for row in self.rows:
@@ -115,8 +115,14 @@ class Table:
                 escape_latex(value) + (rf" {{\footnotesize {escape_latex(interval)}}}" if interval else "")
                 for value, interval in self.cells(row)
             ]
-            lines.append(" & ".join(cells) + r" \\")
+            lines.append(_latex_row(cells))
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    """A row of escaped cells. A bracket or star at its start would be an argument of the command that ends the last."""
+    row = " & ".join(cells) + r" \\"
+    return "{}" + row if row.startswith(("[", "*")) else row
 
 
 def _split(column: Column, value: Any) -> tuple[str, str]:

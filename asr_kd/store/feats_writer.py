@@ -63,15 +63,6 @@ def _extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
     dataset[start:] = rows
 
 
-def _extend_by_chunks(dataset: h5py.Dataset, rows: np.ndarray) -> None:
-    """As _extend, for whole chunks behind whole chunks: they pass by HDF5's cache, which would copy them."""
-    reserve_space(dataset.file, rows.nbytes)
-    start = dataset.shape[0]
-    dataset.resize(start + len(rows), axis=0)
-    for first in range(0, len(rows), CHUNK_ROWS):
-        dataset.id.write_direct_chunk((start + first, 0), rows[first : first + CHUNK_ROWS])
-
-
 class _Tables:
     """Everything in the file but /feats, /cmvn and the attributes of the front end."""
 
@@ -174,10 +165,9 @@ class FeatsWriter:
             raise AsrKdError(f"{self.path}: utterance id {utt_id!r} occurs twice")
         if feats.ndim != 2 or feats.shape[1] != self.feat_dim or len(feats) == 0:
             raise AsrKdError(f"{self.path}: {utt_id} has shape {feats.shape}, but (frames, {self.feat_dim}) is stored")
-        with np.errstate(over="ignore"):  # an overflow of float16 is reported below
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite, or too large for float16, stays so
             stored = np.ascontiguousarray(feats, dtype=self._dtype)
-        # Statistics are of what is stored, so that a reader can check them. What is not finite stays so in a sum.
-        stats = cmvn.accumulate(stored)
+            stats = cmvn.accumulate(stored)  # of what is stored, so that a reader can check them
         if not np.isfinite(stats).all():
             raise AsrKdError(f"{self.path}: features of {utt_id} are not finite as {self._attributes['dtype']}")
         self._tables.utts[utt_id] = (spk_id, len(stored))
@@ -192,8 +182,7 @@ class FeatsWriter:
             self._num_buffered += taken
             done += taken
             if self._num_buffered == BUFFER_ROWS:
-                _extend_by_chunks(self._feats, self._buffer)
-                self._num_buffered = 0
+                self._flush()
 
     def skip(self, utt_id: str, reason: str) -> None:
         """Note in the file that an utterance is missing from it, and why."""
@@ -202,6 +191,11 @@ class FeatsWriter:
     def note(self, utt_id: str, remark: str) -> None:
         """Note in the file what is odd about an utterance in it."""
         self._tables.noted.append((utt_id, remark))
+
+    def _flush(self) -> None:
+        if self._num_buffered:
+            _extend(self._feats, self._buffer[: self._num_buffered])
+        self._num_buffered = 0
 
     def _flush_stats(self) -> None:
         if self._waiting_stats:
@@ -214,8 +208,7 @@ class FeatsWriter:
         with self._stack:  # whatever is raised in here discards the file
             if error is not None:
                 raise error
-            if self._num_buffered:
-                _extend(self._feats, self._buffer[: self._num_buffered])
+            self._flush()
             self._flush_stats()
             self._file.attrs["inputs_digest"] = self.inputs_digest
             self._file.attrs["inputs_stamp"] = self.inputs_stamp
