@@ -1,13 +1,13 @@
 """Options that several subcommands share, and what they mean."""
 
 import argparse
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from asr_kd.commands.command import Option, one_of, option, path
 from asr_kd.errors import AsrKdError
+from asr_kd.store.parsing import parse_json
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +55,7 @@ def resolve_scales(args: argparse.Namespace) -> tuple[float, float]:
     if args.insertion_penalty is not None:
         raise AsrKdError("--insertion-penalty goes with --acwt; --scales holds one already")
     try:
-        contents = json.loads(args.scales.read_text(encoding="utf-8"))
+        contents = parse_json(args.scales.read_text(encoding="utf-8"))
         return float(contents["acwt"]), float(contents["insertion_penalty"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AsrKdError(f"{args.scales}: not a scales.json made by asr-kd decode ({error!r})") from error

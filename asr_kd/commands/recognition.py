@@ -13,7 +13,6 @@ from asr_kd.commands.options import COUNTS, GRAPH, resolve_scales
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
-from asr_kd.store.parsing import parse_json
 
 if TYPE_CHECKING:
     from asr_kd.corpus.datadir import Utterance
