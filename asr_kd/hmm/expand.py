@@ -5,7 +5,7 @@ them (so that a deterministic graph stays so), and phones that end with the same
 those: what determinisation and minimisation of H∘C∘L∘G find, without the search. Self-loops are added later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,7 @@ def expand(graph: GraphArcs, windows: Windows, model: HmmModel, transition_scale
         rows = np.flatnonzero(np.isin(phone, phones))
         tids, costs = transitions.look_up(phone[rows], windows.pdfs[graph.ilabel[rows]], arcs)
         ends = graph.source[rows], graph.target[rows], graph.olabel[rows], graph.weight[rows]
-        if all(to == state + 1 for state, to in arcs):
+        if all(to == state + 1 for state, _, to in arcs):
             _add_chains(pieces, *ends, tids)  # the only way out of a state costs nothing
         else:
             _add_copies(pieces, *ends, arcs, tids, costs)
@@ -102,14 +102,13 @@ class Transitions:
 
     def __init__(self, model: HmmModel, transition_scale: float) -> None:
         topology = model.transition_model.topo
-        self._arcs: dict[tuple[tuple[int, int], ...], list[int]] = {}
-        self._index: dict[tuple[int, int], dict[int, int]] = {}
+        # Phones of one topology, by the targets of all transitions of each state, in their order.
+        self._phones: dict[tuple[tuple[int, ...], ...], list[int]] = {}
         for phone in topology.phones:
-            arcs = []
-            for state, entry in enumerate(topology.topology_for_phone(phone)):
-                self._index[phone, state] = {to: index for index, (to, _) in enumerate(entry.transitions)}
-                arcs += [(state, to) for to, _ in entry.transitions if to != state]
-            self._arcs.setdefault(tuple(arcs), []).append(phone)
+            states = tuple(tuple(to for to, _ in s.transitions) for s in topology.topology_for_phone(phone))
+            if any(0 in targets for targets in states[1:]):
+                raise AsrKdError("a phone's HMM leads back to its first state, of which no graph can be made here")
+            self._phones.setdefault(states, []).append(phone)
         known = model.state_of_tid[1:]
         self._size = 1 + int(model.state_of_tid.max())
         self._keys = self._key(known[:, 0], known[:, 1], known[:, 2], known[:, 3])
@@ -134,12 +133,14 @@ class Transitions:
         with np.errstate(divide="ignore"):
             return np.concatenate([[0.0], np.log(probs) - np.log(leaving[state.ravel()])])
 
-    def topologies(self) -> list[tuple[list[int], tuple[tuple[int, int], ...]]]:
-        """Phones, and the arcs (state, next state) of their HMM without self-loops, of each topology."""
-        return [(phones, arcs) for arcs, phones in self._arcs.items()]
+    def topologies(self) -> Iterator[tuple[list[int], list[tuple[int, int, int]]]]:
+        """Phones of one topology each, and the arcs of their HMM but self-loops: state, its transition, next state."""
+        for states, phones in self._phones.items():
+            arcs = [(s, index, to) for s, targets in enumerate(states) for index, to in enumerate(targets) if to != s]
+            yield phones, arcs
 
     def look_up(
-        self, phone: np.ndarray, pdfs: np.ndarray, arcs: Sequence[tuple[int, int]]
+        self, phone: np.ndarray, pdfs: np.ndarray, arcs: Sequence[tuple[int, int, int]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Transition-ids and their costs, both (num_phones, num_arcs), for phones of one topology and their pdfs.
 
@@ -148,8 +149,7 @@ class Transitions:
         if not len(phone):
             return np.zeros((0, len(arcs)), np.int64), np.zeros((0, len(arcs)))
         columns = []
-        for state, to in arcs:
-            index = self._index[int(phone[0]), state][to]
+        for state, index, _ in arcs:
             wanted = self._key(phone, state, pdfs[:, state], index)
             found = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
             if (self._keys[found] != wanted).any():
@@ -165,18 +165,18 @@ def _add_copies(
     target: np.ndarray,
     olabel: np.ndarray,
     weight: np.ndarray,
-    arcs: Sequence[tuple[int, int]],
+    arcs: Sequence[tuple[int, int, int]],
     tids: np.ndarray,
     costs: np.ndarray,
 ) -> None:
     """Any HMM: a copy of its inner states for each arc. Word and weight stand on what leaves its first state."""
-    last = max(to for _, to in arcs)
+    last = max(to for _, _, to in arcs)
     before_inner = pieces.add_states(len(source) * (last - 1)) + np.arange(len(source)) * (last - 1) - 1
 
     def number(state: int) -> np.ndarray:
         return source if state == 0 else target if state == last else before_inner + state
 
-    for column, (state, to) in enumerate(arcs):
+    for column, (state, _, to) in enumerate(arcs):
         first = state == 0
         pieces.add(number(state), number(to), tids[:, column], olabel * first, costs[:, column] + weight * first)
 
