@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm.model import HmmModel
+from asr_kd.hmm.imported import load_hmm
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.nnet1 import net_components, transform_components, write_nnet
 from asr_kd.nnet.plain_layers import require_exportable
@@ -26,7 +26,7 @@ def export_nnet1(
 ) -> None:
     """Write the folder `out`, as a whole or not at all.
 
-    counts: ali_train_pdf.counts; hmm: folder made by asr-kd train-hmm. Raises AsrKdError where they are of other states
+    counts: ali_train_pdf.counts; hmm: folder made by asr-kd train-hmm or import-kaldi. Raises AsrKdError where they are of other states
     than the net, or `out` is a folder of something else.
     """
     require_exportable([trained])
@@ -35,7 +35,7 @@ def export_nnet1(
         raise AsrKdError(f"{out}: exists and holds something else than a net of nnet1; choose another --out")
     if counts is not None and len(read_counts(counts)) != num_pdfs:
         raise AsrKdError(f"{counts}: counts of {len(read_counts(counts))} states, but the net has {num_pdfs}")
-    if hmm is not None and HmmModel.load(hmm).digest != trained.labels["model_digest"]:
+    if hmm is not None and load_hmm(hmm).digest != trained.labels["model_digest"]:
         raise AsrKdError(f"{hmm}: is another HMM than that whose states the net was trained on")
     with atomic_dir(out) as folder:
         write_nnet(folder / NNET, net_components(trained))
@@ -45,4 +45,5 @@ def export_nnet1(
         if counts is not None:
             shutil.copyfile(counts, folder / COUNTS)
         for name in ("final.mdl", "tree") if hmm is not None else ():
-            shutil.copyfile(Path(hmm) / name, folder / name)
+            if (Path(hmm) / name).exists():  # an imported system may lack its tree
+                shutil.copyfile(Path(hmm) / name, folder / name)

@@ -66,20 +66,21 @@ def alignment_tables(folder: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Alignments:
-    """States and phones for the frames of a layout, and why utterances have none, by their ids."""
+    """States, phones and transition-ids for the frames of a layout, and why utterances have none, by their ids."""
 
     pdf: np.ndarray
     phone: np.ndarray
+    tid: np.ndarray
     left_out: dict[str, str]
 
 
 def read_alignments(tables: Sequence[str], hmm: ImportedHmm, layout: Layout, log: Log = lambda _: None) -> Alignments:
-    """Transition-ids of every utterance of a layout, as states and phones; −1 where there are none that fit.
+    """Transition-ids of every utterance of a layout, with their states and phones; −1 where there are none that fit.
 
     Utterances that the layout lacks are passed over. Raises AsrKdError for a table that is damaged, an utterance that
     comes twice, and alignments of chain models, which have a state for three frames.
     """
-    pdf, phone = (np.full(layout.num_frames, FAILED, dtype=np.int64) for _ in range(2))
+    pdf, phone, tid = (np.full(layout.num_frames, FAILED, dtype=np.int64) for _ in range(3))
     left_out = dict.fromkeys(layout.utt_ids, "has no alignment")
     seen: set[str] = set()
     wrong_lengths: list[tuple[int, int]] = []
@@ -100,7 +101,7 @@ def read_alignments(tables: Sequence[str], hmm: ImportedHmm, layout: Layout, log
             except AsrKdError as error:
                 left_out[utt_id] = str(error)
                 continue
-            pdf[rows], phone[rows] = hmm.t2pdf[tids], hmm.t2phone[tids]
+            pdf[rows], phone[rows], tid[rows] = hmm.t2pdf[tids], hmm.t2phone[tids], tids
             del left_out[utt_id]
     found = len(seen & set(layout.utt_ids))
     if wrong_lengths and len(wrong_lengths) == found and all(n == -(-m // SUBSAMPLING) for n, m in wrong_lengths):
@@ -110,7 +111,7 @@ def read_alignments(tables: Sequence[str], hmm: ImportedHmm, layout: Layout, log
         )
     if len(seen) > found:
         log(f"{len(seen) - found} aligned utterances have no features here and are passed over")
-    return Alignments(pdf, phone, left_out)
+    return Alignments(pdf, phone, tid, left_out)
 
 
 def import_alignments(
@@ -135,7 +136,7 @@ def import_alignments(
             f"{max_bad_share:g} that is allowed; the first: {utt_id} {reason}"
         )
     how = {"num_pdfs": hmm.num_pdfs, "model_digest": hmm.digest, "sil_pdfs": hmm.sil_pdfs}
-    write_ali(out, layout, found.pdf, **how, phone=found.phone, phones=hmm.phones)
+    write_ali(out, layout, found.pdf, **how, phone=found.phone, phones=hmm.phones, tid=found.tid)
 
 
 def import_graph(folder: Path, hmm: ImportedHmm) -> Graph:
