@@ -26,8 +26,8 @@ def export_nnet1(
 ) -> None:
     """Write the folder `out`, as a whole or not at all.
 
-    counts: ali_train_pdf.counts; hmm: folder made by asr-kd train-hmm or import-kaldi. Raises AsrKdError where they are of other states
-    than the net, or `out` is a folder of something else.
+    counts: ali_train_pdf.counts; hmm: folder made by asr-kd train-hmm or import-kaldi. Raises AsrKdError where they are
+    of other states than the net, or `out` is a folder of something else.
     """
     require_exportable([trained])
     out, num_pdfs = Path(out), trained.net.architecture.num_pdfs
