@@ -4,7 +4,7 @@
 last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))
 require "$exp/systems.yaml" "$exp"/data/{train,dev,test}_letters/text "$exp/data/lexicon_letters.txt"
 
-run asr_kd train-lm --data "$exp/data/train_letters" --order 6 --out "$exp/letters/lm.arpa.gz"
+run asr_kd train-lm --data "$exp/data/train_letters" --order 4 --out "$exp/letters/lm.arpa.gz"
 run asr_kd make-graph --config "$config" --hmm "$exp/hmm" --lexicon "$exp/data/lexicon_letters.txt" \
   --lm "$exp/letters/lm.arpa.gz" --out "$exp/letters/graph"
 # Beside the list that it is a part of: nets are named from there.
