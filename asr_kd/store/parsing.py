@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 # They are parsed at some tens of kilobytes a second.
-MAX_YAML_LETTERS = 1 << 19
+MAX_YAML_LETTERS = 1 << 17
 
 
 def parse_json(text: str) -> Any:
