@@ -7,6 +7,7 @@ step of training 3, for every frame and net, since all nets have one size; train
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--feats", type=Path, required=True, help="features of the set")
     parser.add_argument("--ali", type=Path, required=True, help="its states")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--out", type=Path, required=True, help="JSON of the rows")
+    parser.add_argument("--out", type=Path, required=True, help="JSON of the rows; a plot is drawn beside it, as SVG")
     return parser
 
 
@@ -68,6 +69,7 @@ def main(args: argparse.Namespace) -> None:
     systems |= {arm: score(arm, nets) for arm, nets in arms.items()}
     rows = rows_of(systems, {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()})
     write_json(args.out, rows)
+    draw(rows, args.out.with_suffix(".svg"))
     print_table(rows)
 
 
@@ -140,6 +142,32 @@ def print_table(rows: list[dict]) -> None:
             *kept,
         ]
         print(f"| {' | '.join(cells)} |")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """Share kept over cost; arms that differ in their epochs alone (NAME, NAME-xN) are joined."""
+    from matplotlib.figure import Figure
+
+    from asr_kd.store.atomic import atomic_path
+
+    families: dict[str, list[dict]] = {}
+    for row in rows:
+        if row.get("share") and row["share"]["value"] is not None:
+            families.setdefault(re.sub(r"-x\d+$", "", row["arm"]), []).append(row)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, family in families.items():
+        family.sort(key=lambda row: row["cost"])
+        cost, share = ([get(row) for row in family] for get in (lambda r: r["cost"], lambda r: r["share"]["value"]))
+        bounds = np.array([row["share"]["ci95"] for row in family]).T
+        axes.errorbar(cost, share, yerr=np.abs(bounds - share), marker="o", capsize=3, label=name)
+    for level in (0.86, 1.0):
+        axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", xlabel="cost, in trainings of one member", ylabel="share of the gain kept")
+    if families:
+        axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":
