@@ -8,6 +8,8 @@ from pathlib import Path
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 
+# Words in quotes are taken apart in the square of their length.
+MAX_LETTERS = 1 << 14
 # Kaldi's defaults where ours differ.
 _KALDI_DEFAULTS = {"fbank": {"num_mel_bins": 23}, "mfcc": {}}
 # What does not change the features, or, dither, not beyond chance.
@@ -23,11 +25,13 @@ def read_options(path: str | Path) -> dict[str, tuple[str, int]]:
     Raises AsrKdError, naming file and line, for anything else.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AsrKdError(f"{path}: cannot be read as options of Kaldi's ({error})") from error
+    if len(text) > MAX_LETTERS:
+        raise AsrKdError(f"{path}: has {len(text)} letters, and is no file of some options")
     found: dict[str, tuple[str, int]] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             words = shlex.split(line, comments=True)
         except ValueError as error:
