@@ -16,14 +16,14 @@ from asr_kd.store.kaldi_ark import write_objects
 from asr_kd.store.kaldi_stream import INT_RECORD
 
 # An entry in a binary archive: two numbers, each with its size in bytes before it.
-_ENTRY = np.dtype([("pdf_size", "u1"), ("pdf", "<i4"), ("weight_size", "u1"), ("weight", "<f4")])
+ENTRY = np.dtype([("pdf_size", "u1"), ("pdf", "<i4"), ("weight_size", "u1"), ("weight", "<f4")])
 
 
 class Posterior(NamedTuple):
     """States and weights of the frames of an utterance, of every frame as many as it has.
 
-    offset: (num_frames + 1,) int64, frame t owns entries offset[t]:offset[t + 1]; pdf: (num_entries,) int;
-    weight: (num_entries,) float32.
+    offset: (num_frames + 1,) int64, frame t owns entries offset[t]:offset[t + 1]; pdf: (num_entries,) int, in foreign
+    tables perhaps transition-ids; weight: (num_entries,) float32.
     """
 
     offset: np.ndarray
@@ -74,15 +74,15 @@ def _encode(posterior: Posterior, text: bool) -> bytes:
         frames = (f"[ {''.join(entries[begin:end])}] " for begin, end in pairwise(offset.tolist()))
         return f"{''.join(frames)}\n".encode()
     counts = np.diff(offset)
-    heads, records = np.empty(len(counts) + 1, INT_RECORD), np.empty(len(pdf), _ENTRY)
+    heads, records = np.empty(len(counts) + 1, INT_RECORD), np.empty(len(pdf), ENTRY)
     heads["size"], heads["value"][0], heads["value"][1:] = 4, len(counts), counts
     records["pdf_size"], records["pdf"], records["weight_size"], records["weight"] = 4, pdf, 4, weight
     # The number of frames, then of each frame the number of its entries, then these: all are put where they begin.
     before = np.concatenate([[0], offset[:-1]])  # entries before each head
     frame = np.repeat(np.arange(len(counts)), counts)
     data = np.empty(heads.nbytes + records.nbytes, np.uint8)
-    _put(data, heads, INT_RECORD.itemsize * np.arange(len(heads)) + _ENTRY.itemsize * before)
-    _put(data, records, INT_RECORD.itemsize * (frame + 2) + _ENTRY.itemsize * np.arange(len(records)))
+    _put(data, heads, INT_RECORD.itemsize * np.arange(len(heads)) + ENTRY.itemsize * before)
+    _put(data, records, INT_RECORD.itemsize * (frame + 2) + ENTRY.itemsize * np.arange(len(records)))
     return b"\0B" + data.tobytes()
 
 

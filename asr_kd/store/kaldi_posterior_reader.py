@@ -4,27 +4,15 @@ Format: PosteriorHolder in Kaldi's src/hmm/posterior.cc, binary or text: `key [ 
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from asr_kd.store.kaldi_ark import read_objects
+from asr_kd.store.kaldi_posterior import ENTRY, Posterior
 from asr_kd.store.kaldi_stream import KaldiStream
 
-# An entry in a binary archive: two numbers, each with its size in bytes before it.
-_ENTRY = np.dtype([("id_size", "u1"), ("id", "<i4"), ("weight_size", "u1"), ("weight", "<f4")])
 # No utterance comes near: a day of speech.
 _MAX_FRAMES = 10_000_000
-
-
-class Posterior(NamedTuple):
-    """offset: (num_frames + 1,) int64, frame t owns entries offset[t]:offset[t + 1]; pdf: (num_entries,) int64, the
-    ids from 0 on, which may be transition-ids; weight: (num_entries,) float32, finite.
-    """
-
-    offset: np.ndarray
-    pdf: np.ndarray
-    weight: np.ndarray
 
 
 def read_posteriors(rspecifier: str) -> Iterator[tuple[str, Posterior]]:
@@ -54,11 +42,11 @@ def _read_binary(stream: KaldiStream) -> tuple[list[int], np.ndarray, np.ndarray
         if count < 0:
             raise stream.error(f"declares {count} entries of a frame")
         counts.append(count)
-        pieces.append(stream.read(count * _ENTRY.itemsize))
-    entries = np.frombuffer(b"".join(pieces), _ENTRY)
-    if not ((entries["id_size"] == 4).all() and (entries["weight_size"] == 4).all()):
+        pieces.append(stream.read(count * ENTRY.itemsize))
+    entries = np.frombuffer(b"".join(pieces), ENTRY)
+    if not ((entries["pdf_size"] == 4).all() and (entries["weight_size"] == 4).all()):
         raise stream.error("has entries that are not an id and a weight of 4 bytes each")
-    return counts, entries["id"].astype(np.int64), entries["weight"].astype(np.float32)
+    return counts, entries["pdf"].astype(np.int64), entries["weight"].astype(np.float32)
 
 
 def _read_text(stream: KaldiStream) -> tuple[list[int], np.ndarray, np.ndarray]:
