@@ -541,12 +541,8 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp
     (base / "config.yaml").write_text("".join(f"{k}: {v}\n" for k, v in options.items() if k != "device"))
     script = ["bash", str(Path(__file__).parents[1] / "recipes/paper/keep_the_gain.sh")]
     script += ["--base", str(base), "--out", str(tmp_path / "out"), "--device", "cpu", "--seeds", "1-2"]
-    done = subprocess.run(
-        [*script, "--arms", "hard-x2,soft,views,start"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "ASR_KD_PYTHON": sys.executable},
-    )
+    how = {"capture_output": True, "text": True, "env": {**os.environ, "ASR_KD_PYTHON": sys.executable}}
+    done = subprocess.run([*script, "--arms", "hard-x2,soft,views,start"], **how)
     assert done.returncode == 0, done.stderr
     rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
     assert list(rows) == ["members", "ensemble", "hard-x2", "soft", "views", "start"]
@@ -558,6 +554,6 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp
     dev = [load_card(tmp_path / f"out/soft/seed{seed}")["training"] for seed in (1, 2)]
     best = [max(row["dev_frame_acc"] for row in each["history"]) for each in dev]
     assert rows["soft"]["per_seed"] == pytest.approx(best)
-    unknown = subprocess.run([*script, "--arms", "hrad"], capture_output=True, text=True)
+    unknown = subprocess.run([*script, "--arms", "hrad"], **how)
     assert unknown.returncode == 2
     assert "there is no arm hrad" in unknown.stderr
