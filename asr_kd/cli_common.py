@@ -43,6 +43,13 @@ def share(text: str) -> float:
     return value
 
 
+def at_least_one(text: str) -> int:
+    """The type of an option that counts from 1 on; raises argparse's error for anything else."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Options by their whole names only: an abbreviation that works today breaks when an option is added."""
 

@@ -269,12 +269,17 @@ class DecodeConfig:
     prior_floor: float
 
     def __post_init__(self) -> None:
-        """Raises AsrKdError for a value that no grammar can be made with, or no lattice."""
+        """Raises AsrKdError for a value that no grammar can be made with, or nothing can be searched with."""
         grammars = ("unigram", "uniform", "ngram")
         _require(self, f"one of {', '.join(grammars)}", lambda x: x in grammars, "grammar")
         _require(self, "from 1 to 10", lambda x: 1 <= x <= 10, "ngram_order")
-        _require(self, "above 0 and at most the beam", lambda x: 0 < x <= self.beam, "lattice_beam")
         _require(self, "at least 0", lambda x: 0 <= x < math.inf, "ngram_prune")
+        _require(self, "above 0", lambda x: 0 < x < math.inf, "beam", "lattice_beam")
+        _require(self, "at least 0", lambda x: x >= 0, "min_active")
+        limit = f"above 1 and above min_active, {self.min_active}"
+        _require(self, limit, lambda x: x > max(1, self.min_active), "max_active")
+        _require(self, "one or more, each above 0", lambda xs: xs and all(0 < x < math.inf for x in xs), "acwts")
+        _require(self, "one or more numbers", lambda xs: xs and all(map(math.isfinite, xs)), "insertion_penalties")
 
 
 @dataclass(frozen=True)

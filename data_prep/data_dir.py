@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.cli_common import Parser, log, run_main, share
+from asr_kd.cli_common import Parser, at_least_one, log, run_main, share
 from asr_kd.corpus import subsets
 from asr_kd.corpus.datadir import check_disjoint, find_problems, load_data_dir, read_data_dir, to_utterances
 from asr_kd.corpus.fix import fix_data_dir
@@ -23,12 +23,6 @@ from asr_kd.features.speed import perturb_speed
 
 # Of the problems that validate finds; what is wrong with every line of a file is known after some.
 MAX_SHOWN = 50
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
 
 
 def _factors(text: str) -> list[float]:
@@ -121,7 +115,7 @@ def _add_subset(parser: argparse.ArgumentParser) -> None:
         ("--speakers", "whole speakers at random, until there are N utterances"),
         ("--per-speaker", "at most N utterances of each speaker, spread over what there is"),
     ):
-        choice.add_argument(name, type=_at_least_one, metavar="N", help=text)
+        choice.add_argument(name, type=at_least_one, metavar="N", help=text)
     choice.add_argument("--utt-list", type=Path, metavar="FILE", help="the utterances whose ids start FILE's lines")
     choice.add_argument("--spk-list", type=Path, metavar="FILE", help="the speakers whose ids start FILE's lines")
     parser.add_argument("--seed", type=int, default=0, help="of --random and --speakers; default: 0")
@@ -157,7 +151,7 @@ def _choose(args: argparse.Namespace, data: DataDir) -> list[str]:
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dir", type=Path, metavar="DIR", help="data directory")
-    parser.add_argument("--num", type=_at_least_one, required=True, metavar="N", help="parts to make")
+    parser.add_argument("--num", type=at_least_one, required=True, metavar="N", help="parts to make")
     parser.add_argument(
         "--by", choices=("speaker", "utterance"), default="speaker", help="what stays whole; default: speaker"
     )
@@ -194,7 +188,7 @@ def _add_perturb(parser: argparse.ArgumentParser) -> None:
         default=[0.9, 1.0, 1.1],
         help="speeds, separated by commas; 1 stands for the originals; default: 0.9,1,1.1",
     )
-    parser.add_argument("--nj", type=_at_least_one, default=1, help="processes; default: 1")
+    parser.add_argument("--nj", type=at_least_one, default=1, help="processes; default: 1")
     parser.add_argument("--allow-pipes", action="store_true", help="run commands in wav.scp")
     parser.add_argument(
         "--max-bad-share",

@@ -12,7 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import Parser, boolean, log, run_main, share
+from asr_kd.cli_common import Parser, at_least_one, boolean, log, run_main, share
 from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of a stored value; default: {DTYPES[0]}")
     parser.add_argument(
         "--nj",
-        type=int,
+        type=at_least_one,
         default=1,
         help="processes; their shards (OUT.shards) become one file at the end, but beyond 1 GiB they stay; default: 1",
     )

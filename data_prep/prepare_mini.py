@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, at_least_one, log, run_main
 from asr_kd.corpus.mini import MiniOptions, build_mini
 
 
@@ -23,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--snr-max", type=float, default=defaults.snr_max, help="highest signal-to-noise ratio, dB")
     parser.add_argument("--rt60-max", type=float, default=defaults.rt60_max, help="longest reverberation time, s")
     parser.add_argument(
-        "--nj", type=int, default=os.cpu_count() or 1, help="processes; the corpus does not depend on it"
+        "--nj", type=at_least_one, default=os.cpu_count() or 1, help="processes; the corpus does not depend on it"
     )
     return parser
 

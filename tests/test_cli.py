@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asr_kd.cli import main
-from asr_kd.cli_common import Parser, run_main, share
+from asr_kd.cli_common import Parser, at_least_one, run_main, share
 from asr_kd.commands.environment import check_part
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +37,17 @@ def test_every_command_has_help(capsys):
             main([command, "--help"])
         assert exit_info.value.code == 0
         assert f"asr-kd {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["decode", "check-search"])
+def test_what_searches_a_graph_offers_nothing_that_makes_one(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "--max-active" in text
+    assert not any(option in text for option in ("--grammar", "--ngram-order", "--ngram-prune"))
+    tuning = ("--acwts", "--insertion-penalties", "--lattice-beam")
+    assert [option in text for option in tuning] == 3 * [command == "decode"]
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "data_prep").glob("*.py")), ids=lambda path: path.name)
@@ -130,3 +141,14 @@ def test_a_share_lies_between_0_and_1(text):
     assert share("0.25") == 0.25
     with pytest.raises(argparse.ArgumentTypeError, match="not a share"):
         share(text)
+
+
+@pytest.mark.parametrize("text", ["0", "-2", "1.5", "many"])
+def test_a_number_of_processes_counts_from_1(text, capsys):
+    assert at_least_one("1") == 1
+    with pytest.raises(argparse.ArgumentTypeError, match="from 1 on"):
+        at_least_one(text)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["decode", f"--nj={text}"])
+    assert exit_info.value.code == 2
+    assert "--nj" in capsys.readouterr().err.splitlines()[-1]

@@ -90,6 +90,8 @@ def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
     [
         *("--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300"),
         *("--sweep-temperatures=2,inf", "--combination=median", "--dropout=1", "--top-n=0", "--left-context=100000"),
+        *("--beam=-3", "--beam=inf", "--lattice-beam=0", "--min-active=-1", "--max-active=0", "--max-active=200"),
+        *("--acwts=0", "--acwts=0.1,-1", "--insertion-penalties=inf"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):

@@ -73,17 +73,36 @@ def test_other_scales_and_another_language_model(folder, capsys):
 def test_the_oracle(folder, capsys):
     assert run(folder, "lattice-oracle", "--data", "DIR/data") == 0
     assert "2 lattices: oracle WER 50.00 % (1 errors in 2 words), 1.50 arcs over a frame" in capsys.readouterr().out
+    # A word that the graph lacks is an error, though another graph may have given it the next number.
+    (folder / "data/text").write_text("s1-a four\ns1-b four\n")
+    assert run(folder, "lattice-oracle", "--data", "DIR/data") == 0
+    assert "oracle WER 100.00 % (2 errors in 2 words)" in capsys.readouterr().out
+
+
+def test_a_language_model_of_letters_is_suspected(folder, capsys):
+    (folder / "letters.arpa").write_text(
+        "\\data\\\nngram 1=4\n\n\\1-grams:\n-99\t<s>\n-0.5\t</s>\n-1\t<unk>\n-1\to\n\n\\end\\\n"
+    )
+    common = ["--acwt", "0.1", "--out", "DIR/words"]
+    assert run(folder, "lattice-rescore", *common, "--lm", "DIR/letters.arpa") == 0
+    assert "letters.arpa lacks 3 of the lattices' 3 words" in capsys.readouterr().err
+    assert run(folder, "lattice-rescore", *common, "--lm", "DIR/lm.arpa") == 0
+    assert "lacks" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("command", "options", "complaint"),
     [
         ("lattice-rescore", "--acwt 0.1 --old-lm DIR/lm.arpa --out DIR/words", "give --lm too"),
+        ("lattice-rescore", "--acwt 0.1 --lm-scale 3 --out DIR/words", "give --lm too"),
+        ("lattice-rescore", "--acwt 0.1 --lm DIR/lm.arpa --lm-scale nan --out DIR/words", "--lm-scale nan"),
         ("lattice-rescore", "--acwt -1 --out DIR/words", "bad scales"),
         ("lattice-rescore", "--scales DIR/words.txt --out DIR/words", "not a scales.json"),
         ("lattice-rescore", "--acwt 1 --words DIR/few.txt --out DIR/words", "of other graphs"),
         ("lattice-rescore", "--acwt 1 --lattices DIR/words.txt --out DIR/words", "words.txt"),
         ("lattice-rescore", "--acwt 1 --lm DIR/lm.arpa --old-lm DIR/poor.arpa --out DIR/words", "s1-a: the old"),
+        ("lattice-nbest", "--acwt 1 --words DIR/few.txt --out DIR/words", "of other graphs"),
+        ("lattice-oracle", "--data DIR/data --words DIR/few.txt", "s1-a: has a word 3, --words only 1"),
         ("lattice-oracle", "--data DIR/other", "no transcript of utterance s1-a"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from command_line import error_of
 from made_up_lattices import word_graph
 
 from asr_kd.config import DecodeConfig, resolve
@@ -113,3 +114,15 @@ def test_search_errors_are_counted(graph):
     assert f"{narrow.num_errors} search errors" in str(narrow)
     with pytest.raises(AsrKdError, match="worse path"):
         compare_beams(wide, Decoder(graph, 0.5, min_active=0, acwt=ACWT), logliks, 0.01)
+
+
+def test_beams_that_do_not_fit_are_refused_before_anything_is_read(tmp_path, capsys):
+    files = [word for name in ("--net", "--feats", "--graph", "--counts") for word in (name, tmp_path / "none")]
+    for beam in (5, 20, "nan"):
+        assert "must be above the beam, 20" in error_of(capsys, "check-search", *files, "--wide-beam", beam)
+    assert "must be above the beam" not in error_of(capsys, "check-search", *files, "--beam", 4, "--wide-beam", 5)
+    files = [f"--{which}-{what}" for which in ("dev", "test") for what in ("feats", "data")]
+    files = [word for name in ("--systems", "--graph", "--counts", *files) for word in (name, tmp_path / "none")]
+    command = ("decode", *files, "--device", "cpu", "--out", tmp_path / "out", "--beam", 4)
+    assert "lattice_beam 8: must be at most the beam, 4" in error_of(capsys, *command, "--lattices")
+    assert "lattice_beam" not in error_of(capsys, *command)

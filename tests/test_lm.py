@@ -367,3 +367,14 @@ def test_commands(tmp_path, capsys):
     assert cli.main([*command[:-1], str(tmp_path / "c.arpa"), "--unit", "char", "--prune", "-1"]) == 1
     assert cli.main([*command[:-1], str(tmp_path / "c.arpa"), "--unit", "char"]) == 0
     assert "<space>" in read_arpa(tmp_path / "c.arpa").words
+
+
+def test_a_model_of_other_units_is_suspected(tmp_path, capsys):
+    text, letters = tmp_path / "a.txt", tmp_path / "c.arpa"
+    text.write_text("one two\ntwo three\nfour\n" * 3)
+    assert cli.main(["train-lm", "--text", str(text), "--order", "2", "--unit", "char", "--out", str(letters)]) == 0
+    command = ["perplexity", "--lm", str(letters), "--text", str(text)]
+    assert cli.main(command) == 0
+    assert "give --unit char" in capsys.readouterr().err
+    assert cli.main([*command, "--unit", "char"]) == 0
+    assert "warning" not in capsys.readouterr().err

@@ -7,7 +7,7 @@ import numpy as np
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ
+from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SEARCH
 from asr_kd.config import DecodeConfig, HmmConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
@@ -233,11 +233,11 @@ def check_boundaries(args: argparse.Namespace) -> None:
     option("--max-utts", "only the first so many; 0 is all (default)", type=int, default=0),
     option(
         "--wide-beam",
-        "compare with this beam instead, as on graphs too large for an exact search",
+        "compare with this beam, above --beam, instead, as on graphs too large for an exact search",
         type=float,
     ),
     DEVICE,
-    config=[DecodeConfig],
+    config=SEARCH,
 )
 def check_search(args: argparse.Namespace) -> None:
     """Decode every utterance with one net, and again by an exact search; exit non-zero if any score differs.
@@ -257,6 +257,8 @@ def check_search(args: argparse.Namespace) -> None:
     from asr_kd.store.feats import FeatsReader
 
     config, device = resolve(DecodeConfig, args.values), resolve_device(args.device)
+    if args.wide_beam is not None and not args.wide_beam > config.beam:
+        raise AsrKdError(f"--wide-beam {args.wide_beam:g}: must be above the beam, {config.beam:g}")
     reader, graph = FeatsReader(args.feats), Graph.load(args.graph)
     log_post = log_posteriors(
         load_nets([args.net], device), None, reader, FrameCache(device, torch.float32), torch.float32

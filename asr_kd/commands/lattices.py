@@ -1,6 +1,7 @@
 """`asr-kd lattice-nbest`, `lattice-rescore`, `lattice-oracle`: what lattices hold, without decoding again."""
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from asr_kd.errors import AsrKdError
 
 if TYPE_CHECKING:
     from asr_kd.hmm.lattice import Lattice
-    from asr_kd.hmm.lattice_rescore import LanguageModel
+    from asr_kd.hmm.lattice_rescore import BackoffModel, LanguageModel
     from asr_kd.hmm.word_search import Path as LatticePath
 
 LATTICES = (
@@ -23,22 +24,31 @@ LM = (
     path("--lm", "ARPA file, also gzipped: put this language model in the place of the graph's", required=False),
     path("--old-lm", "ARPA file that the graph was made with, to take off", required=False),
     path("--graph", "folder of the graph, if it is over a loop of words, to take that off", required=False),
-    option("--lm-scale", "factor of what --lm changes (default 1)", type=float, default=1.0),
+    option("--lm-scale", "factor of what --lm changes (default 1)", type=float),
 )
 
 
 def _read(args: argparse.Namespace) -> tuple[list[str], "Iterator[tuple[str, Lattice]]"]:
-    """Names by word id − 1, and the lattices with their ids."""
+    """Names by word id − 1, and the lattices with their ids.
+
+    Raises AsrKdError at a lattice with a word that has no name.
+    """
     from asr_kd.corpus.symbols import read_symbols
     from asr_kd.hmm.lattice_table import read_lattices
 
     specifier = args.lattices if ":" in args.lattices else f"ark:{args.lattices}"
-    return read_symbols(args.words)[1:], read_lattices(specifier)
+    words = read_symbols(args.words)[1:]
+
+    def named() -> "Iterator[tuple[str, Lattice]]":
+        for utt_id, lattice in read_lattices(specifier):
+            if (word := int(lattice.word.max())) > len(words):
+                raise AsrKdError(f"{utt_id}: has a word {word}, --words only {len(words)}: they are of other graphs")
+            yield utt_id, lattice
+
+    return words, named()
 
 
-def _names(words: list[str], best: "LatticePath", where: str) -> list[str]:
-    if best.words and max(best.words) > len(words):
-        raise AsrKdError(f"{where}: has a word {max(best.words)}, --words only {len(words)}: they are of other graphs")
+def _names(words: list[str], best: "LatticePath") -> list[str]:
     return [words[word - 1] for word in best.words]
 
 
@@ -66,7 +76,7 @@ def lattice_nbest(args: argparse.Namespace) -> None:
     with atomic_dir(args.out) as folder, open(folder / "text", "w") as text, open(folder / "costs", "w") as costs:
         for utt_id, lattice in lattices:
             for number, best in enumerate(nbest(lattice, args.n, acwt, penalty), 1):
-                text.write(" ".join([f"{utt_id}-{number}", *_names(words, best, utt_id)]) + "\n")
+                text.write(" ".join([f"{utt_id}-{number}", *_names(words, best)]) + "\n")
                 costs.write(f"{utt_id}-{number} {best.graph:.6g} {best.acoustic:.6g} {best.cost:.6f}\n")
             count += 1
     log(f"{args.out}: the {args.n} best of {count} utterances")
@@ -94,15 +104,17 @@ def lattice_rescore(args: argparse.Namespace) -> None:
     from asr_kd.scoring.decoding import write_hyps
 
     (words, lattices), (acwt, penalty), (new, old) = _read(args), resolve_scales(args), _models(args)
-    hyps = {}
+    scale = 1.0 if args.lm_scale is None else args.lm_scale
+    hyps, used = {}, set()
 
     def rescored() -> "Iterator[tuple[str, Lattice]]":
         for utt_id, lattice in lattices:
             try:
-                changed = rescore(lattice, words, new, old, args.lm_scale) if new else lattice
+                changed = rescore(lattice, words, new, old, scale) if new else lattice
             except AsrKdError as error:
                 raise AsrKdError(f"{utt_id}: {error}") from error
-            hyps[utt_id] = " ".join(_names(words, nbest(changed, 1, acwt, penalty)[0], utt_id))
+            used.update(lattice.word[lattice.word > 0].tolist())
+            hyps[utt_id] = " ".join(_names(words, nbest(changed, 1, acwt, penalty)[0]))
             yield utt_id, changed
 
     if args.lattices_out:
@@ -110,17 +122,21 @@ def lattice_rescore(args: argparse.Namespace) -> None:
     else:
         for _ in rescored():
             pass
+    if new and 2 * (lacked := sum(words[word - 1] not in new for word in used)) > len(used):
+        log(f"warning: {args.lm} lacks {lacked} of the lattices' {len(used)} words: is it of other units?")
     write_hyps(args.out, hyps)
     if args.data:
         print(f"WER {_wer(args.data, hyps)}")
 
 
-def _models(args: argparse.Namespace) -> "tuple[LanguageModel | None, LanguageModel | None]":
+def _models(args: argparse.Namespace) -> "tuple[BackoffModel | None, LanguageModel | None]":
     """The new language model and the old one."""
     if not args.lm:
-        if args.old_lm or args.graph:
-            raise AsrKdError("--old-lm and --graph say what --lm takes the place of: give --lm too")
+        if args.old_lm or args.graph or args.lm_scale is not None:
+            raise AsrKdError("--old-lm, --graph and --lm-scale say how --lm is put in: give --lm too")
         return None, None
+    if args.lm_scale is not None and not math.isfinite(args.lm_scale):
+        raise AsrKdError(f"--lm-scale {args.lm_scale}: must be a finite number")
     if args.old_lm and args.graph:
         raise AsrKdError("--old-lm and --graph both name the old language model: give one")
     from asr_kd.hmm.graph import Graph
@@ -167,7 +183,7 @@ def lattice_oracle(args: argparse.Namespace) -> None:
     for utt_id, lattice in lattices:
         if utt_id not in refs:
             raise AsrKdError(f"{args.data}/text: no transcript of utterance {utt_id}, which has a lattice")
-        ref = [known.get(word, len(words) + 1) for word in refs[utt_id]]
+        ref = [known.get(word, -1) for word in refs[utt_id]]  # no lattice has a word −1
         errors, num_ref, count = errors + lattice.oracle_errors(ref), num_ref + len(ref), count + 1
         num_arcs += sum(map(len, lattice.tids)) // 4
         num_frames += lattice.num_frames

@@ -86,6 +86,9 @@ def perplexity(args: argparse.Namespace) -> None:
     from asr_kd.lm.perplexity import measure
 
     found = measure(read_arpa(args.lm, log), _sentences(args))
+    if 2 * found.num_oovs > found.num_words:
+        units, unit = ("letters", "char") if args.unit == "word" else ("words", "word")
+        log(f"warning: {args.lm} lacks most words of the text; if it is of {units}, give --unit {unit}")
     print(
         f"{found.num_sentences} sentences, {found.num_words} words, {found.num_oovs} of them not in the model\n"
         f"log10 probability {found.log10_prob:.6g}, perplexity {found.perplexity:.2f}, "

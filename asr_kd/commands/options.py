@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from asr_kd.cli_common import at_least_one
 from asr_kd.commands.command import Option, one_of, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.store.parsing import parse_json
@@ -16,7 +17,7 @@ DEVICE = option("--device", "auto, cpu or cuda (default auto: CUDA where there i
 SEEDS = option("--seeds", "like 1-3 or 1,2,5 (default 1)", default="1")
 SYSTEMS = path("--systems", "systems.yaml: nets by systems, as asr_kd/scoring/system_list.py describes")
 GRAPH = path("--graph", "folder made by asr-kd make-graph")
-NJ = option("--nj", "processes (default 1)", type=int, default=1)
+NJ = option("--nj", "processes (default 1)", type=at_least_one, default=1)
 COUNTS = path("--counts", "ali_train_pdf.counts made by asr-kd align")
 TEACHERS = path("--teachers", "folders of the members", nargs="+", metavar="DIR")
 SCALES = (
@@ -26,6 +27,8 @@ SCALES = (
     ),
     option("--insertion-penalty", "cost of a word, beside --acwt (default 0)", type=float),
 )
+# Keys of conf/decode.yaml that bound a search in a graph that is made already.
+SEARCH = ("beam", "min_active", "max_active", "prior_floor")
 TRAINING_SETS = (
     path("--feats", "the training set's features"),
     path("--ali", "the training set's states"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SYSTEMS, resolve_compute
+from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SEARCH, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
@@ -35,7 +35,7 @@ from asr_kd.store.parsing import parse_json
     option("--lattices", "write lattices of dev and test too", action="store_true"),
     NJ,
     DEVICE,
-    config=[DecodeConfig, "precision", "top_n"],
+    config=[*SEARCH, "lattice_beam", "acwts", "insertion_penalties", "precision", "top_n"],
 )
 def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.
@@ -49,6 +49,8 @@ def decode(args: argparse.Namespace) -> None:
     from asr_kd.store.feats import FeatsReader
 
     config, compute = resolve(DecodeConfig, args.values), resolve_compute(args)
+    if args.lattices and config.lattice_beam > config.beam:
+        raise AsrKdError(f"lattice_beam {config.lattice_beam:g}: must be at most the beam, {config.beam:g}")
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}

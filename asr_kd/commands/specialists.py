@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asr_kd.cli_common import log
+from asr_kd.cli_common import at_least_one, log
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, TRAINING_SETS
 from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
@@ -25,7 +25,7 @@ _SHAPE = ("left_context", "right_context", "num_hidden_layers", "hidden_dim", "c
     *TRAINING_SETS,
     path("--out", "folder of specialists.json and of one folder a specialist"),
     option("--seed", "of the clusters and of the first specialist (default 1)", type=int, default=1),
-    option("--nj", "specialists trained at a time, each in a process (default 1)", type=int, default=1),
+    option("--nj", "specialists trained at a time, each in a process (default 1)", type=at_least_one, default=1),
     DEVICE,
     config=[SpecialistsConfig, DnnConfig, "temperature"],
 )
@@ -42,8 +42,6 @@ def train_specialists(args: argparse.Namespace) -> None:
     from asr_kd.distill.specialist_training import train_specialists as train
     from asr_kd.nnet.net_dir import load_net
 
-    if args.nj < 1:
-        raise AsrKdError(f"--nj {args.nj}: must be at least 1")
     generalist = load_net(args.generalist)
     args.values |= _shape_of(generalist, args)
     config, session = resolve(SpecialistsConfig, args.values), begin(args)

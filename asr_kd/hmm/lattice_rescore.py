@@ -87,6 +87,10 @@ class BackoffModel:
         self.start = self._known((model.word_id[BOS],))
         self._scores: dict[tuple, tuple[float, tuple]] = {}
 
+    def __contains__(self, word: str) -> bool:
+        """Whether the model has the word itself, not only an <unk> for it."""
+        return word not in self._forbidden and word in self._model.word_id
+
     def score(self, state: tuple[int, ...], word: str) -> tuple[float, tuple[int, ...]]:
         word_id = None if word in self._forbidden else self._model.word_id.get(word, self._unknown)
         if word_id is None:
