@@ -8,6 +8,7 @@ final.mdl, tree            if the HMM is given: with the counts steps/nnet/decod
 """
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
@@ -22,12 +23,17 @@ NNET, TRANSFORM, CMVN_OPTS, COUNTS = "final.nnet", "final.feature_transform", "c
 
 
 def export_nnet1(
-    out: str | Path, trained: TrainedNet, *, counts: str | Path | None = None, hmm: str | Path | None = None
+    out: str | Path,
+    trained: TrainedNet,
+    *,
+    counts: str | Path | None = None,
+    hmm: str | Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Write the folder `out`, as a whole or not at all.
 
     counts: ali_train_pdf.counts; hmm: folder made by asr-kd train-hmm or import-kaldi. Raises AsrKdError where they are
-    of other states than the net, or `out` is a folder of something else.
+    of other states than the net, or `out` is a folder of something else; warns through log where the HMM has no tree.
     """
     require_exportable([trained])
     out, num_pdfs = Path(out), trained.net.architecture.num_pdfs
@@ -45,5 +51,7 @@ def export_nnet1(
         if counts is not None:
             shutil.copyfile(counts, folder / COUNTS)
         for name in ("final.mdl", "tree") if hmm is not None else ():
-            if (Path(hmm) / name).exists():  # an imported system may lack its tree
+            if (Path(hmm) / name).exists():
                 shutil.copyfile(Path(hmm) / name, folder / name)
+            else:  # an imported system may lack its tree
+                log(f"warning: {hmm} has no {name}, which Kaldi's scripts look for; copy the system's own into {out}")

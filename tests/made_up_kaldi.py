@@ -1,5 +1,6 @@
 """A system as Kaldi's recipes leave it: data directories with feats.scp, alignment folders, lang and graph.
 
+The data directories have no wav.scp and no spk2utt: where there are features, nothing needs them.
 Its features are Gaussian around a mean for each state, its alignments random walks through the words' phones.
 """
 
@@ -137,13 +138,9 @@ def _write_data(folder: Path, utts: dict, feats: dict[str, np.ndarray]) -> None:
     folder.mkdir(parents=True)
     write_matrices(f"ark,scp:{folder}/feats.ark,{folder}/feats.scp", feats.items())
     (folder / "utt2spk").write_text("".join(f"{utt_id} {utt_id[:2]}\n" for utt_id in feats))
-    (folder / "spk2utt").write_text(
-        "".join(f"{spk} {' '.join(u for u in feats if u.startswith(spk))}\n" for spk in sorted({u[:2] for u in feats}))
-    )
     (folder / "text").write_text(
         "".join(f"{utt_id} {' '.join(words)}\n" for utt_id, (words, _) in sorted(utts.items()))
     )
-    (folder / "wav.scp").write_text("".join(f"{utt_id} sox {utt_id}.flac -t wav - |\n" for utt_id in feats))
     stats = {
         spk: sum(accumulate(feats[u]) for u in feats if u.startswith(spk)) for spk in sorted({u[:2] for u in feats})
     }

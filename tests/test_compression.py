@@ -272,6 +272,8 @@ def test_a_quantized_net_does_what_nets_do(toy, tmp_path, capsys):
     capsys.readouterr()
     run("inspect", compressed)
     assert "int8" in capsys.readouterr().out
+    assert main(["export", "--format", "nnet1", "--nets", str(compressed), "--out", str(tmp_path / "nnet1")]) == 1
+    assert "a net in int8 cannot be exported to ONNX or nnet1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

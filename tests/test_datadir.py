@@ -22,6 +22,7 @@ from asr_kd.corpus.datadir import (
     load_data_dir,
     original_id,
     read_data_dir,
+    read_words,
     write_data_dir,
 )
 from asr_kd.corpus.fix import fix_data_dir
@@ -92,6 +93,19 @@ def test_text_is_optional_where_asked(data_dir: Path):
     assert [utt.words for utt in read_data_dir(data_dir, need_text=False)] == [None, None, None]
     with pytest.raises(AsrKdError, match=r"text: .*missing"):
         read_data_dir(data_dir)
+
+
+def test_words_alone_need_no_other_file(data_dir: Path):
+    words = {utt.utt_id: utt.words for utt in read_data_dir(data_dir)}
+    for name in ("wav.scp", "spk2utt", "utt2spk"):
+        (data_dir / name).unlink()
+    assert read_words(data_dir) == words
+    (data_dir / "text").write_text("a-1 one\na-2\n")
+    with pytest.raises(AsrKdError, match=r"text:2: a-2 has nothing after it"):
+        read_words(data_dir)
+    (data_dir / "text").unlink()
+    with pytest.raises(AsrKdError, match=r"text: could not be read"):
+        read_words(data_dir)
 
 
 def test_perturbed_copies_keep_their_original(data_dir: Path):

@@ -14,6 +14,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.ali import AliReader
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.kaldi_ark import write_matrices
+from asr_kd.store.kaldi_posterior import write_posteriors
 from asr_kd.store.kaldi_posterior_reader import read_posteriors
 from asr_kd.store.targets import TargetsReader
 
@@ -103,6 +104,15 @@ def test_posteriors_that_do_not_fit_are_refused(toy, tmp_path, capsys, change, m
     found = error_of(capsys, *argv(toy, tmp_path / "t.h5"), "--sparse", f"ark:{tmp_path}/post.ark", "--temperature", 1)
     assert message in found
     assert "post.ark" in found
+    assert not (tmp_path / "t.h5").exists()
+
+
+@pytest.mark.parametrize("kind", ["ark", "ark,t"])
+def test_a_posterior_table_is_not_one_of_matrices(toy, tmp_path, capsys, kind):
+    (tmp_path / "text.ark").write_text(post_text(AliReader(toy["ali"]).layout))
+    write_posteriors(f"{kind}:{tmp_path}/post.ark", read_posteriors(f"ark:{tmp_path}/text.ark"))
+    found = error_of(capsys, *argv(toy, tmp_path / "t.h5"), "--posteriors", f"ark:{tmp_path}/post.ark")
+    assert "post.ark: is a Posterior table, not one of matrices; give it as --sparse" in found
     assert not (tmp_path / "t.h5").exists()
 
 

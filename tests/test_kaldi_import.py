@@ -275,7 +275,7 @@ def test_a_second_import_makes_nothing_again(kaldi_folder, imported, capsys):
     made = {path: path.stat().st_mtime_ns for path in imported.rglob("*") if path.suffix in (".h5", ".fst", ".mdl")}
     for name in ("train", "dev"):
         assert run(*argv_of(kaldi_folder, name, imported)) == 0
-    assert capsys.readouterr().err.count("up to date") == 6
+    assert capsys.readouterr().err.count("up to date") == 7
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
@@ -350,14 +350,59 @@ def test_alignments_that_do_not_fit_are_refused(broken, tmp_path, capsys, spoil,
     assert re.search(message, found), found
 
 
-def test_another_model_does_not_enter_an_experiment(kaldi_folder, imported, broken, capsys):
-    mdl = broken / "exp/tri3_ali_dev/final.mdl"
+def put_another_model(mdl: Path) -> None:
+    """The same states, with other transition probabilities."""
     transitions = read_mdl(mdl).transitions
     other = np.where(transitions.is_self_loop, np.log(0.5), np.log(0.5)).astype(np.float32)
     three = (transitions.t2phone_id > 5) | (transitions.t2state < 0)
     transitions.log_probs[three] = other[three]
     mdl.write_bytes(binary_transitions(transitions))
+
+
+def test_another_model_does_not_enter_an_experiment(imported, broken, capsys):
+    put_another_model(broken / "exp/tri3_ali_dev/final.mdl")
     assert "is of another model" in error_of(capsys, *argv_of(broken, "dev", imported))
+
+
+def test_a_failed_import_claims_no_model(kaldi_folder, broken, tmp_path, capsys):
+    put_another_model(broken / "exp/tri3_ali_dev/final.mdl")
+    rewrite_ali(broken / "exp/tri3_ali_dev", lambda _, tids: tids * 1000)
+    assert "no alignment that fits" in error_of(capsys, *argv_of(broken, "dev", tmp_path / "exp"))
+    assert not (tmp_path / "exp/hmm").exists()
+    assert run(*argv_of(kaldi_folder, "dev", tmp_path / "exp")) == 0
+
+
+def test_a_missing_tree_is_said_where_it_is_missed(finished, broken, tmp_path, capsys):
+    ali, out = broken / "exp/tri3_ali_dev", tmp_path / "exp"
+    (ali / "tree").unlink()
+    assert run(*argv_of(broken, "dev", out)) == 0
+    assert "warning: no tree beside" in capsys.readouterr().err
+    nnet1 = ("export", "--format", "nnet1", "--nets", finished / "nnet/student/seed1", "--out", tmp_path / "nnet1")
+    assert run(*nnet1, "--hmm", out / "hmm") == 0
+    assert f"warning: {out}/hmm has no tree" in capsys.readouterr().err
+    assert (tmp_path / "nnet1/final.mdl").is_file()
+
+
+def test_what_needs_our_own_hmm_says_so(imported, tmp_path, capsys):
+    argv = ("make-graph", "--hmm", imported / "hmm", "--grammar", "uniform", "--out", tmp_path / "graph")
+    assert "hmm: was imported from Kaldi" in error_of(capsys, *argv)
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../b", "/x", "..", ""])
+@pytest.mark.parametrize("key", ["--set", "--kind"])
+def test_names_are_no_paths(kaldi_folder, tmp_path, capsys, key, name):
+    assert f"{key} {name}: becomes a part" in error_of(capsys, *argv_of(kaldi_folder, "dev", tmp_path / "e"), key, name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_found_from_the_current_directory(broken, tmp_path, capsys, monkeypatch):
+    data = broken / "data/dev"
+    (data / "feats.scp").write_text((data / "feats.scp").read_text().replace(" /", " "))
+    argv = ("import-kaldi", "--data", data, "--sample-frequency", 16000, "--out", tmp_path / "exp")
+    monkeypatch.chdir(data)
+    assert "is from the current directory" in error_of(capsys, *argv)
+    monkeypatch.chdir("/")
+    assert run(*argv) == 0
 
 
 def test_graphs_that_do_not_fit_are_refused(broken, tmp_path, capsys):
@@ -367,7 +412,7 @@ def test_graphs_that_do_not_fit_are_refused(broken, tmp_path, capsys):
     assert "is 7, but the model has" in error_of(capsys, *argv)
     (graph / "num_pdfs").unlink()
     (graph / "words.txt").write_text("<eps> 0\na 1\n")
-    assert "HCLG.fst: the decoding graph has a label" in error_of(capsys, *argv)
+    assert "words.txt: names words up to 1, but" in error_of(capsys, *argv)
     (graph / "words.txt").write_text("<eps> 0\na 2\n")
     assert "has no name for 1" in error_of(capsys, *argv)
 

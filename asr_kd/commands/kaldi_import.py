@@ -51,16 +51,22 @@ def import_kaldi(args: argparse.Namespace) -> None:
         raise AsrKdError("nothing to import: give --data, --ali, --graph, or several of them")
     if args.ali is not None and args.data is None:
         raise AsrKdError("--ali: alignments fit features; give the --data that has them")
-    hmm = _import_hmm(args) if args.ali is not None or args.graph is not None else None
+    for key in ("set", "kind"):
+        if (name := getattr(args, key)) is not None and (name in ("", ".", "..") or Path(name).name != name):
+            raise AsrKdError(f"--{key} {name}: becomes a part of file names in OUT; give a name without / or ..")
+    hmm = _read_hmm(args) if args.ali is not None or args.graph is not None else None
     feats = _import_feats(args) if args.data is not None else None
     if args.ali is not None:
         _import_ali(args, hmm, feats)
     if args.graph is not None:
         _import_graph(args, hmm)
+    if hmm is not None:
+        # Last: states that the alignments or the graph turned out not to be of must not claim OUT for their model.
+        make(args.out / "hmm", lambda: hmm.save(args.out / "hmm"), command=args.command_line, hmm=hmm.seal)
 
 
-def _import_hmm(args: argparse.Namespace) -> "ImportedHmm":
-    """The states, in OUT/hmm; raises AsrKdError where those of another model are there."""
+def _read_hmm(args: argparse.Namespace) -> "ImportedHmm":
+    """The states, as they are to stand in OUT/hmm; raises AsrKdError where those of another model are there."""
     from asr_kd.hmm.import_kaldi import refuse_chain_folder
     from asr_kd.hmm.imported import ImportedHmm
     from asr_kd.hmm.kaldi_lang import read_lang
@@ -78,16 +84,19 @@ def _import_hmm(args: argparse.Namespace) -> "ImportedHmm":
     if out.exists():
         there = ImportedHmm.load(out)
         if there.digest != read_mdl(mdl).transitions.digest:
-            raise AsrKdError(f"{out}: is of another model than {mdl}; import each model into an --out of its own")
+            raise AsrKdError(
+                f"{out}: is of another model than {mdl}; import each model into an --out of its own, or remove "
+                f"{out} if it was a mistake"
+            )
         if args.lang is None and args.lexicon is None and args.silence_phones is None:
             return there
     folders = [folder for folder in (args.lang, args.graph, args.ali, mdl.parent) if folder is not None]
     silence = None if args.silence_phones is None else args.silence_phones.split(",")
     lang = read_lang(folders, args.lexicon, silence, log)
     tree = next((folder / "tree" for folder in (mdl.parent, args.ali) if folder and (folder / "tree").is_file()), None)
-    hmm = ImportedHmm.read(mdl, tree, lang)
-    make(out, lambda: hmm.save(out), command=args.command_line, hmm=hmm.seal)
-    return hmm
+    if tree is None:
+        log(f"warning: no tree beside {mdl}: asr-kd needs none, but Kaldi's scripts do where the net goes back to it")
+    return ImportedHmm.read(mdl, tree, lang)
 
 
 def _import_feats(args: argparse.Namespace) -> "FeatsReader":
@@ -182,7 +191,8 @@ def _scp_digest(scp: Path) -> str:
         try:
             status = Path(archive).stat()
         except OSError as error:
-            raise AsrKdError(f"{scp}: names {archive}, which cannot be read ({error.strerror})") from error
+            where = "" if Path(archive).is_absolute() else "; as in Kaldi, such a path is from the current directory"
+            raise AsrKdError(f"{scp}: names {archive}, which cannot be read ({error.strerror}){where}") from error
         digest.update(f"{archive} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

@@ -152,9 +152,9 @@ def _models(args: argparse.Namespace) -> "tuple[BackoffModel | None, LanguageMod
 
 
 def _references(data_dir: Path) -> dict[str, list[str]]:
-    from asr_kd.corpus.datadir import read_data_dir
+    from asr_kd.corpus.datadir import read_words
 
-    return {utterance.utt_id: list(utterance.words) for utterance in read_data_dir(data_dir)}
+    return {utt_id: list(words) for utt_id, words in read_words(data_dir).items()}
 
 
 def _wer(data_dir: Path, hyps: dict[str, str]) -> str:

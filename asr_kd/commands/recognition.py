@@ -92,7 +92,7 @@ def _export_nnet1(args: argparse.Namespace) -> None:
         raise AsrKdError("nnet1 holds one net; distil the ensemble into one (asr-kd distill), and export that")
     make(
         args.out,
-        lambda: export_nnet1(args.out, load_net(args.nets[0]), counts=args.counts, hmm=args.hmm),
+        lambda: export_nnet1(args.out, load_net(args.nets[0]), counts=args.counts, hmm=args.hmm, log=log),
         command=args.command_line,
         inputs=file_digest([*args.nets, *(each for each in (args.hmm, args.counts) if each is not None)]),
         format=args.format,

@@ -84,6 +84,17 @@ def read_data_dir(path: str | Path, need_text: bool = True, allow_pipes: bool = 
     return to_utterances(load_data_dir(path, need_text, allow_pipes))
 
 
+def read_words(path: str | Path) -> dict[str, tuple[str, ...]]:
+    """Words of each utterance, by `text` alone: to be compared with, they need no audio, nor anything else beside it.
+
+    Raises AsrKdError, naming file and line, where `text` is missing or breaks a rule of `line_rules`.
+    """
+    table, problems = tables.read_table(Path(path) / "text")
+    if problems:
+        raise AsrKdError(str(problems[0]))
+    return {utt_id: tuple(split_blanks(value)) for utt_id, value in table.rows.items()}
+
+
 def to_utterances(data: DataDir) -> list[Utterance]:
     """The utterances of a valid data directory, in C-locale order."""
     channels = {rec_id: CHANNELS[value.split()[1]] for rec_id, value in data.rows("reco2file_and_channel").items()}

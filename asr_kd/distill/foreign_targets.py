@@ -92,9 +92,7 @@ def dense_targets(
     to a constant a frame.
     Raises AsrKdError as open_posteriors and in_order do, and for another number of states.
     """
-    teachers = [
-        in_order(open_posteriors(table, logits=logits, log_priors=log_priors), layout, table) for table in tables
-    ]
+    teachers = [in_order(_matrices(table, logits=logits, log_priors=log_priors), layout, table) for table in tables]
 
     def joint() -> Iterator[tuple[slice, torch.Tensor]]:
         for utt_id, *log_posts in zip(layout.utt_ids, *teachers, strict=True):
@@ -105,6 +103,18 @@ def dense_targets(
             yield layout.rows(utt_id), combine(stacked, temperature, combination)
 
     return pack(joint(), top_k)
+
+
+def _matrices(table: str, **how: object) -> Iterator[tuple[str, np.ndarray]]:
+    """open_posteriors, whose error tells where the table is one for sparse_targets instead."""
+    try:
+        yield from open_posteriors(table, **how)
+    except AsrKdError as error:
+        try:
+            next(read_posteriors(table))
+        except (AsrKdError, StopIteration):
+            raise error from None
+        raise AsrKdError(f"{table}: is a Posterior table, not one of matrices; give it as --sparse") from error
 
 
 def widest_frame(table: str) -> int:

@@ -153,10 +153,16 @@ def import_graph(folder: Path, hmm: ImportedHmm) -> Graph:
         raise AsrKdError(f"{counted}: is not a number of pdfs ({error})") from error
     if num_pdfs != hmm.num_pdfs:
         raise AsrKdError(f"{counted}: is {num_pdfs}, but the model has {hmm.num_pdfs} pdfs; the graph is of another")
+    arcs = GraphArcs(*read_graph_fst(fst))
+    if (highest := int(arcs.olabel.max(initial=0))) >= len(words):
+        raise AsrKdError(
+            f"{folder / 'words.txt'}: names words up to {len(words) - 1}, but {fst} has a word {highest}; it is of "
+            "another graph, or cut short"
+        )
     try:
-        return Graph(GraphArcs(*read_graph_fst(fst)), hmm.t2pdf, hmm.num_pdfs, words[1:], hmm.digest, {})
+        return Graph(arcs, hmm.t2pdf, hmm.num_pdfs, words[1:], hmm.digest, {})
     except AsrKdError as error:
-        raise error if str(fst) in str(error) else AsrKdError(f"{fst}: {error}") from None
+        raise AsrKdError(f"{fst}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,12 @@ from asr_kd.corpus.lexicon import Lexicon, read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.kaldi_model import parse_model
-from asr_kd.hmm.model import RECORD, HmmModel, silence_pdfs
+from asr_kd.hmm.model import IMPORTED_FORMAT, RECORD, HmmModel, silence_pdfs
 from asr_kd.hmm.sealed import format_of, read_record, require_seal, sealed_folder
 from asr_kd.hmm.transitions import Transitions
 from asr_kd.hmm.tree import ContextTree
 from asr_kd.store.kaldi_object import read_file
 
-FORMAT = "asr_kd-imported-hmm"
 VERSION = 1
 
 
@@ -104,7 +103,7 @@ class ImportedHmm:
     def save(self, path: str | Path) -> None:
         """Write the folder `path`, atomically."""
         record = {"digest": self.seal, "model_digest": self.digest, "num_pdfs": self.num_pdfs, **self.lang.options}
-        with sealed_folder(path, RECORD, FORMAT, VERSION, record) as folder:
+        with sealed_folder(path, RECORD, IMPORTED_FORMAT, VERSION, record) as folder:
             (folder / "final.mdl").write_bytes(self.mdl)
             if self.tree:
                 (folder / "tree").write_bytes(self.tree)
@@ -115,7 +114,7 @@ class ImportedHmm:
     def load(cls, path: str | Path) -> "ImportedHmm":
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
-        record = read_record(path, RECORD, FORMAT, (VERSION,), "HMM")
+        record = read_record(path, RECORD, IMPORTED_FORMAT, (VERSION,), "HMM")
         has_lexicon = any((path / name).exists() for name in ("lexicon.txt", "lexiconp.txt"))
         lexicon = read_lexicon_in(path) if has_lexicon else Lexicon({})
         try:
@@ -133,4 +132,4 @@ class ImportedHmm:
 
 def load_hmm(path: str | Path) -> HmmModel | ImportedHmm:
     """The HMM in a folder, ours or imported; raises AsrKdError as their own readers do."""
-    return ImportedHmm.load(path) if format_of(path, RECORD) == FORMAT else HmmModel.load(path)
+    return ImportedHmm.load(path) if format_of(path, RECORD) == IMPORTED_FORMAT else HmmModel.load(path)

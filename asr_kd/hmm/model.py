@@ -17,7 +17,7 @@ from asr_kd.hmm.gaussians import Gmm
 from asr_kd.hmm.kaldi_lang import ImportedLang
 from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.mdl import format_mdl, parse_mdl
-from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
+from asr_kd.hmm.sealed import format_of, read_record, require_seal, sealed_folder
 from asr_kd.hmm.tree import ContextTree
 from asr_kd.hmm.wheels import kaldi
 from asr_kd.store.kaldi_object import BINARY_MARK
@@ -25,6 +25,7 @@ from asr_kd.store.kaldi_object import BINARY_MARK
 FORMAT = "asr_kd-hmm"
 VERSION = 1
 RECORD = "hmm.json"
+IMPORTED_FORMAT = "asr_kd-imported-hmm"  # of asr_kd/hmm/imported.py, under the same RECORD
 
 
 @dataclass(frozen=True)
@@ -225,8 +226,13 @@ class HmmModel:
 
     @classmethod
     def load(cls, path: str | Path) -> "HmmModel":
-        """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
+        """Read what save wrote; raises AsrKdError for what is missing, damaged, changed by hand, or from Kaldi."""
         path = Path(path)
+        if format_of(path, RECORD) == IMPORTED_FORMAT:
+            raise AsrKdError(
+                f"{path}: was imported from Kaldi, and only an HMM that asr-kd train-hmm made can be used for this; "
+                "build graphs by Kaldi's mkgraph.sh, align by steps/align_*.sh, and import both (asr-kd import-kaldi)"
+            )
         record = read_record(path, RECORD, FORMAT, (VERSION,), "HMM")
         try:
             mdl = (path / "final.mdl").read_text(encoding="utf-8")

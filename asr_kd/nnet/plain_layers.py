@@ -8,6 +8,7 @@ from torch import nn
 
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import TrainedNet, require_alike
+from asr_kd.nnet.quantized import QuantizedLinear
 
 
 class Affine(NamedTuple):
@@ -35,6 +36,11 @@ def plain_layers(trained: TrainedNet) -> list[Affine | Relu]:
             steps.append(Affine(_array(layer.weight), bias))
         elif isinstance(layer, nn.ReLU):
             steps.append(Relu(len(steps[-1].bias)))
+        elif isinstance(layer, QuantizedLinear):
+            raise AsrKdError(
+                f"a net in {layer.quantization.to} cannot be exported to ONNX or nnet1, which get float32; export it "
+                "as --format model-dir, or the net that it was made from"
+            )
         elif not isinstance(layer, nn.Dropout):
             raise AsrKdError(f"a layer of type {type(layer).__name__} cannot be exported")
     return steps

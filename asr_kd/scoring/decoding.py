@@ -11,7 +11,7 @@ import torch
 
 from asr_kd.cli_common import log
 from asr_kd.config import DecodeConfig
-from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.datadir import read_words
 from asr_kd.corpus.processes import WorkerDied, Workers
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.errors import AsrKdError
@@ -208,12 +208,15 @@ class SetDecoder:
 
 
 def references(data_dir: str | Path, reader: FeatsReader) -> dict[str, str]:
-    """Transcripts of the utterances in `reader`, words joined by blanks; raises AsrKdError where one is missing."""
-    words = {utterance.utt_id: " ".join(utterance.words) for utterance in read_data_dir(data_dir)}
+    """Transcripts of the utterances in `reader`, words joined by blanks, by `text` of the data directory alone.
+
+    Raises AsrKdError where one is missing.
+    """
+    words = read_words(data_dir)
     missing = [utt_id for utt_id in reader.layout.utt_ids if utt_id not in words]
     if missing:
         raise AsrKdError(f"{data_dir}/text: no transcript of utterance {missing[0]}, which {reader.path} holds")
-    return {utt_id: words[utt_id] for utt_id in reader.layout.utt_ids}
+    return {utt_id: " ".join(words[utt_id]) for utt_id in reader.layout.utt_ids}
 
 
 LATTICE_FILE = "{split}.lat.gz"  # a Kaldi table, beside the words of each seed
