@@ -89,15 +89,15 @@ class Graph:
         """Read what save wrote; raises AsrKdError for what is missing, damaged or changed by hand."""
         path = Path(path)
         record = read_record(path, RECORD, FORMAT, (1, VERSION), "graph")
-        t2pdf = np.array(record["t2pdf"], dtype=np.int64)
-        graph = cls(
-            GraphArcs.read(path / "HCLG.fst"),
-            t2pdf,
-            record["num_pdfs"],
-            record["words"],
-            record["model_digest"],
-            record["unigram"],
-        )
+        try:
+            t2pdf = np.array(record["t2pdf"], dtype=np.int64)
+            num_pdfs, words = int(record["num_pdfs"]), list(record["words"])
+            digest, unigram = record["model_digest"], record["unigram"]
+            if not all(isinstance(name, str) for name in (*words, digest)):
+                raise TypeError("a word or digest that is no text")
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise AsrKdError(f"{path / RECORD}: is damaged ({error!r}); make the graph again") from error
+        graph = cls(GraphArcs.read(path / "HCLG.fst"), t2pdf, num_pdfs, words, digest, unigram)
         require_seal(path, RECORD, record, graph._digest(record["version"]))
         return graph
 
