@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet import quantized as nnet_quantized
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import WEIGHTS, load_card, load_net
+from asr_kd.nnet.plain_layers import plain_layers
 from asr_kd.nnet.quantized import Quantization
 from asr_kd.scoring.system_list import read_systems
 from asr_kd.store.packing import pack, unpack
@@ -272,8 +274,13 @@ def test_a_quantized_net_does_what_nets_do(toy, tmp_path, capsys):
     capsys.readouterr()
     run("inspect", compressed)
     assert "int8" in capsys.readouterr().out
-    assert main(["export", "--format", "nnet1", "--nets", str(compressed), "--out", str(tmp_path / "nnet1")]) == 1
-    assert "a net in int8 cannot be exported to ONNX or nnet1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quantization", [Quantization("int8"), Quantization("int4", 8)])
+def test_quantized_nets_have_no_form_in_float_formats(quantization):
+    trained = SimpleNamespace(net=FrameClassifier(SHAPE, quantization))
+    with pytest.raises(AsrKdError, match=f"a net in {quantization.to} cannot be exported to ONNX or nnet1"):
+        plain_layers(trained)
 
 
 @pytest.mark.parametrize(
