@@ -113,3 +113,11 @@ def test_what_does_not_fit_is_told_in_one_line(folder, capsys, command, options,
     assert complaint in errors
     assert "Traceback" not in errors
     assert not (folder / "words").exists()
+
+
+@pytest.mark.parametrize("command", ["lattice-nbest", "lattice-rescore"])
+def test_a_table_without_a_lattice_is_no_success(folder, capsys, command):
+    (folder / "lat.gz").write_bytes(b"")
+    assert run(folder, command, "--acwt", "0.1", "--out", "DIR/out") == 1
+    assert "holds no lattice" in capsys.readouterr().err
+    assert not (folder / "out").exists()

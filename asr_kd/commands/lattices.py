@@ -31,7 +31,7 @@ LM = (
 def _read(args: argparse.Namespace) -> tuple[list[str], "Iterator[tuple[str, Lattice]]"]:
     """Names by word id − 1, and the lattices with their ids.
 
-    Raises AsrKdError at a lattice with a word that has no name.
+    Raises AsrKdError at a lattice with a word that has no name, and at the end of a table that held none.
     """
     from asr_kd.corpus.symbols import read_symbols
     from asr_kd.hmm.lattice_table import read_lattices
@@ -40,10 +40,13 @@ def _read(args: argparse.Namespace) -> tuple[list[str], "Iterator[tuple[str, Lat
     words = read_symbols(args.words)[1:]
 
     def named() -> "Iterator[tuple[str, Lattice]]":
+        utt_id = None
         for utt_id, lattice in read_lattices(specifier):
             if (word := int(lattice.word.max())) > len(words):
                 raise AsrKdError(f"{utt_id}: has a word {word}, --words only {len(words)}: they are of other graphs")
             yield utt_id, lattice
+        if utt_id is None:
+            raise AsrKdError(f"{args.lattices}: holds no lattice; was it copied whole?")
 
     return words, named()
 
