@@ -25,10 +25,21 @@ parse_options() {
   done
 }
 
-# One run at a time in a folder; the lock goes with this process, whatever ends it.
+# One run at a time in a folder; the lock goes with this process, whatever ends it. A run that was killed a moment ago may
+# take seconds to go on a machine that is busy, so the lock is asked for again before it is refused.
 lock_folder() {
   exec 9>"$1/.lock"
-  "$python" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || {
+  "$python" - 2>/dev/null <<'PYTHON' || {
+import fcntl, time
+for attempt in range(50):
+    try:
+        fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        break
+    except BlockingIOError:
+        time.sleep(0.1)
+else:
+    raise SystemExit(1)
+PYTHON
     echo "error: another run is at work in $1" >&2
     exit 1
   }

@@ -60,7 +60,7 @@ exp_shown=$exp
 exp=$(cd "$exp" && pwd)
 lock_folder "$exp"
 asr_kd config --config "$root/recipes/$recipe/$preset.yaml" --gmm-seed "$seed" ${overrides[@]+"${overrides[@]}"} \
-  --out "$exp/config.yaml"
+  --out "$exp/config.yaml" 9>&-
 
 config=$exp/config.yaml
 export recipe preset exp exp_shown device seed nj corpus config root clean_suffix
@@ -78,7 +78,7 @@ for number in $(stage_names | sed 's#_.*##'); do
     echo "# $(date '+%F %T') stage $name" >&2
     export commands=$exp/log/$name.commands
     : >"$commands"
-    bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2
+    bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2 9>&-
   fi
 done
 echo "# $(date '+%F %T') done; everything is in $exp" >&2
