@@ -99,7 +99,9 @@ def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float]) -> list[di
     """A row for every system, the share where it has a teacher."""
     estimates = Estimates(list(systems.values()), METRICS)
     values = {name: estimates.estimate(system, "frame_accuracy") for name, system in systems.items()}
-    untaught = [name for name in systems if name == MEMBERS or name.startswith(("hard", "smoothing"))]
+    untaught = [
+        name for name in systems if name == MEMBERS or name.removeprefix("start-").startswith(("hard", "smoothing"))
+    ]
     baseline = max(untaught, key=lambda name: values[name]["value"])
     rows = []
     for name, system in systems.items():

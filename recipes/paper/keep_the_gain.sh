@@ -1,25 +1,24 @@
 #!/usr/bin/env bash
 # Section 4 of Hinton, Vinyals & Dean 2015: how much of an ensemble's gain one net keeps, and what it takes.
 usage='Keeping the gain (Hinton, Vinyals & Dean 2015, section 4): how much of the ensemble'\''s gain a student keeps, arm by
-arm, and at what cost. An arm is a way of training; NAME-xN trains N times as many epochs as a member. The best on dev of
-the members and the arms without a teacher (hard, smoothing) is the baseline that all shares refer to. All other arms have
-soft targets alone at T = 1, unless their name says otherwise:
+arm, and at what cost. An arm is a way of training: start-NAME begins with a member'\''s weights, NAME-xN trains N times as
+many epochs as a member, start-NAME-xN does both. The best on dev of the members and the arms without a teacher (hard,
+hard-views, smoothing) is the baseline that all shares refer to. All other arms have soft targets alone at T = 1, unless
+their name says otherwise:
   hard            labels                            soft         soft targets, arithmetic mean
   hard-views      labels, warped windows            views        teachers label the warped windows that the student sees
   smoothing       labels, 10 % of them spread       geometric    geometric mean
   T2, T5          temperature                       mixed        half of the weight on labels
-  start           from a member'\''s weights          start-views  both
-  hard-start      labels, from a member'\''s weights
   logits          logits are matched                conditional  labels where the ensemble is wrong (arXiv:1904.12399)
   swap            labels correct the soft targets   born-again   one member is the teacher
   fold            members label only utterances that they were not trained on (they are trained for it: --folds)
 Options of this experiment:
-  --arms LIST         (default hard,hard-x3,soft,soft-x3,start,views,start-views,T2,mixed,born-again)
+  --arms LIST         (default hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views)
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1")
   --folds N           of the arm `fold` (default 5)
   --split NAME        shares are of this set, dev or test (default dev)'
-arms=hard,hard-x3,soft,soft-x3,start,views,start-views,T2,mixed,born-again
+arms=hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views
 teachers=
 view_options="--time-warp 0.2 --freq-warp 0.1"
 folds=5
@@ -46,10 +45,12 @@ stored() {
     --combination arithmetic --temperature 1 ${options[@]+"${options[@]}"} --out "$targets"
 }
 
-hard() { run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" --out "$out/$arm" "$@"; }
+hard() {
+  run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
+}
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
-    --combination arithmetic --out "$out/$arm" "$@"
+    --combination arithmetic ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
 }
 of_ensemble() { stored "$1" "${@:2}" -- "${ensemble[@]}"; }
 
@@ -57,7 +58,6 @@ train_arm() {
   case $kind in
     hard) hard ;;
     hard-views) hard "${view[@]}" ;;
-    hard-start) hard --initialise "${starts[@]}" ;;
     smoothing) hard --label-smoothing 0.1 ;;
     soft) of_ensemble T1; student --targets "$targets" ;;
     T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student --targets "$targets" --temperature "${kind#T}" ;;
@@ -65,9 +65,7 @@ train_arm() {
     mixed) of_ensemble T1; student --targets "$targets" --soft-weight 0.5 ;;
     logits) of_ensemble T1; student --targets "$targets" --matching logits ;;
     conditional | swap) of_ensemble T1; student --targets "$targets" --label-use "$kind" ;;
-    start) of_ensemble T1; student --targets "$targets" --initialise "${starts[@]}" ;;
     views) student --teachers "${ensemble[@]}" "${view[@]}" ;;
-    start-views) student --teachers "${ensemble[@]}" "${view[@]}" --initialise "${starts[@]}" ;;
     born-again) stored one -- "${members[0]}"; student --targets "$targets" ;;
     fold)
       run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "$folds" --out "$out/fold-member"
@@ -83,6 +81,9 @@ for arm in ${arms//,/ }; do
   times=1
   [ "$kind" = "$arm" ] || times=${arm##*-x}
   epochs=$((times * member_epochs))
+  start=()
+  [ "${kind#start-}" = "$kind" ] || start=(--initialise "${starts[@]}")
+  kind=${kind#start-}
   train_arm
 done
 run "$python" "$root/recipes/paper/gain_table.py" --arms "${arms//,/ }" --nets "$out" --seeds "${seed_list[*]}" \

@@ -6,8 +6,8 @@ sets=(--feats "$base/feats/train.fbank.h5" --ali "$base/ali/train.h5"
 shopt -s nullglob
 members=("$base"/nnet/member/seed*/net.json)
 shopt -u nullglob
-members=(${members[@]+"${members[@]%/net.json}"})
 [ ${#members[@]} -gt 0 ] || { echo "error: --base $base: no nets in nnet/member; run stage 4 there first" >&2; exit 1; }
+mapfile -t members < <(printf '%s\n' "${members[@]%/net.json}" | sort -V) # seed2 before seed10
 
 # Steps that the net in a folder took: steps_of FOLDER.
 steps_of() {
