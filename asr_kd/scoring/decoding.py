@@ -153,7 +153,7 @@ class SetDecoder:
     def _search(
         self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float, lattice: bool
     ) -> Iterator[tuple[str, "Found"]]:
-        from asr_kd.hmm.decode import NoPathError
+        from asr_kd.hmm.beam_search import NoPathError
         from asr_kd.hmm.searcher import Task
 
         layout = reader.layout
