@@ -79,7 +79,7 @@ def test_what_is_least_gets_no_smaller_and_costs_the_same(seed):
 @given(seed=st.integers(0, 10_000))
 def test_self_loops_are_the_wheels(topology, seed):
     """Bit for bit, with several ways into one state."""
-    rng, lang, model, _ = random_case(seed, topology=topology)
+    rng, _, model, _ = random_case(seed, topology=topology)
     tids = np.flatnonzero(~model.is_self_loop)
     num_states, num_arcs = 6, 20
     source = np.sort(rng.integers(0, num_states, num_arcs))

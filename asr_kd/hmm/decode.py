@@ -55,10 +55,12 @@ def scaled_columns(graph: Graph, loglik: np.ndarray, acwt: float) -> np.ndarray:
     return np.ascontiguousarray(scaled_logliks(graph, loglik, acwt)[:, graph.t2pdf[1:]])
 
 
-def require_limits(beam: float, acwt: float, insertion_penalty: float) -> None:
-    """Raises AsrKdError for a beam that is none, and scales that are none."""
+def require_limits(beam: float, acwt: float, insertion_penalty: float, min_active: int, max_active: int) -> None:
+    """Raises AsrKdError for limits that are none, and scales that are none."""
     if not (beam > 0 and np.isfinite(beam)):
         raise AsrKdError(f"bad decoder limits: beam {beam}")
+    if min_active < 0 or max_active <= max(1, min_active):
+        raise AsrKdError(f"bad decoder limits: min_active {min_active}, max_active {max_active}")
     if not (acwt > 0 and np.isfinite(acwt)) or not np.isfinite(insertion_penalty):
         raise AsrKdError(f"bad decoder scales: acwt {acwt}, insertion_penalty {insertion_penalty}")
 
@@ -80,9 +82,7 @@ class Decoder:
         insertion_penalty: float = 0.0,
         max_active: int = 7000,
     ) -> None:
-        require_limits(beam, acwt, insertion_penalty)
-        if min_active < 0 or max_active <= max(1, min_active):
-            raise AsrKdError(f"bad decoder limits: min_active {min_active}, max_active {max_active}")
+        require_limits(beam, acwt, insertion_penalty, min_active, max_active)
         k = kaldi()
         self.graph, self.acwt = graph, acwt
         # Held as long as the decoder: the C++ side keeps plain pointers to both.

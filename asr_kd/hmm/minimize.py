@@ -1,9 +1,9 @@
 """Minimisation of a graph as an acceptor of (input, output, weight), as Kaldi's fstminimizeencoded has it, on arrays.
 
-States are equal where all that can follow them is. Their partition is refined round by round (Moore 1956) from a hash of
-each state's arcs and of the classes that these lead to; a state that is alone in its class takes no further part, so
-that most rounds are short. Hashes have 64 bits: that any two of ten million states are confused has a chance of 1 in
-400,000.
+States are equal where all that can follow them is. Their partition is refined round by round (Moore 1956), from a hash
+of each state's arcs and of the classes that these lead to; a state that is alone in its class takes no further part,
+so that most rounds are short. Hashes have 64 bits: that any two of ten million states are confused has a chance of 1
+in 300,000 a round.
 """
 
 from dataclasses import replace

@@ -62,7 +62,12 @@ class Searcher:
 
     def _make(self, acwt: float, insertion_penalty: float, lattice: bool) -> Decoder | LatticeDecoder:
         limits = self._limits
-        scales = {"acwt": acwt, "insertion_penalty": insertion_penalty}
+        options = {
+            "acwt": acwt,
+            "insertion_penalty": insertion_penalty,
+            "min_active": limits.min_active,
+            "max_active": limits.max_active,
+        }
         if lattice:
-            return LatticeDecoder(self._graph, limits.beam, limits.lattice_beam, **scales)
-        return Decoder(self._graph, limits.beam, limits.min_active, max_active=limits.max_active, **scales)
+            return LatticeDecoder(self._graph, limits.beam, limits.lattice_beam, **options)
+        return Decoder(self._graph, limits.beam, **options)
