@@ -118,9 +118,10 @@ def main(args: argparse.Namespace) -> None:
     cpu = time.process_time() - cpu
     clock(f"graph of {graph.arcs.num_states} states, {len(graph.arcs.source)} arcs")
     with tempfile.TemporaryDirectory() as folder:
-        graph.save(f"{folder}/graph")
+        path = args.out or f"{folder}/graph"
+        graph.save(path)
         clock("saved")
-        Graph.load(f"{folder}/graph")
+        Graph.load(path)
         clock("read again")
     print(f"the graph took {cpu:.1f} s of CPU ({time.perf_counter() - started:.1f} s with files)")
 
@@ -131,5 +132,6 @@ if __name__ == "__main__":
     parser.add_argument("--num-tokens", type=int, default=1_000_000, help="of the text (default 1000000)")
     parser.add_argument("--order", type=int, default=3)
     parser.add_argument("--prune", type=float, default=1e-7, help="threshold of entropy pruning (default 1e-7)")
-    parser.add_argument("--num-leaves", type=int, default=2000)
+    parser.add_argument("--num-leaves", type=int, default=2000, help="of the tree (default 2000)")
+    parser.add_argument("--out", help="keep the graph in this folder, as benchmarks/lattices.py wants it")
     sys.exit(run_main(main, parser))

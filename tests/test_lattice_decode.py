@@ -132,7 +132,8 @@ def test_the_states_kept_are_bounded(graph):
     bounded = LatticeDecoder(graph, 60.0, 6.0, ACWT, min_active=0, max_active=2)
     exact, lost = Decoder(graph, 500.0, acwt=ACWT), []
     for loglik in random_logliks(4, 40):
-        lost.append(nbest(bounded.decode(loglik), 1, ACWT)[0].cost + exact.decode(loglik).score)
+        raw = bounded.raw(loglik)
+        lost.append(raw.costs_to_end(raw.costs(ACWT))[0] + exact.decode(loglik).score)
     assert min(lost) > -1e-3
     assert max(lost) > 1e-3
 

@@ -106,13 +106,15 @@ class TokenSearch:
                 return None
             frames.append(tokens)
             if len(frames) % PRUNE_EVERY == 0:
-                self._prune(frames, max(0, len(frames) - PRUNE_EVERY), np.zeros(len(tokens.state)))
-        ends = self._final[frames[-1].state]
-        if not np.isfinite(ends).any():
-            ends = np.zeros(len(ends))
-        through = frames[-1].cost + ends
-        kept = self._prune(frames, 0, through - through.min())
-        return frames, ends[kept]
+                self._prune(frames, len(frames) - PRUNE_EVERY, np.zeros(len(tokens.state)))
+        through = frames[-1].cost + self._ends(frames[-1].state)
+        self._prune(frames, 0, through - through.min())
+        return frames, self._ends(frames[-1].state)
+
+    def _ends(self, states: np.ndarray) -> np.ndarray:
+        """Costs to end at the states of the last frame's tokens, infinite at some; 0 where a path can end at none."""
+        ends = self._final[states]
+        return ends if np.isfinite(ends).any() else np.zeros(len(ends))
 
     def _advanced(self, tokens: Tokens, row: np.ndarray) -> Tokens | None:
         """Those a frame later, whose scores are `row` (num_pdfs,)."""
@@ -188,18 +190,16 @@ class TokenSearch:
         self._number[states] = order  # of several the last one stays
         return states[self._number[states] == order]
 
-    def _prune(self, frames: list[Tokens], first: int, excess: np.ndarray) -> np.ndarray:
+    def _prune(self, frames: list[Tokens], first: int, excess: np.ndarray) -> None:
         """Leave out of `frames`, from number `first` on, what is on no path within the lattice beam.
 
-        excess: of the last frame's tokens, (num_tokens,); returns which of them are kept, as indexes.
+        excess: of the last frame's tokens, (num_tokens,).
         """
-        last, beam, kept_last = len(frames) - 1, self._lattice_beam, None
+        last, beam = len(frames) - 1, self._lattice_beam
         for index in range(last, first - 1, -1):
             entering, inside = frames[index].entering, frames[index].inside
             excess = _settled(excess, inside)
             kept = np.flatnonzero(excess <= beam)
-            if index == last:
-                kept_last = kept
             number = np.full(len(excess), -1)
             number[kept] = np.arange(len(kept))
             if index < last:
@@ -213,7 +213,6 @@ class TokenSearch:
             entering.target[:] = number[entering.target]
             inside.source[:], inside.target[:] = number[inside.source], number[inside.target]
             frames[index] = Tokens(frames[index].state[kept], frames[index].cost[kept], entering, inside)
-        return kept_last
 
 
 def _near(links: Links, excess: np.ndarray, beam: float) -> tuple[Links, np.ndarray]:
