@@ -26,8 +26,8 @@ from asr_kd.hmm.tree import ContextTree, Leaf, Split, phone_table
 FEAT_DIM = 39
 
 
-def make_model(lang: Lang, num_leaves: int, num_gauss: int, rng: np.random.Generator) -> HmmModel:
-    """Triphones whose states have as many leaves, but for silence, which has no context."""
+def make_model(lang: Lang, num_leaves: int, num_gauss: int, spread: float, rng: np.random.Generator) -> HmmModel:
+    """Triphones whose states have as many leaves, but for silence; the means of their GMMs deviate by `spread`."""
     phones = np.arange(1, len(lang.phones) + 1)
     per_state, fresh = round((num_leaves - NUM_STATES) / (NUM_STATES * (len(phones) - 1))), count()
 
@@ -42,7 +42,7 @@ def make_model(lang: Lang, num_leaves: int, num_gauss: int, rng: np.random.Gener
     topology = topology_text(len(phones), "3state")
     model = HmmModel.untrained(lang, topology, ContextTree(table).to_bytes(), one, {})
     weights, ones = np.full(num_gauss, 1 / num_gauss), np.ones((num_gauss, FEAT_DIM))
-    gmms = [Gmm.from_moments(weights, rng.normal(0, 1.5, ones.shape), ones) for _ in range(model.num_pdfs)]
+    gmms = [Gmm.from_moments(weights, rng.normal(0, spread, ones.shape), ones) for _ in range(model.num_pdfs)]
     return model.with_parameters(model.log_probs, gmms)
 
 
@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
     """Print one line."""
     rng = np.random.default_rng(0)
     lang = Lang(make_lexicon(args.num_words, rng))
-    model = make_model(lang, args.num_leaves, args.num_gauss, rng)
+    model = make_model(lang, args.num_leaves, args.num_gauss, args.spread, rng)
     begin = time.process_time()
     compiler = GraphCompiler(model, lang)
     _ = model.acoustic_model, model.t2pdf
@@ -89,6 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-leaves", type=int, default=14_000)
     parser.add_argument("--num-gauss", type=int, default=4, help="of a pdf (default 4)")
+    parser.add_argument("--spread", type=float, default=0.3, help="of means, in standard deviations (default 0.3)")
     parser.add_argument("--num-words", type=int, default=20_000, help="of the lexicon (default 20000)")
     parser.add_argument("--num-utts", type=int, default=10, help="of 20 words (default 10)")
     sys.exit(run_main(main, parser))

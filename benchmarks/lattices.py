@@ -23,11 +23,11 @@ FRAMES_PER_SECOND = 100
 
 
 def random_walk(graph: Graph, num_frames: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-    """pdf-id of each frame of at least so many, up to the next state in which a path can end; and the words."""
+    """pdf-id of each frame up to where a path can end after so many, or has to before; and the words."""
     arcs = graph.arcs
     first = np.searchsorted(arcs.source, np.arange(arcs.num_states + 1))
     state, pdfs, words = arcs.start, [], []
-    while len(pdfs) < num_frames or not np.isfinite(arcs.final[state]):
+    while first[state] < first[state + 1] and (len(pdfs) < num_frames or not np.isfinite(arcs.final[state])):
         begin, end = first[state], first[state + 1]
         probs = np.exp(arcs.weight[begin:end].min() - arcs.weight[begin:end])
         arc = begin + rng.choice(end - begin, p=probs / probs.sum())
@@ -89,7 +89,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--graph", required=True, help="folder of the graph")
     parser.add_argument("--num-utts", type=int, default=3)
-    parser.add_argument("--num-frames", type=int, default=300, help="at least, of an utterance (default 300)")
+    parser.add_argument("--num-frames", type=int, default=300, help="of an utterance, about (default 300)")
     parser.add_argument(
         "--margin", type=float, default=4.0, help="of the true state, in standard deviations (default 4)"
     )
