@@ -75,10 +75,10 @@ def make_text(num_words: int, num_tokens: int, rng: np.random.Generator) -> list
     return [[f"w{w}" for w in row] for row in np.stack(columns, axis=1).tolist()]
 
 
-def make_model(lang: Lang, num_leaves: int) -> HmmModel:
+def make_model(lang: Lang, num_leaves: int, hours: float) -> HmmModel:
     """Tied triphones of as many leaves, with the topology's own transition probabilities."""
     num_phones = len(lang.phones)
-    stats = generate(num_phones, 30_000, 39, 10.0, seed=0)
+    stats = generate(num_phones, max(30_000, 4 * num_leaves), 39, hours, seed=0)
     roots = [Root((phone,), NUM_STATES, split=phone > 1) for phone in range(1, num_phones + 1)]
     asked = clustered_questions(stats, [root.phones for root in roots])
     tree = build_tree(stats, roots, asked, TreeOptions(num_leaves=num_leaves, merge=False)).tree
@@ -111,16 +111,17 @@ def main(args: argparse.Namespace) -> None:
     clock(f"pruned: {' '.join(str(len(level)) for level in model.levels)} n-grams")
     perplexities = [measure(each, unseen).perplexity for each in (full, model)]
     clock("perplexity of unseen text {:.1f}, pruned {:.1f}".format(*perplexities))
-    hmm = make_model(lang, args.num_leaves)
+    hmm = make_model(lang, args.num_leaves, args.hours)
     clock(f"tree of {hmm.num_pdfs} leaves")
     started, cpu = time.perf_counter(), time.process_time()
     graph = make_graph(hmm, lang, None, lm=model, progress=clock)
     cpu = time.process_time() - cpu
     clock(f"graph of {graph.arcs.num_states} states, {len(graph.arcs.source)} arcs")
     with tempfile.TemporaryDirectory() as folder:
-        graph.save(f"{folder}/graph")
+        path = args.out or f"{folder}/graph"
+        graph.save(path)
         clock("saved")
-        Graph.load(f"{folder}/graph")
+        Graph.load(path)
         clock("read again")
     print(f"the graph took {cpu:.1f} s of CPU ({time.perf_counter() - started:.1f} s with files)")
 
@@ -131,5 +132,7 @@ if __name__ == "__main__":
     parser.add_argument("--num-tokens", type=int, default=1_000_000, help="of the text (default 1000000)")
     parser.add_argument("--order", type=int, default=3)
     parser.add_argument("--prune", type=float, default=1e-7, help="threshold of entropy pruning (default 1e-7)")
-    parser.add_argument("--num-leaves", type=int, default=2000)
+    parser.add_argument("--num-leaves", type=int, default=2000, help="of the tree (default 2000)")
+    parser.add_argument("--hours", type=float, default=10.0, help="of speech, that the tree is grown of (default 10)")
+    parser.add_argument("--out", help="keep the graph in this folder, as benchmarks/lattices.py wants it")
     sys.exit(run_main(main, parser))

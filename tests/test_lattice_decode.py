@@ -1,13 +1,19 @@
-"""Lattices of the decoder: against its best path, an exact search, and decoding anew at other scales."""
+"""Lattices: against the best path, the lattices of Kaldi's decoder, an exact search, and decoding anew."""
 
 import numpy as np
 import pytest
 from command_line import error_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kaldi_wheels import kaldis_decoder
 from made_up_lattices import word_graph
+from test_ngram_graph import random_case
 
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm.decode import Decoder
+from asr_kd.hmm.decode import Decoder, scaled_logliks
+from asr_kd.hmm.graph import Graph, make_graph
+from asr_kd.hmm.lattice import Lattice
 from asr_kd.hmm.lattice_decode import LatticeDecoder
 from asr_kd.hmm.search_errors import compare_beams
 from asr_kd.hmm.word_search import determinize, nbest
@@ -26,6 +32,29 @@ def graph():
 def random_logliks(num: int = 4, num_frames: int = 9) -> list[np.ndarray]:
     generator = np.random.default_rng(5)
     return [generator.normal(0, 6, (num_frames + n, 2)).astype(np.float32) for n in range(num)]
+
+
+def raw_by_the_wheels(graph: Graph, loglik: np.ndarray, beam: float, lattice_beam: float) -> Lattice:
+    """What LatticeDecoder.raw makes, by the C++ decoder, which knows no limit but the beam."""
+    decoder, arcs_of = kaldis_decoder()
+    fst = graph.arcs.to_fst()  # held: the decoder keeps plain pointers to it and to its options
+    options = decoder.LatticeSimpleDecoderConfig(beam=beam, lattice_beam=lattice_beam)
+    search = decoder.LatticeSimpleDecoder(fst, options)
+    assert search.decode(
+        decoder.DecodableCtc(np.ascontiguousarray(scaled_logliks(graph, loglik, ACWT)[:, graph.t2pdf[1:]]))
+    )
+    found, raw = search.get_raw_lattice()
+    assert found
+    rows = [
+        (state, arc.nextstate, arc.ilabel, arc.olabel, arc.weight.value1, arc.weight.value2)
+        for state in range(raw.num_states)
+        for arc in arcs_of(raw, state)
+    ]
+    finals = [raw.final(state).value1 for state in range(raw.num_states)]
+    rows += [(state, len(finals), 0, 0, cost, 0.0) for state, cost in enumerate(finals) if np.isfinite(cost)]
+    source, target, tid, word, graph_cost, acoustic = np.array(rows).T
+    tids = [int(one).to_bytes(4, "little") if one else b"" for one in tid]
+    return Lattice.from_arcs(raw.start, len(finals), source, target, word, graph_cost, acoustic / ACWT, tids)
 
 
 def names(graph, path) -> list[str]:
@@ -65,6 +94,49 @@ def test_a_wide_lattice_rescored_is_decoded_anew(graph, acwt, penalty):
         assert rescored.cost == pytest.approx(-decoded.score, abs=1e-4)
 
 
+def test_the_lattice_is_the_wheels(graph):
+    """Arc by arc."""
+    for loglik in random_logliks(2, 130):
+        ours = LatticeDecoder(graph, 60.0, 7.0, ACWT, min_active=0).raw(loglik)
+        theirs = raw_by_the_wheels(graph, loglik, 60.0, 7.0)
+        assert ours.num_frames == len(loglik)
+        tables = []
+        for lattice in (ours, theirs):
+            tid = [int.from_bytes(one, "little") for one in lattice.tids]
+            table = np.column_stack(
+                [lattice.times[lattice.source], tid, lattice.word, lattice.graph.round(3), lattice.acoustic.round(3)]
+            )
+            tables.append(table[np.lexsort(table.T)])
+        np.testing.assert_allclose(*tables, atol=2e-3)
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_the_lattice_is_the_wheels_on_graphs_with_back_off(seed):
+    rng, lang, model, lm = random_case(seed)
+    graph = make_graph(model, lang, None, lm=lm)
+    loglik = rng.normal(0, 6, (int(rng.integers(12, 30)), model.num_pdfs)).astype(np.float32)
+    ours = LatticeDecoder(graph, 40.0, 5.0, ACWT, min_active=0).decode(loglik)
+    theirs = determinize(raw_by_the_wheels(graph, loglik, 40.0, 5.0), 5.0, ACWT)
+    found, expected = ({p.words: p.cost for p in nbest(one, 1000, ACWT)} for one in (ours, theirs))
+    edge = min(expected.values()) + 5.0 - 1e-3  # rounding decides what lies at the beam
+    assert {words for words, cost in found.items() if cost < edge} <= expected.keys()
+    assert {words for words, cost in expected.items() if cost < edge} <= found.keys()
+    for words in found.keys() & expected.keys():
+        assert found[words] == pytest.approx(expected[words], abs=1e-3)
+
+
+def test_the_states_kept_are_bounded(graph):
+    """Two of the graph's states: then the best path is lost now and then, and the lattice is of what is left."""
+    bounded = LatticeDecoder(graph, 60.0, 6.0, ACWT, min_active=0, max_active=2)
+    exact, lost = Decoder(graph, 500.0, acwt=ACWT), []
+    for loglik in random_logliks(4, 40):
+        raw = bounded.raw(loglik)
+        lost.append(raw.costs_to_end(raw.costs(ACWT))[0] + exact.decode(loglik).score)
+    assert min(lost) > -1e-3
+    assert max(lost) > 1e-3
+
+
 def test_lattices_that_would_grow_too_large_keep_what_is_best(graph):
     raw = LatticeDecoder(graph, 60.0, 20.0, ACWT).raw(random_logliks(1, 12)[0])
     whole, small = determinize(raw, 20.0, ACWT), determinize(raw, 20.0, ACWT, max_arcs=40)
@@ -77,6 +149,8 @@ def test_lattice_decoder_guards(graph):
     for beam, lattice_beam in ((0.0, 1.0), (5.0, 0.0), (5.0, 6.0), (5.0, np.nan)):
         with pytest.raises(AsrKdError, match="beam"):
             LatticeDecoder(graph, beam, lattice_beam, ACWT)
+    with pytest.raises(AsrKdError, match="max_active 200"):
+        LatticeDecoder(graph, 10.0, 5.0, ACWT, max_active=200)
     decoder = LatticeDecoder(graph, 10.0, 5.0, ACWT)
     with pytest.raises(AsrKdError, match="do not fit"):
         decoder.decode(np.zeros((3, 7)))

@@ -116,14 +116,14 @@ def _cutoff(costs, best, beam, min_active, max_active):
     """Cost up to which tokens are followed, and the beam for what comes next; `costs` is put in another order."""
     cutoff, num_left = best + beam, len(costs)
     if num_left > max_active:
-        most = _nth(costs, max_active)
+        most = _nth(costs, max_active - 1)
         if most < cutoff:
             return most, most - best + BEAM_DELTA
         num_left = max_active
     if num_left <= min_active:
         return np.float32(np.inf), np.float32(np.inf)
     if min_active > 0:
-        least = _nth(costs[:num_left], min_active)
+        least = _nth(costs[:num_left], min_active - 1)
         if least > cutoff:
             return least, least - best + BEAM_DELTA
     return cutoff, beam

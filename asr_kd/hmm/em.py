@@ -146,7 +146,7 @@ def _update(
 
 def _transition_log_probs(model: HmmModel, counts: np.ndarray) -> np.ndarray:
     """Maximum-likelihood transition log-probabilities, (num_transition_ids + 1,), floored (MleUpdate in Kaldi)."""
-    state_of_tid = np.array(model.transition_model.id2state)
+    state_of_tid = model.transition_state
     num_states = int(state_of_tid.max()) + 1
     total = np.bincount(state_of_tid, counts, num_states)
     share = np.maximum(counts / np.maximum(total[state_of_tid], 1e-10), TRANSITION_FLOOR)

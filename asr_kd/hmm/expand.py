@@ -127,9 +127,7 @@ class Transitions:
         """Log-probability of each transition-id among those that leave its state, (num_transition_ids + 1,)."""
         _, state = np.unique(model.state_of_tid[1:, :3], axis=0, return_inverse=True)
         probs = np.exp(model.log_probs[1:].astype(np.float64))
-        tm = model.transition_model
-        loops = np.array([tm.is_self_loop(tid) for tid in range(1, len(model.log_probs))])
-        leaving = np.bincount(state.ravel(), probs * ~loops)
+        leaving = np.bincount(state.ravel(), probs * ~model.is_self_loop[1:])
         with np.errstate(divide="ignore"):
             return np.concatenate([[0.0], np.log(probs) - np.log(leaving[state.ravel()])])
 

@@ -14,8 +14,10 @@ from asr_kd.hmm.expand import Windows, expand
 from asr_kd.hmm.grammar import loop_arcs, ngram_arcs, word_loop
 from asr_kd.hmm.graph_arcs import GraphArcs
 from asr_kd.hmm.lang import Lang
+from asr_kd.hmm.minimize import minimize
 from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.sealed import read_record, require_seal, sealed_folder
+from asr_kd.hmm.self_loops import add_self_loops
 from asr_kd.hmm.wheels import kaldi
 from asr_kd.lm.ngram import NgramModel
 
@@ -125,15 +127,9 @@ def make_graph(
     lexicon_grammar = _compose_lexicon(lang, grammar, lm is not None, progress)
     context_graph, windows = _compose_context(lang, model, lexicon_grammar, progress)
     expanded = expand(context_graph, windows, model, transition_scale)
-    hclg = kaldi().khg.add_self_loops(
-        self_loop_scale=self_loop_scale,
-        disambig_syms=[],
-        reorder=True,
-        trans_model=model.transition_model,
-        ifst=expanded.to_fst(),
-    )
+    hclg = add_self_loops(expanded, model, self_loop_scale)
     progress(f"H∘C∘L∘G with self-loops: {hclg.num_states} states")
-    return Graph(GraphArcs.from_fst(hclg), model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
+    return Graph(hclg, model.t2pdf, model.num_pdfs, lang.words, model.digest, unigram)
 
 
 def _compose_lexicon(lang: Lang, grammar: GraphArcs, backoff: bool, progress: Progress) -> object:
@@ -166,10 +162,9 @@ def _compose_context(
     composed = replace(arcs, ilabel=windows.same[arcs.ilabel]).to_fst()
     progress(f"C∘L∘G: {composed.num_states} states, {len(np.unique(arcs.ilabel))} phones in context")
     _determinize(composed, "C∘L∘G", progress)
-    composed = GraphArcs.from_fst(composed).without_labels(np.flatnonzero(windows.phone == 0)).to_fst()
-    fst.minimize_encoded(composed)
-    progress(f"minimised: {composed.num_states} states")
-    return GraphArcs.from_fst(composed), windows
+    least = minimize(GraphArcs.from_fst(composed).without_labels(np.flatnonzero(windows.phone == 0)))
+    progress(f"minimised: {least.num_states} states")
+    return least, windows
 
 
 def _determinize(fst: object, name: str, progress: Progress) -> None:

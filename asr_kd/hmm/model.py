@@ -111,9 +111,10 @@ class HmmModel:
         state = list(model.__getstate__())
         state[6] = [float(p) for p in self.log_probs]
         self_loop = np.zeros(model.num_transition_states + 1)
+        id2state = model.id2state  # once: every access copies it
         for tid in range(1, model.num_transition_ids + 1):
             if model.is_self_loop(tid):
-                self_loop[model.id2state[tid]] = np.exp(self.log_probs[tid])
+                self_loop[id2state[tid]] = np.exp(self.log_probs[tid])
         # Index 7 is log(1 − self-loop probability) of each transition state, floored as in ComputeDerivedOfProbs.
         state[7] = [0.0, *np.log(np.maximum(1.0 - self_loop[1:], 1e-10)).tolist()]
         rebuilt = khg.TransitionModel.__new__(khg.TransitionModel)
@@ -150,6 +151,16 @@ class HmmModel:
         return np.array([-1] + [tm.transition_id_to_phone(t) - 1 for t in self._tids], dtype=np.int64)
 
     @cached_property
+    def transition_state(self) -> np.ndarray:
+        """Number of the transition-state of each transition-id, from 1, (num_transition_ids + 1,) int64; 0 for none."""
+        return np.array(self.transition_model.id2state, dtype=np.int64)
+
+    @cached_property
+    def is_self_loop(self) -> np.ndarray:
+        """Whether a transition-id stays in its state, (num_transition_ids + 1,) bool; index 0 is a dummy, False."""
+        return np.array([False, *(self.transition_model.is_self_loop(tid) for tid in self._tids)])
+
+    @cached_property
     def state_of_tid(self) -> np.ndarray:
         """(phone id, hmm-state, pdf-id, index of the transition in its state) of each transition-id.
 
@@ -157,7 +168,7 @@ class HmmModel:
         """
         tm = self.transition_model
         tuples = np.array([t.__getstate__()[:3] for t in tm.tuples], dtype=np.int64)
-        state = np.array([tm.id2state[t] for t in self._tids])
+        state = self.transition_state[1:]
         index = np.arange(1, len(state) + 1) - np.array(tm.state2id)[state]
         return np.concatenate([np.full((1, 4), -1), np.column_stack([tuples[state - 1], index])])
 
@@ -180,8 +191,7 @@ class HmmModel:
 
         There, the arc that leaves hmm-state 0 comes before that state's self-loops.
         """
-        loops = np.array([True, *(self.transition_model.is_self_loop(t) for t in self._tids)])
-        return (self.state_of_tid[:, 1] == 0) & ~loops
+        return (self.state_of_tid[:, 1] == 0) & ~self.is_self_loop
 
     @property
     def sil_pdfs(self) -> list[int]:

@@ -10,7 +10,7 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lattice import Lattice
 
 MAX_ARCS = 200_000  # of a determinised lattice; the beam is narrowed where it would have more
+_ROUNDING = 1e-6  # of costs, so that what is just within a beam is not left out
 _SAME = 5  # digits to which costs that are left over must agree for two sets of states to be the same
 
 
@@ -51,15 +52,10 @@ class _Step(NamedTuple):
     hypothesis: _Hypothesis
 
 
-class _Arrival(NamedTuple):
-    """Excess of the best way to a state, the arc that it comes by, and the state before that."""
-
-    excess: float
-    arc: int
-    before: int
-
-
-_NEVER = _Arrival(np.inf, -1, -1)
+# Excess of the best way to a state, the arc that it comes by, and the state before that: a plain tuple, since a search
+# makes them by the hundred thousand.
+_Arrival = tuple[float, int, int]
+_NEVER: _Arrival = (np.inf, -1, -1)
 
 
 class _Region(NamedTuple):
@@ -78,20 +74,16 @@ class _WordSteps:
     def __init__(self, lattice: Lattice, acwt: float, insertion_penalty: float, beam: float) -> None:
         costs = lattice.costs(acwt, insertion_penalty)
         to_end = lattice.costs_to_end(costs)
-        self._beam, self._end = beam, lattice.num_states - 1
+        self._end = lattice.num_states - 1
+        # What is left of the beam behind the best way to each state.
+        self._left = (beam + _ROUNDING + to_end[0] - to_end - lattice.costs_from_start(costs)).tolist()
         excess = np.maximum(costs + to_end[lattice.target] - to_end[lattice.source], 0.0)
-        self._arcs = list(
-            zip(
-                lattice.target.tolist(),
-                lattice.word.tolist(),
-                excess.tolist(),
-                lattice.graph.tolist(),
-                lattice.acoustic.tolist(),
-                lattice.tids,
-                strict=True,
-            )
-        )
-        self._first_arc = lattice.first_arc.tolist()
+        target = lattice.target.tolist()
+        self._arcs = list(zip(target, lattice.graph.tolist(), lattice.acoustic.tolist(), lattice.tids, strict=True))
+        # What a search step asks for, by state, and whether it ends a region.
+        ends = ((lattice.word != 0) | (lattice.target == self._end)).tolist()
+        steps = list(zip(excess.tolist(), range(len(ends)), target, lattice.word.tolist(), ends, strict=True))
+        self._leaving = [steps[begin:end] for begin, end in pairwise(lattice.first_arc.tolist())]
         self._known: dict[int, _Region] = {}
         self.start = _Hypothesis((0,), (_Way(0.0, 0.0, 0.0, b""),))
 
@@ -101,7 +93,7 @@ class _WordSteps:
         for state, way in zip(*hypothesis, strict=True):
             region = self._from(state)
             for (word, target), arrival in region.words.items():
-                excess = way.excess + arrival.excess
+                excess = way.excess + arrival[0]
                 if excess <= budget and excess < best.setdefault(word, {}).get(target, (np.inf,))[0]:
                     best[word][target] = (excess, way, region, arrival)
         for word, targets in sorted(best.items()):
@@ -112,40 +104,41 @@ class _WordSteps:
             yield _factored(word, ways)
 
     def _from(self, source: int) -> _Region:
-        """What can be reached from a state along arcs without a word, and one with a word behind them."""
+        """What can be reached from a state along arcs without a word, and one with a word behind them, as far as it is
+        within the beam on the best way to the state.
+        """
         if source in self._known:
             return self._known[source]
-        best = {source: _Arrival(0.0, -1, -1)}
+        limit = self._left[source]
+        best: dict[int, _Arrival] = {source: (0.0, -1, -1)}
         words: dict[tuple[int, int], _Arrival] = {}
         waiting = [source]
         while waiting:
             state = heapq.heappop(waiting)  # states are in topological order: nothing better can come later
-            so_far = best[state].excess
-            for arc in range(self._first_arc[state], self._first_arc[state + 1]):
-                target, word, excess = self._arcs[arc][:3]
+            so_far = best[state][0]
+            for excess, arc, target, word, ends in self._leaving[state]:
                 excess += so_far
-                if excess > self._beam:
+                if excess > limit:
                     continue
-                arrival = _Arrival(excess, arc, state)
-                if word or target == self._end:
-                    if excess < words.get((word, target), _NEVER).excess:
-                        words[word, target] = arrival
+                if ends:
+                    if excess < words.get((word, target), _NEVER)[0]:
+                        words[word, target] = (excess, arc, state)
                 elif target not in best:
-                    best[target] = arrival
+                    best[target] = (excess, arc, state)
                     heapq.heappush(waiting, target)
-                elif excess < best[target].excess:
-                    best[target] = arrival
+                elif excess < best[target][0]:
+                    best[target] = (excess, arc, state)
         self._known[source] = _Region(best, words, {source: (0.0, 0.0, b"")})
         return self._known[source]
 
     def _along(self, region: _Region, arrival: _Arrival) -> tuple[float, float, bytes]:
         """Graph cost, acoustic cost and transition-ids of the way to an arrival; those of its beginnings are kept."""
         trail = [arrival]
-        while trail[-1].before not in region.ways:
-            trail.append(region.best[trail[-1].before])
-        graph, acoustic, tids = region.ways[trail[-1].before]
+        while trail[-1][2] not in region.ways:
+            trail.append(region.best[trail[-1][2]])
+        graph, acoustic, tids = region.ways[trail[-1][2]]
         for passed in reversed(trail):
-            target, _, _, more_graph, more_acoustic, more_tids = self._arcs[passed.arc]
+            target, more_graph, more_acoustic, more_tids = self._arcs[passed[1]]
             graph, acoustic, tids = graph + more_graph, acoustic + more_acoustic, tids + more_tids
             if passed is not arrival:
                 region.ways[target] = (graph, acoustic, tids)
