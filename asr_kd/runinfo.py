@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,10 +20,11 @@ from asr_kd.store.atomic import write_json
 
 
 def run_info(command: str | None = None, device: str | None = None) -> dict[str, Any]:
-    """Version, git commit (with `-dirty`), host, thread count, library versions and time of this run."""
-    import numpy
-    import torch
+    """Version, git commit (with `-dirty`), host, thread count, library versions and time of this run.
 
+    torch is not imported for it, which takes seconds: threads are those of a torch that the work has used.
+    """
+    torch = sys.modules.get("torch")
     return {
         "version": __version__,
         "git_commit": git_commit(),
@@ -29,9 +32,9 @@ def run_info(command: str | None = None, device: str | None = None) -> dict[str,
         "host": platform.node(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "num_threads": torch.get_num_threads(),
+        "torch": torch.__version__ if torch else importlib.metadata.version("torch"),
+        "numpy": importlib.metadata.version("numpy"),
+        "num_threads": torch.get_num_threads() if torch else None,
         "num_cores": os.cpu_count(),
         "device": device,
         "command": command,

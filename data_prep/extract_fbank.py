@@ -9,6 +9,7 @@ or options changed; a run that was cut off is continued by the same command.
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -67,7 +68,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", type=Path, metavar="DIR", help="Kaldi data directory")
+    source.add_argument(
+        "--data", type=Path, nargs="+", metavar="DIR", help="Kaldi data directory, or several with an --out for each"
+    )
     source.add_argument(
         "--wav",
         type=Path,
@@ -84,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out",
         required=True,
+        nargs="+",
         help="feats.h5 to write, or a Kaldi table: FILE.ark, ark:FILE, ark,t:FILE (text) or ark,scp:ARK,SCP",
     )
     parser.add_argument("--kind", choices=sorted(OPTIONS_OF_KIND), default="fbank", help="default: fbank")
@@ -160,10 +164,10 @@ def front_end_options(args: argparse.Namespace) -> FrontEndOptions:
     return options_type(**given)
 
 
-def utterances_of(args: argparse.Namespace) -> list[Utterance]:
-    """What to extract; raises AsrKdError for a data directory or list that cannot be used."""
-    if args.data is not None:
-        utterances = read_data_dir(args.data, need_text=False, allow_pipes=args.allow_pipes)
+def utterances_of(args: argparse.Namespace, data: Path | None) -> list[Utterance]:
+    """What to extract, of one of --data; raises AsrKdError for a data directory or list that cannot be used."""
+    if data is not None:
+        utterances = read_data_dir(data, need_text=False, allow_pipes=args.allow_pipes)
     elif args.wav is not None:
         utterances = utterances_of_files(args.wav)
     else:
@@ -180,20 +184,28 @@ def utterances_of(args: argparse.Namespace) -> list[Utterance]:
 
 def main(args: argparse.Namespace) -> None:
     """Read what to extract, extract what is not up to date."""
+    folders = args.data or [None]
+    if len(folders) != len(args.out) or len({os.path.abspath(out) for out in args.out}) < len(args.out):
+        raise AsrKdError(f"--out {' '.join(args.out)}: for {len(folders)} inputs; name one for each")
     options = front_end_options(args)
+    for data, out in zip(folders, args.out, strict=True):
+        _extract_one(args, data, out, options)
+
+
+def _extract_one(args: argparse.Namespace, data: Path | None, out: str, options: FrontEndOptions) -> None:
     how = {"dtype": args.dtype, "nj": args.nj, "max_bad_share": args.max_bad_share}
     how |= {"resample": args.resample, "allow_pipes": args.allow_pipes}
     how |= {"accept_truncated": args.accept_truncated, "log": log}
-    to_archive = is_table(args.out)
-    utterances = utterances_of(args)
+    to_archive = is_table(out)
+    utterances = utterances_of(args, data)
     if to_archive:
         if args.append:
             raise AsrKdError("--append is for HDF5 files; Kaldi archives are concatenated with cat")
-        extract_to_archive(utterances, args.out, options, compression_method=args.compression_method, **how)
+        extract_to_archive(utterances, out, options, compression_method=args.compression_method, **how)
     elif args.compression_method:
         raise AsrKdError("--compression-method is for Kaldi archives; for HDF5 take --dtype float16")
     else:
-        extract(utterances, args.out, options, append=args.append, **how)
+        extract(utterances, out, options, append=args.append, **how)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """What several tests need: a small generated set whose states can be learned, as feats.h5 and ali.h5."""
 
 import os
+import signal
 from pathlib import Path
 
+# A shell starts what it runs in the background (`tests/run.sh &`) with interrupts ignored, and so would be all that the
+# tests start: those of interrupts would wait in vain.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # One thread: tests of bit-for-bit equality must not depend on the machine, and small nets gain nothing from more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -28,6 +28,7 @@ from asr_kd.features.mfcc import compute_mfcc
 from asr_kd.features.options import FbankOptions, MfccOptions
 from asr_kd.features.quality import remark_on
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.hdf5 import SEAL
 from asr_kd.store.kaldi_ark import read_matrices
 from asr_kd.store.lock import only_writer
 
@@ -68,7 +69,8 @@ def small_shards(monkeypatch):
 def same(a: Path, b: Path) -> None:
     """Two files hold the same, bit for bit, and say so."""
     with FeatsReader(a) as first, FeatsReader(b) as second:
-        assert dict(first.attrs) == dict(second.attrs)
+        # Tables name a file's shards, which lie in a folder of its own name.
+        assert {**first.attrs, SEAL: ""} == {**second.attrs, SEAL: ""}
         assert first.layout.utt_ids == second.layout.utt_ids
         assert first.skipped == second.skipped
         assert first.noted == second.noted
@@ -389,6 +391,21 @@ def test_a_channel_of_several(script, tmp_path):
     np.testing.assert_array_equal(FeatsReader(tmp_path / "feats.h5")["a"], compute_fbank(samples[:, 1].copy(), OPTIONS))
 
 
+def test_several_sets_in_one_process(script, data, tmp_path, capsys):
+    write_data_dir(tmp_path / "other", read_data_dir(data)[:3])
+    common = ["--data", data, tmp_path / "other", "--sample-frequency=8000", "--num-mel-bins=3"]
+    outs = [tmp_path / "feats.h5", tmp_path / "other.h5"]
+    assert script(*common, "--out", *outs) == 0
+    whole, other = (FeatsReader(out) for out in outs)
+    assert (whole.layout.num_utts, other.layout.num_utts) == (7, 3)
+    for utt_id in other.layout.utt_ids:
+        np.testing.assert_array_equal(other[utt_id], whole[utt_id])
+    for wrong in (outs[:1], [outs[0], outs[0]]):
+        capsys.readouterr()
+        assert script(*common, "--out", *wrong) == 1
+        assert "name one for each" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_kaldi_archive_out(script, data, tmp_path):
     common = ["--data", data, "--sample-frequency=8000", "--kind=mfcc", "--add-deltas"]
     assert script(*common, "--out", tmp_path / "feats.h5") == 0
@@ -440,16 +457,16 @@ def test_command_line_options(monkeypatch, capsys):
 
 KILLED = """
 import sys, time
-from asr_kd.features import extract as e
+from asr_kd.features import extract as e, shard
 from asr_kd.corpus.datadir import read_data_dir
 from asr_kd.features.options import FbankOptions
 e.SHARD_BYTES = int(sys.argv[3])
-real = e.read_samples
+real = shard.read_samples
 def slow(utterance, rate, **more):
     if utterance.recording.source.endswith("5.wav"):
         print("there", flush=True); time.sleep(60)
     return real(utterance, rate, **more)
-e.read_samples = slow
+shard.read_samples = slow
 e.extract(read_data_dir(sys.argv[1]), sys.argv[2], FbankOptions(sample_frequency=8000, num_mel_bins=3))
 """
 

@@ -7,29 +7,22 @@ import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from asr_kd.corpus.datadir import Utterance
 from asr_kd.corpus.processes import end_with_parent
 from asr_kd.errors import AsrKdError
 from asr_kd.features import inputs
-from asr_kd.features.audio import read_samples
-from asr_kd.features.fbank import compute_fbanks
-from asr_kd.features.inputs import ContentDigest, Recipe, whole_file
-from asr_kd.features.mfcc import compute_mfccs
+from asr_kd.features.inputs import Recipe
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.features.quality import remark_on
-from asr_kd.features.window import num_frames, require_a_frame
 from asr_kd.store.atomic import atomic_path, place_of_file
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.feats_writer import FeatsWriter, join_shards, publish_shard
+from asr_kd.store.feats_writer import join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
 from asr_kd.store.lock import only_writer
 
@@ -39,9 +32,6 @@ SHARD_BYTES = 128 << 20
 # ... up to this many shards: a reader looks at each of them when it opens the file.
 MAX_SHARDS = 512
 FILE_BYTES = 16 << 10  # opening a file takes as long as this much audio
-# Frames that are computed together.
-BATCH_FRAMES = 4096
-KEPT_BYTES = 31 << 20  # glibc's limit is 32 MiB; the block is never touched
 PROGRESS_SECONDS = 10.0
 LISTED = 50
 
@@ -49,98 +39,7 @@ Log = Callable[[str], None]
 
 
 def _silent(_: str) -> None:
-    """What a worker says."""
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread: processes share the cores, and sums do not depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    # The C library gives back to the system what is freed, and pays for each page that it takes again, a quarter of
-    # all time; glibc stops that for blocks up to the largest one that was freed so far.
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _read(utt: Utterance, recipe: Recipe, content: bytes | None) -> np.ndarray:
-    """Samples of an utterance that fill a frame."""
-    samples = read_samples(
-        utt,
-        recipe.sample_rate,
-        resample=recipe.resample,
-        allow_pipes=recipe.allow_pipes,
-        accept_truncated=recipe.accept_truncated,
-        content=content if content is not None and content.startswith(b"RIFF") else None,
-    )
-    try:
-        require_a_frame(len(samples), recipe.options)
-    except AsrKdError as error:
-        raise AsrKdError(f"{utt.utt_id}: {utt.recording.source}: {error}") from error
-    return samples
-
-
-class _ShardWriter:
-    """Makes one shard: recordings in, batches computed, what cannot be used or is odd noted in the file."""
-
-    def __init__(self, writer: FeatsWriter, recipe: Recipe) -> None:
-        self.contents = ContentDigest(recipe)
-        self._writer = writer
-        self._recipe = recipe
-        self._compute = compute_mfccs if recipe.kind == "mfcc" else compute_fbanks
-        self._batch: list[tuple[Utterance, np.ndarray]] = []
-        self._num_frames = 0
-
-    def add(self, utt: Utterance) -> None:
-        """Read an utterance, and compute the batch before it if that is full."""
-        content = whole_file(utt)
-        self.contents.add(utt, content)
-        try:
-            samples = _read(utt, self._recipe, content)
-        except AsrKdError as error:
-            self._writer.skip(utt.utt_id, str(error))
-            return
-        count = num_frames(len(samples), self._recipe.options)
-        if self._batch and self._num_frames + count > BATCH_FRAMES:
-            self.flush()
-        self._batch.append((utt, samples))
-        self._num_frames += count
-
-    def flush(self) -> None:
-        """Compute and write what was read."""
-        feats_of_all = self._compute([samples for _, samples in self._batch], self._recipe.options)
-        for (utt, samples), feats in zip(self._batch, feats_of_all, strict=True):
-            if remark := remark_on(samples):
-                self._writer.note(utt.utt_id, remark)
-            try:
-                self._writer.append(utt.utt_id, utt.spk_id, feats)
-            except AsrKdError as error:
-                self._writer.skip(utt.utt_id, str(error))
-        self._batch, self._num_frames = [], 0
-
-
-def _write_shard(path: Path, utterances: Sequence[Utterance], recipe: Recipe, stamp: str, log: Log = _silent) -> None:
-    started = reported = time.monotonic()
-    writer = FeatsWriter(
-        path,
-        kind=recipe.kind,
-        options=recipe.options,
-        sample_rate=recipe.sample_rate,
-        dtype=recipe.dtype,
-        inputs_stamp=stamp,
-    )
-    with _one_thread(), writer:
-        shard = _ShardWriter(writer, recipe)
-        for done, utt in enumerate(utterances):
-            if time.monotonic() - reported > PROGRESS_SECONDS:
-                reported = time.monotonic()
-                log(f"{done} of {len(utterances)} utterances, {done / (reported - started):.0f} per second")
-            shard.add(utt)
-        shard.flush()
-        writer.inputs_digest = shard.contents.hexdigest()
+    """What is said where nobody listens."""
 
 
 def _opened(path: Path) -> FeatsReader | None:
@@ -211,23 +110,26 @@ class _Shards:
                 jobs.append((path, part, self._recipe, stamp))
         if len(jobs) < len(self.paths):
             log(f"{len(self.paths) - len(jobs)} of {len(self.paths)} shards are there from before")
-        if min(self._nj, len(jobs)) > 1:
-            self._make_in_processes(jobs, log)
-        else:
-            say = _finished(log, len(self.paths), len(jobs))
-            for job in jobs:
-                _write_shard(*job, log)
-                say()
+        if jobs:
+            self._make_missing(jobs, log)
         return [FeatsReader(path) for path in self.paths]
 
-    def _make_in_processes(self, jobs: list[tuple], log: Log) -> None:
+    def _make_missing(self, jobs: list[tuple], log: Log) -> None:
+        # Only now: torch takes seconds to import, most of the time of a command that finds all features there.
+        from asr_kd.features.shard import write_shard
+
+        say = _finished(log, len(self.paths), len(jobs))
+        if min(self._nj, len(jobs)) == 1:
+            for job in jobs:
+                write_shard(*job, log)
+                say()
+            return
         # Not forked: a child of a process in which torch has started its threads can hang.
         pool = ProcessPoolExecutor(
             min(self._nj, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
         )
         try:
-            running = [pool.submit(_write_shard, *job) for job in jobs]
-            say = _finished(log, len(self.paths), len(jobs))
+            running = [pool.submit(write_shard, *job) for job in jobs]
             for job in as_completed(running):
                 job.result()
                 say()

@@ -4,14 +4,14 @@
 require "$exp"/data/{train,dev,test}/wav.scp
 
 from_config() { sed -n "s/^$1: //p" "$config"; }
-for set in train dev test; do
-  run "$python" "$root/data_prep/extract_fbank.py" --data "$exp/data/$set" --out "$exp/feats/$set.fbank.h5" --nj "$nj" \
-    --sample-frequency "$(from_config sample_frequency)" --num-mel-bins "$(from_config num_mel_bins)" \
-    --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
-    --low-freq "$(from_config low_freq)" --high-freq="$(from_config high_freq)" \
-    --snip-edges "$(from_config snip_edges)" --dtype "$(from_config feats_dtype)"
-  run "$python" "$root/data_prep/extract_fbank.py" --kind mfcc --data "$exp/data/$set$clean_suffix" \
-    --out "$exp/feats/$set.mfcc.h5" --nj "$nj" --sample-frequency "$(from_config sample_frequency)" \
-    --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
-    --snip-edges "$(from_config snip_edges)"
-done
+# All sets in one process each: loading torch takes longer than the features of a small set.
+run "$python" "$root/data_prep/extract_fbank.py" --data "$exp"/data/{train,dev,test} \
+  --out "$exp"/feats/{train,dev,test}.fbank.h5 --nj "$nj" \
+  --sample-frequency "$(from_config sample_frequency)" --num-mel-bins "$(from_config num_mel_bins)" \
+  --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
+  --low-freq "$(from_config low_freq)" --high-freq="$(from_config high_freq)" \
+  --snip-edges "$(from_config snip_edges)" --dtype "$(from_config feats_dtype)"
+run "$python" "$root/data_prep/extract_fbank.py" --kind mfcc --data "$exp"/data/{train,dev,test}"$clean_suffix" \
+  --out "$exp"/feats/{train,dev,test}.mfcc.h5 --nj "$nj" --sample-frequency "$(from_config sample_frequency)" \
+  --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
+  --snip-edges "$(from_config snip_edges)"

