@@ -167,7 +167,7 @@ class Frames:
         rows = torch.clamp(index[:, None] + self._context, first[:, None], last[:, None])
         # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which
         # would hold a tenth more in memory.
-        return self._feats.index_select(0, rows.flatten()).view(len(index), -1)
+        return self._feats.index_select(0, rows.flatten()).view(len(index), self.window * self.feat_dim)
 
     def block_rows(self, batch_size: int = 8192, world: World = ALONE) -> Iterator[slice]:
         """The rows of all windows in order, block by block; of several processes, each has its share of the blocks."""

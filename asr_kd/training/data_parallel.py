@@ -18,37 +18,28 @@ def sum_over(world: World, tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class DataParallel:
-    """The gradients of a whole batch, from losses of its parts.
+def backward_together(net: nn.Module, loss: torch.Tensor, share: float, world: World) -> torch.Tensor:
+    """Give `net` the gradients of a whole batch in all processes; returns the loss of the whole.
 
-    What all processes then do with them is the same; so their weights stay the same, bit for bit, on machines of one
-    kind.
+    loss: the mean over this process's part of the batch, which is a `share` of it. It is NaN where the part is empty,
+    but the gradients are sums over no frame, and so 0. What all processes then do with the gradients is the same; so
+    their weights stay the same, bit for bit, on machines of one kind.
     """
+    if world.size == 1:
+        loss.backward()
+        return loss.detach()
+    whole = loss.detach() * share if share else torch.zeros_like(loss)
+    sums = []
 
-    def __init__(self, net: nn.Module, world: World):
-        self._world = world
-        self._sums: list[distributed.Work] = []
-        if world.size > 1:
-            for parameter in net.parameters():
-                parameter.register_post_accumulate_grad_hook(lambda p: self._sum(p.grad))
+    def start(tensor: torch.Tensor) -> None:
+        sums.append(distributed.all_reduce(tensor, async_op=True))
 
-    def _sum(self, tensor: torch.Tensor) -> None:
-        self._sums.append(distributed.all_reduce(tensor, async_op=True))
-
-    def backward(self, loss: torch.Tensor, share: float) -> torch.Tensor:
-        """Give the net the gradients of the whole batch; returns its loss.
-
-        loss: the mean over this process's part of the batch, which is a `share` of it. It is NaN where the part is
-        empty, but the gradients are sums over no frame, and so 0.
-        """
-        if self._world.size == 1:
-            loss.backward()
-            return loss.detach()
-        whole = loss.detach() * share if share else torch.zeros_like(loss)
-        with self._world.peers():
-            self._sum(whole)
-            (loss * share).backward()
-            for each in self._sums:
-                each.wait()
-        self._sums.clear()
-        return whole
+    hooks = [each.register_post_accumulate_grad_hook(lambda each: start(each.grad)) for each in net.parameters()]
+    with world.peers():
+        start(whole)
+        (loss * share).backward()
+        for each in sums:
+            each.wait()
+    for hook in hooks:
+        hook.remove()
+    return whole

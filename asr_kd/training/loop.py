@@ -29,7 +29,7 @@ from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation, mixed_seed
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.data_parallel import DataParallel
+from asr_kd.training.data_parallel import backward_together
 from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
 from asr_kd.training.progress import Progress, tensorboard
 from asr_kd.training.pruning import sparsity_of
@@ -71,7 +71,6 @@ def _train(run: Run, state: TrainingState, made_from: str) -> None:
     """Train from where `state` stands to the end."""
     if run.world.is_first:
         (run.out / CARD).unlink(missing_ok=True)
-    parallel = DataParallel(state.net, run.world)
     with contextlib.ExitStack() as stack:
         curves = None
         if run.config.tensorboard and run.world.is_first:
@@ -87,7 +86,7 @@ def _train(run: Run, state: TrainingState, made_from: str) -> None:
             save()
 
         while state.stopped is None:
-            _train_epoch(run, state, parallel, save_within_epoch)
+            _train_epoch(run, state, save_within_epoch)
             row = _end_epoch(run, state)
             progress.epoch(row, best=best_epoch(state.history, run.config.keep_best) == row["epoch"])
             save()
@@ -166,7 +165,7 @@ def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
         layer.load_state_dict({"weight": other.weight, "bias": other.bias})
 
 
-def _train_epoch(run: Run, state: TrainingState, parallel: DataParallel, save: Callable[[], None]) -> None:
+def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
     """Train from where `state` stands to the end of its epoch; `save` is called every checkpoint_minutes."""
     config, frames, net, optimizer = run.config, run.train.frames, state.net, state.optimizer
     augment = Augmentation(config, frames.window, frames.feat_dim, run.seed, frames.device)
@@ -190,7 +189,8 @@ def _train_epoch(run: Run, state: TrainingState, parallel: DataParallel, save: C
         windows = _windows(run, augment, batch, state.step)
         with autocast(frames.device, run.dtype):
             logits = net(windows)
-        loss = parallel.backward(run.loss(logits, index, windows), len(index) / len(batch))
+        loss = run.loss(logits, index, windows)
+        loss = backward_together(net, loss, len(index) / len(batch), run.world)
         if config.max_grad_norm:
             clip_gradients(net, config.max_grad_norm)
         with pruning.around_step(net, state.step + 1) if pruning else contextlib.nullcontext():
