@@ -147,7 +147,7 @@ def _go_on(run: Run, state: TrainingState, made_from: str) -> bool:
     state.restore(checkpoint)
     run.world.log(f"{run.out}: continuing after step {state.step}, in epoch {state.epoch}")
     for key, now in _summation(run).items():
-        begun = checkpoint.progress.get(key, 1)  # those of before 0.4 are of one process
+        begun = checkpoint.progress.get(key, 1)  # older checkpoints are of one process
         if begun != now:
             run.world.log(
                 f"{run.out}: warning: begun with {begun} {key.removeprefix('num_')}, continued with {now}; "
