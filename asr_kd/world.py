@@ -85,7 +85,7 @@ class World:
             distributed.init_process_group(backend, timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
             raise AsrKdError(
-                f"process {self.rank} of {self.size} cannot reach the others ({_first_line(error)}); start them by "
+                f"rank {self.rank} of {self.size} cannot reach the others ({_first_line(error)}); start them by "
                 "torchrun, and where a machine has several networks, name the interface of the one between them in "
                 "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
             ) from error
@@ -99,7 +99,7 @@ class World:
             yield
         except RuntimeError as error:
             raise AsrKdError(
-                f"process {self.rank} of {self.size} lost another one, which has its own message ({_first_line(error)})"
+                f"rank {self.rank} of {self.size} lost another one, which has its own message ({_first_line(error)})"
             ) from error
 
     def first(self, function: Callable[[], T]) -> T:

@@ -272,7 +272,7 @@ def test_a_second_run_in_the_same_folder_is_refused(toy, tmp_path):
         ended = in_processes(tmp_path, *[lambda: run(*argv)] * 2)
     assert [each.status for each in ended] == [1, 1]
     assert ended[0].stderr.count("another run is writing it") == 1
-    assert "error: process 1 of 2 lost another one" in ended[1].stderr
+    assert "error: rank 1 of 2 lost another one" in ended[1].stderr
     assert "Traceback" not in ended[1].stderr
 
 

@@ -213,6 +213,9 @@ def write_soft_targets(
     blocks, shape = pack(posteriors, top_k), {"num_pdfs": num_pdfs, "top_k": top_k}
     if world.size > 1:
         parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
+        if world.is_first:  # what a killed run left must not be taken for what is about to be written
+            shutil.rmtree(parts[0].parent, ignore_errors=True)
+        world.wait()
         write_part(parts[world.rank], blocks, **shape)
         world.wait()
         if not world.is_first:
