@@ -266,6 +266,7 @@ class DecodeConfig:
     lattice_beam: float
     acwts: list[float]
     insertion_penalties: list[float]
+    tuning_utts: int
     prior_floor: float
 
     def __post_init__(self) -> None:
@@ -275,7 +276,7 @@ class DecodeConfig:
         _require(self, "from 1 to 10", lambda x: 1 <= x <= 10, "ngram_order")
         _require(self, "at least 0", lambda x: 0 <= x < math.inf, "ngram_prune")
         _require(self, "above 0", lambda x: 0 < x < math.inf, "beam", "lattice_beam")
-        _require(self, "at least 0", lambda x: x >= 0, "min_active")
+        _require(self, "at least 0", lambda x: x >= 0, "min_active", "tuning_utts")
         limit = f"above 1 and above min_active, {self.min_active}"
         _require(self, limit, lambda x: x > max(1, self.min_active), "max_active")
         _require(self, "one or more, each above 0", lambda xs: xs and all(0 < x < math.inf for x in xs), "acwts")

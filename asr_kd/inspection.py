@@ -1,9 +1,6 @@
 """What a file holds, for people and programs: features, alignments, soft targets, Kaldi's tables, nets."""
 
 import hashlib
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +21,6 @@ from asr_kd.store.targets import TargetsReader
 Description = dict[str, Any]
 NET_CARD, ENSEMBLE_PATTERN = "net.json", "*/net.json"
 HISTOGRAM_BINS = 12
-# How long an HDF5 file may take: some time, and more for a large one on a slow disk.
-LIMIT_SECONDS, LIMIT_BYTES_PER_SECOND = 30.0, 2 << 20
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -281,39 +276,6 @@ def describe(path: str | Path, quick: bool = False) -> Description:
             )
         found = _describe_h5(path, quick)
     return {"file": text, **found}
-
-
-def describe_safely(path: str | Path, quick: bool = False) -> Description:
-    """As describe, but HDF5 files are read by another process: over a damaged one the HDF5 library may never return.
-
-    Raises AsrKdError in that case too, and where the library crashes.
-    """
-    file = Path(path)
-    if not file.is_file() or file.suffix in (".ark", ".scp", ".gz"):
-        return describe(path, quick)
-    parts = [file, *file.with_name(file.name + ".shards").glob("*.h5")]
-    limit = LIMIT_SECONDS + sum(part.stat().st_size for part in parts) / LIMIT_BYTES_PER_SECOND
-    code = "import sys; from asr_kd.inspection import _print_description; _print_description(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(path), "quick" if quick else ""]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=limit, check=True)
-    except subprocess.TimeoutExpired as error:
-        raise AsrKdError(f"{path}: could not be read within {limit:.0f} s; it is damaged, or the disk hangs") from error
-    except subprocess.CalledProcessError as error:
-        raise AsrKdError(f"{path}: is damaged: reading it ended the process ({error.returncode})") from error
-    found = json.loads(done.stdout)
-    if "error" in found:
-        raise AsrKdError(found["error"])
-    return found
-
-
-def _print_description(path: str, quick: str) -> None:
-    """What the other process does."""
-    try:
-        found = describe(path, bool(quick))
-    except AsrKdError as error:
-        found = {"error": str(error)}
-    sys.stdout.write(json.dumps(found))
 
 
 def flaws(description: Description) -> list[str]:

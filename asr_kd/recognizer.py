@@ -19,7 +19,8 @@ from asr_kd.features.cmvn import accumulate, mean_and_istd
 from asr_kd.features.fbank import compute_fbank
 from asr_kd.features.mfcc import compute_mfcc
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
-from asr_kd.hmm.decode import Decoder, NoPathError
+from asr_kd.hmm.beam_search import NoPathError
+from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.word_times import word_frames
 from asr_kd.model_dir import Model, load_model
 from asr_kd.nnet.device import resolve_device

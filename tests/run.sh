@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if ! .venv/bin/python -c 'import asr_kd, pytest, hypothesis, kaldi_decoder, espeakng_loader' 2>/dev/null ||
+if ! .venv/bin/python -c 'import asr_kd, pytest, hypothesis, kaldi_decoder, numba, espeakng_loader' 2>/dev/null ||
   ! cmp -s pyproject.toml .venv/installed.toml; then
   python3 -m venv .venv
   .venv/bin/python -m pip install --quiet --editable '.[all,test]'

@@ -85,8 +85,9 @@ def test_scales_are_chosen_by_errors_and_ties_go_to_the_first(monkeypatch):
     config = resolve(DecodeConfig, {"acwts": [0.1, 0.2, 0.3], "insertion_penalties": [-1, 0, 1]})
     errors = {(0.1, 0.0): 1, (0.2, 0.0): 0, (0.3, 0.0): 0, (0.2, -1.0): 0, (0.2, 1.0): 1}
 
-    def decode(self, log_post, reader, acwt, penalty):
-        return {"a": "x" if errors[acwt, penalty] else "one", "b": "two"}
+    def decode(self, log_post, reader, acwt, penalty, utt_ids):
+        hyps = {"a": "x" if errors[acwt, penalty] else "one", "b": "two"}
+        return {utt_id: hyps[utt_id] for utt_id in utt_ids}
 
     class Graph:
         num_pdfs = 3
@@ -96,6 +97,11 @@ def test_scales_are_chosen_by_errors_and_ties_go_to_the_first(monkeypatch):
     # Penalties -1 and 0 tie; the smaller one in size is the simpler system.
     assert (scales.acwt, scales.insertion_penalty) == (0.2, 0.0)
     assert len(scales.tried) == 5
+    of_one = resolve(DecodeConfig, {"acwts": [0.1], "insertion_penalties": [0], "tuning_utts": 1})
+    [row] = (
+        SetDecoder(Graph(), np.zeros(3), of_one).tune(np.zeros((4, 3)), FakeReader(), {"a": "one", "b": "two"}).tried
+    )
+    assert row["wer"] == 100.0  # of a alone
     with pytest.raises(AsrKdError, match="priors of 2 states do not fit a graph of 3"):
         SetDecoder(Graph(), np.zeros(2), config)
 

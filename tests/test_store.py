@@ -18,7 +18,7 @@ from asr_kd.features.splice import splice
 from asr_kd.store.ali import FAILED, AliReader, require_fit, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter, join_shards
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.hdf5 import SEAL, Layout
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "data_prep" / "extract_fbank.py"
@@ -82,7 +82,8 @@ def test_joined_shards_are_as_if_written_in_one_go(tmp_path, lengths, cuts):
     with whole, FeatsReader(tmp_path / "feats.h5") as joined:
         assert joined.content_digest == whole.content_digest
         assert joined.layout.digest == whole.layout.digest
-        assert {**joined.attrs} == {**whole.attrs}
+        sealed_apart = {SEAL: joined.attrs[SEAL]}  # with the list of shards
+        assert {**joined.attrs} == {**whole.attrs, **sealed_apart}
         np.testing.assert_array_equal(joined.read_all(), whole.read_all())
         np.testing.assert_array_equal(joined.cmvn_stats, whole.cmvn_stats)
         assert joined.spk_ids == whole.spk_ids

@@ -13,9 +13,9 @@ PARTS = {
         "the peer that filterbanks are measured against; nothing else uses it",
         "pip install 'asr_kd[audio]'",
     ),
-    "kaldi_hmm_gmm": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
-    "kaldifst": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
-    "kaldi_decoder": ("HMMs, alignment, decoding", "pip install 'asr_kd[hmm]'"),
+    "kaldi_hmm_gmm": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
+    "kaldifst": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
+    "numba": ("decoding", "pip install numba"),
     "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install 'asr_kd[mini]'"),
 }
 

@@ -166,7 +166,16 @@ def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | No
     path("--train-data", "training data directory, for a unigram grammar", required=False),
     LM,
     path("--hyps", "write the words found at the best scales here, as Kaldi's text", required=False),
-    config=["grammar", "beam", "min_active", "max_active", "acwts", "insertion_penalties", "max_oov_share"],
+    config=[
+        "grammar",
+        "beam",
+        "min_active",
+        "max_active",
+        "acwts",
+        "insertion_penalties",
+        "tuning_utts",
+        "max_oov_share",
+    ],
 )
 def check_hmm(args: argparse.Namespace) -> None:
     """Print a GMM-HMM's log-likelihood a frame on a set, and its word error rate at the best of the scales tried.

@@ -38,12 +38,12 @@ def inspect(args: argparse.Namespace) -> None:
 
     example: asr-kd inspect feats/dev.fbank.h5 ali/dev.h5 --picture dev.png --utt spk1-utt1
     """
-    from asr_kd.inspection import describe_safely, flaws, format_description
+    from asr_kd.inspection import describe, flaws, format_description
 
     found, problems = [], []
     for file in args.files:
         try:
-            found.append(describe_safely(file, args.quick))
+            found.append(describe(file, args.quick))
             problems += flaws(found[-1])
             if not args.json:
                 print("\n".join(format_description(found[-1])) + "\n")

@@ -151,7 +151,7 @@ def recognize(args: argparse.Namespace) -> None:
 
     A file that cannot be used is reported on stderr and the others go on; the exit code is then not zero.
     """
-    from asr_kd.hmm.decode import NoPathError
+    from asr_kd.hmm.beam_search import NoPathError
     from asr_kd.recognizer import Recognizer
     from asr_kd.scoring.transcripts import CtmWord
 

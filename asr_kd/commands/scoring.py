@@ -35,7 +35,7 @@ from asr_kd.store.parsing import parse_json
     option("--lattices", "write lattices of dev and test too", action="store_true"),
     NJ,
     DEVICE,
-    config=[*SEARCH, "lattice_beam", "acwts", "insertion_penalties", "precision", "top_n"],
+    config=[*SEARCH, "lattice_beam", "acwts", "insertion_penalties", "tuning_utts", "precision", "top_n"],
 )
 def decode(args: argparse.Namespace) -> None:
     """Decode dev and test with every system of systems.yaml; scales are chosen on dev.

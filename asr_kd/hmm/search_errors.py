@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm.decode import Decoder, NoPathError
+from asr_kd.hmm.beam_search import NoPathError
+from asr_kd.hmm.decode import Decoder
 
 ROUNDING = 1e-3  # scores that differ by less are the same
 MAX_SHARE = 0.01  # of utterances with a search error that are still well searched

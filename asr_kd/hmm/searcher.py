@@ -50,7 +50,7 @@ class Searcher:
         self._made_for: tuple | None = None
 
     def __call__(self, task: Task) -> Found:
-        # Made again for another setting only: each decoder holds a copy of the graph.
+        # Made again for another setting only: each decoder holds a copy of the graph's arcs.
         wanted = (task.acwt, task.insertion_penalty, task.lattice)
         if self._made_for != wanted:
             self._decoder = None
@@ -62,7 +62,8 @@ class Searcher:
 
     def _make(self, acwt: float, insertion_penalty: float, lattice: bool) -> Decoder | LatticeDecoder:
         limits = self._limits
+        active = {"min_active": limits.min_active, "max_active": limits.max_active}
         scales = {"acwt": acwt, "insertion_penalty": insertion_penalty}
         if lattice:
-            return LatticeDecoder(self._graph, limits.beam, limits.lattice_beam, **scales)
-        return Decoder(self._graph, limits.beam, limits.min_active, max_active=limits.max_active, **scales)
+            return LatticeDecoder(self._graph, limits.beam, limits.lattice_beam, **scales, **active)
+        return Decoder(self._graph, limits.beam, **scales, **active)

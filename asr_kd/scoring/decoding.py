@@ -131,13 +131,15 @@ class SetDecoder:
         acwt: float,
         insertion_penalty: float,
         path_pdf: np.ndarray | None = None,
+        utt_ids: Sequence[str] | None = None,
     ) -> dict[str, str]:
-        """Words of every utterance, joined by blanks; empty, with a warning, where no path survives.
+        """Words of every utterance, or of utt_ids, joined by blanks; empty, with a warning, where no path survives.
 
         path_pdf: (num_frames,) int, filled with the states of the best paths where given; left as it is where none is.
         """
-        hyps = dict.fromkeys(reader.layout.utt_ids, "")
-        for utt_id, found in self._search(log_post, reader, acwt, insertion_penalty, lattice=False):
+        utt_ids = reader.layout.utt_ids if utt_ids is None else utt_ids
+        hyps = dict.fromkeys(utt_ids, "")
+        for utt_id, found in self._search(log_post, reader, utt_ids, acwt, insertion_penalty, lattice=False):
             hyps[utt_id] = " ".join(found.decoded.words)
             if path_pdf is not None:
                 path_pdf[reader.layout.rows(utt_id)] = found.decoded.pdfs
@@ -147,21 +149,28 @@ class SetDecoder:
         self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float
     ) -> Iterator[tuple[str, "Lattice"]]:
         """The determinised lattice of every utterance of which a path survives."""
-        for utt_id, found in self._search(log_post, reader, acwt, insertion_penalty, lattice=True):
+        utt_ids = reader.layout.utt_ids
+        for utt_id, found in self._search(log_post, reader, utt_ids, acwt, insertion_penalty, lattice=True):
             yield utt_id, found.lattice
 
     def _search(
-        self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float, lattice: bool
+        self,
+        log_post: np.ndarray,
+        reader: FeatsReader,
+        utt_ids: Sequence[str],
+        acwt: float,
+        insertion_penalty: float,
+        lattice: bool,
     ) -> Iterator[tuple[str, "Found"]]:
-        from asr_kd.hmm.decode import NoPathError
+        from asr_kd.hmm.beam_search import NoPathError
         from asr_kd.hmm.searcher import Task
 
         layout = reader.layout
         tasks = (
             Task(utt_id, log_post[layout.rows(utt_id)] - self._log_priors, acwt, insertion_penalty, lattice)
-            for utt_id in layout.utt_ids
+            for utt_id in utt_ids
         )
-        progress = SearchProgress(len(layout.utt_ids), layout.frame_shift_ms / 1000.0)
+        progress = SearchProgress(len(utt_ids), layout.frame_shift_ms / 1000.0)
         num_died = 0
         for task, found in self._workers.results(tasks):
             if isinstance(found, NoPathError | WorkerDied):
@@ -174,7 +183,7 @@ class SetDecoder:
                 self.seconds += found.seconds
                 progress.add(task, found.seconds)
                 yield task.utt_id, found
-        if num_died == len(layout.utt_ids) > 0:
+        if num_died == len(utt_ids) > 0:
             raise AsrKdError(f"the processes of all {num_died} searches ended: is there memory enough for the graph?")
 
     @property
@@ -190,13 +199,17 @@ class SetDecoder:
     def tune(self, log_post: np.ndarray, reader: FeatsReader, refs: dict[str, str]) -> Scales:
         """Choose the acoustic scale at no penalty, then the penalty, by word errors on dev; ties go to the first."""
         tried: list[dict[str, float]] = []
+        utt_ids = reader.layout.utt_ids
+        if 0 < self._config.tuning_utts < len(utt_ids):
+            rows = np.linspace(0, len(utt_ids) - 1, self._config.tuning_utts).astype(int)
+            utt_ids = [utt_ids[row] for row in rows]
 
         def errors(acwt: float, insertion_penalty: float) -> int:
             for row in tried:
                 if (row["acwt"], row["insertion_penalty"]) == (acwt, insertion_penalty):
                     return int(row["errors"])
-            hyps = self.decode(log_post, reader, acwt, insertion_penalty)
-            counts, num_ref = count_errors(refs, hyps, reader.layout.utt_ids)
+            hyps = self.decode(log_post, reader, acwt, insertion_penalty, utt_ids=utt_ids)
+            counts, num_ref = count_errors(refs, hyps, utt_ids)
             total = int(counts.sum())
             wer = 100.0 * total / max(int(num_ref.sum()), 1)
             tried.append({"acwt": acwt, "insertion_penalty": insertion_penalty, "errors": total, "wer": wer})

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, require_sealed, write_layout
 
 FORMAT_NAME = "asr_kd.ali"
 FAILED = -1
@@ -134,9 +134,10 @@ class AliReader:
             self.phones = list(file["phones"].asstr()[:]) if "phones" in file else None
             self.tid = file["tid"][:] if "tid" in file else None
             values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
-        _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone, self.tid)
-        if values_digest is not None and values_digest != digest_of(self.pdf, self.phone, self.tid):
-            raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")
+            _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone, self.tid)
+            if values_digest is not None and values_digest != digest_of(self.pdf, self.phone, self.tid):
+                raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")
+            require_sealed(file)
 
     @property
     def failed_utt_ids(self) -> list[str]:

@@ -27,7 +27,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features.splice import splice
-from asr_kd.store.hdf5 import H5_ERRORS, Layout, open_h5, read_layout, readable
+from asr_kd.store.hdf5 import H5_ERRORS, Layout, open_h5, read_layout, readable, require_sealed
 
 FORMAT_NAME = "asr_kd.feats"
 DTYPES = ("float32", "float16")
@@ -137,17 +137,17 @@ class FeatsReader:
             num_rows, self.feat_dim = file["feats"].shape
             names = file["shards/path"].asstr()[:] if file["feats"].is_virtual else ()
             self.shards = [self.path.parent / name for name in names]
-        num_utts = self.layout.num_utts
-        if (
-            num_rows != self.layout.num_frames
-            or len(self.spk_ids) != num_utts
-            or stats_shape != (num_utts, 2, self.feat_dim + 1)
-        ):
-            raise AsrKdError(f"{path}: its frames do not match its table of utterances")
-        with readable(path):
+            num_utts = self.layout.num_utts
+            if (
+                num_rows != self.layout.num_frames
+                or len(self.spk_ids) != num_utts
+                or stats_shape != (num_utts, 2, self.feat_dim + 1)
+            ):
+                raise AsrKdError(f"{path}: its frames do not match its table of utterances")
             expected = content_digest(self.attrs, self.layout, self.spk_ids, self.utt_digests)
-        if self.content_digest != expected:
-            raise AsrKdError(f"{path}: its tables do not match its content_digest; remove it and make it again")
+            if self.content_digest != expected:
+                raise AsrKdError(f"{path}: its tables do not match its content_digest; remove it and make it again")
+            require_sealed(file)
 
     def _opened(self) -> h5py.File:
         if self._file is None or self._pid != os.getpid():

@@ -13,7 +13,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader, content_digest
-from asr_kd.store.hdf5 import Layout, create_h5, extend, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, extend, seal, write_layout
 
 CHUNK_ROWS = 1024
 # Whole chunks are written, so that none is touched twice.
@@ -291,6 +291,7 @@ def publish_shard(path: str | Path, shard: str | Path, *, max_bad_share: float) 
     try:
         with h5py.File(shard, "r+") as file:
             file.attrs["max_bad_share"] = max_bad_share
+            seal(file)
         with open(shard, "rb") as written:
             os.fsync(written.fileno())
         os.replace(shard, path)

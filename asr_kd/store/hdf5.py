@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_path
+from asr_kd.store.hdf5_guard import require_readable, written_here
 
 FORMAT_VERSION = 1
 # For the tables that HDF5 keeps of its own, beside the data.
@@ -22,7 +24,7 @@ RESERVED_BYTES = 1 << 18
 
 @contextlib.contextmanager
 def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
-    """Open a new HDF5 file for writing; it appears at `path` complete, or not at all.
+    """Open a new HDF5 file for writing; it appears at `path` complete and sealed, or not at all.
 
     Raises AsrKdError where the disk is full or the folder cannot be written.
     """
@@ -33,6 +35,7 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
             file.attrs["version"] = FORMAT_VERSION
             reserve_space(file)
             yield file
+            seal(file)
             reserve_space(file)
             file.flush()
             num_bytes = file.id.get_filesize()
@@ -41,6 +44,46 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
             raise
         file.close()
         os.truncate(temporary, num_bytes)  # give back what was reserved and not needed
+    written_here(Path(path))
+
+
+SEAL = "tables_digest"
+# Data sets that are large, and have digests of their own in every format.
+VALUES = {"feats", "cmvn/stats", "pdf", "phone", "tid", "prob", "tail"}
+
+
+def seal(file: h5py.File) -> None:
+    """Store a digest of all attributes, and of all data sets but VALUES."""
+    file.attrs[SEAL] = _tables_digest(file)
+
+
+def require_sealed(file: h5py.File) -> None:
+    """Raise AsrKdError where attributes or tables were changed since `seal`; files of before 0.4 have none.
+
+    For the end of all checks, since it cannot say what is wrong.
+    """
+    if SEAL in file.attrs and file.attrs[SEAL] != _tables_digest(file):
+        raise AsrKdError(f"{file.filename}: its tables are not those of its {SEAL}; remove it and make it again")
+
+
+def _tables_digest(file: h5py.File) -> str:
+    digest = hashlib.sha256()
+
+    def add(name: str, member: h5py.Group | h5py.Dataset) -> None:
+        for key in sorted(member.attrs):
+            if key != SEAL:
+                value = np.asarray(member.attrs[key]).tolist()
+                digest.update(f"{name} {key} {json.dumps(value, default=str)}\n".encode())
+        if isinstance(member, h5py.Dataset):
+            digest.update(f"{name} {member.dtype} {member.shape}\n".encode())
+            if name not in VALUES:
+                values = member[()]
+                texts = values.dtype.hasobject
+                digest.update(json.dumps(values.tolist(), default=repr).encode() if texts else values.tobytes())
+
+    add("/", file)
+    file.visititems(add)
+    return digest.hexdigest()
 
 
 def reserve_space(file: h5py.File, num_bytes: int = 0) -> None:
@@ -102,6 +145,7 @@ def open_any_h5(path: str | Path, what: str = "an HDF5 file", *, virtual: str | 
     path = Path(path)
     if not path.is_file():
         raise AsrKdError(f"{path}: no such file ({what} was expected)")
+    require_readable(path)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -119,6 +163,7 @@ def h5_format(path: str | Path) -> str | None:
     """The format that an HDF5 file says it has, None if it says none; raises AsrKdError if it is not HDF5."""
     if not Path(path).is_file():
         raise AsrKdError(f"{path}: no such file")
+    require_readable(Path(path))
     try:
         with h5py.File(path, "r") as file:
             found = file.attrs.get("format")

