@@ -69,15 +69,28 @@ def run_main(
 ) -> int:
     """Parse, print the command line to stderr, call `main`; 0 on success, 1 with one line on an AsrKdError.
 
+    Beside its options `main` finds in its argument `command_line` and `world`, the processes that torchrun started;
+    several are refused unless the parser's defaults say `by_torchrun`.
+
     What the system refuses (a file that is missing or may not be read, memory for sizes beyond it) is the user's to
     mend too.
     """
+    from asr_kd.world import World  # which logs
+
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     args.command_line = command_line(parser.prog, argv)
-    log(f"# {args.command_line}")
     try:
-        main(args)
+        args.world = World.of_environment()
+        args.world.log(f"# {args.command_line}")
+        if args.world.size > 1 and not vars(args).get("by_torchrun"):
+            number = args.world.size
+            args.world.log(
+                f"error: torchrun started {number} processes of this command, but it is for one; start it alone"
+            )
+            return 1
+        with args.world.connected():
+            main(args)
         sys.stdout.flush()
     except AsrKdError as error:
         log(f"error: {error}")

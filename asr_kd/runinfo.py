@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd import __version__
-from asr_kd.cli_common import log
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_json
+from asr_kd.world import ALONE, World
 
 
 def run_info(command: str | None = None, device: str | None = None) -> dict[str, Any]:
@@ -94,15 +94,17 @@ def up_to_date(output: str | Path, made_from: str) -> bool:
     return current
 
 
-def make(output: str | Path, work: Callable[[], Any], *, command: str, **made_from: Any) -> bool:
+def make(output: str | Path, work: Callable[[], Any], *, command: str, world: World = ALONE, **made_from: Any) -> bool:
     """Let `work` write `output`, unless it is there already, complete and made from the same; returns whether it ran.
 
-    made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint.
+    made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint. world: the
+    processes that all call this, and that all `work` then.
     """
     digest = fingerprint(**made_from)
-    if up_to_date(output, digest):
-        log(f"{output}: up to date")
+    if world.first(lambda: up_to_date(output, digest)):
+        world.log(f"{output}: up to date")
         return False
     work()
-    write_json(_stamp_path(Path(output)), {"fingerprint": digest, **run_info(command)})
+    if world.is_first:
+        write_json(_stamp_path(Path(output)), {"fingerprint": digest, **run_info(command)})
     return True

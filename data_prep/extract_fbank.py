@@ -4,7 +4,8 @@
 The recordings are those of a Kaldi data directory, audio files, or a list of them. Options of the front end have the
 names and, unless said otherwise, the defaults of compute-fbank-feats and compute-mfcc-feats. Dither is 0 where Kaldi's
 default is 1, so that the same audio always gives the same features. An HDF5 file is made anew only if its recordings
-or options changed; a run that was cut off is continued by the same command.
+or options changed; a run that was cut off is continued by the same command. Started by torchrun, each process makes its
+share of an HDF5 file.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import Parser, at_least_one, boolean, log, run_main, share
+from asr_kd.cli_common import Parser, at_least_one, boolean, run_main, share
 from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--sample-frequency 8000 --nj 4",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(by_torchrun=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--data", type=Path, nargs="+", metavar="DIR", help="Kaldi data directory, or several with an --out for each"
@@ -195,17 +197,19 @@ def main(args: argparse.Namespace) -> None:
 def _extract_one(args: argparse.Namespace, data: Path | None, out: str, options: FrontEndOptions) -> None:
     how = {"dtype": args.dtype, "nj": args.nj, "max_bad_share": args.max_bad_share}
     how |= {"resample": args.resample, "allow_pipes": args.allow_pipes}
-    how |= {"accept_truncated": args.accept_truncated, "log": log}
+    how |= {"accept_truncated": args.accept_truncated, "log": args.world.log}
     to_archive = is_table(out)
     utterances = utterances_of(args, data)
     if to_archive:
+        if args.world.size > 1:
+            raise AsrKdError(f"{out}: torchrun's processes share the work of HDF5 files, not of Kaldi archives")
         if args.append:
             raise AsrKdError("--append is for HDF5 files; Kaldi archives are concatenated with cat")
         extract_to_archive(utterances, out, options, compression_method=args.compression_method, **how)
     elif args.compression_method:
         raise AsrKdError("--compression-method is for Kaldi archives; for HDF5 take --dtype float16")
     else:
-        extract(utterances, out, options, append=args.append, **how)
+        extract(utterances, out, options, append=args.append, world=args.world, **how)
 
 
 if __name__ == "__main__":

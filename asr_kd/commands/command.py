@@ -60,6 +60,7 @@ class Command:
     """A subcommand. `main` gets the parsed options; its docstring is the description in `--help`.
 
     config: concerns (all of their keys become options) and single keys; None if the command has no configuration.
+    by_torchrun: whether several processes of it can share its work.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Command:
     main: Callable[[argparse.Namespace], None]
     options: Sequence[Option | OneOf] = ()
     config: Sequence[type | str] | None = field(default=None)
+    by_torchrun: bool = False
 
     def add_to(self, subparsers: Any) -> None:
         """Add this subcommand to argparse's `subparsers`."""
@@ -80,7 +82,7 @@ class Command:
             each.add_to(parser)
         if self.config is not None:
             add_config_options(parser, self.config)
-        parser.set_defaults(main=self._run)
+        parser.set_defaults(main=self._run, by_torchrun=self.by_torchrun)
 
     def _run(self, args: argparse.Namespace) -> None:
         args.values = None if self.config is None else config_from_args(args)
@@ -88,10 +90,15 @@ class Command:
 
 
 def command(
-    name: str, help: str, *options: Option | OneOf, config: Sequence[type | str] | None = None
+    name: str,
+    help: str,
+    *options: Option | OneOf,
+    config: Sequence[type | str] | None = None,
+    by_torchrun: bool = False,
 ) -> Callable[[Callable[[argparse.Namespace], None]], Command]:
     """Make a function of the parsed options a subcommand; `args.values` holds the resolved configuration.
 
-    Beside its options a main finds in `args`: `values` (all keys, as config_from_args gives them) and `command_line`.
+    Beside its options a main finds in `args`: `values` (all keys, as config_from_args gives them), `command_line` and
+    `world`, which is of one process unless the command is `by_torchrun`.
     """
-    return lambda main: Command(name, help, main, options, config)
+    return lambda main: Command(name, help, main, options, config, by_torchrun)

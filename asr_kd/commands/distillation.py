@@ -52,11 +52,13 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     path("--utt2uniq", "for --out-of-fold: originals of perturbed copies, where names do not tell", required=False),
     DEVICE,
     config=["temperature", "combination", "top_k", "top_n", "precision"],
+    by_torchrun=True,
 )
 def soft_targets(args: argparse.Namespace) -> None:
     """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over.
 
     --out-of-fold: members trained with train-ensemble --folds do not label what they (or copies of it) were trained on.
+    Started by torchrun, each process labels its share of the frames.
     """
     distill, compute = resolve(DistillConfig, args.values), resolve_compute(args)
     members, reader = load_members(args.teachers, compute.device), FeatsReader(args.feats)
@@ -68,26 +70,29 @@ def soft_targets(args: argparse.Namespace) -> None:
         utt2uniq = None if args.utt2uniq is None else read_utt2uniq(args.utt2uniq)
         unseen = unseen_utts(args.teachers, reader.layout, utt2uniq)
         num = unseen.sum(axis=0)
-        log(f"{args.out}: every utterance is labelled by {num.min()} to {num.max()} of {len(members)} members")
+        args.world.log(
+            f"{args.out}: every utterance is labelled by {num.min()} to {num.max()} of {len(members)} members"
+        )
 
     def work() -> None:
         a = members[0].net.architecture
         frames = Frames.from_reader(
             reader, members[0].cmvn, a.left_context, a.right_context, compute.device, compute.dtype
         )
-        write_soft_targets(args.out, members, reader, frames, **how, dtype=compute.dtype, unseen=unseen)
-        log(f"{args.out}: {frames.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
+        shared = {"dtype": compute.dtype, "unseen": unseen, "world": args.world}
+        write_soft_targets(args.out, members, reader, frames, **how, **shared)
+        if args.world.is_first:
+            log(f"{args.out}: {frames.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
 
-    make(
-        args.out,
-        work,
-        command=args.command_line,
-        members=[member.digest for member in members],
-        feats=reader.content_digest,
-        distill=how,
-        dtype=compute.dtype,
+    made_from = {
+        "members": [member.digest for member in members],
+        "feats": reader.content_digest,
+        "distill": how,
+        "dtype": compute.dtype,
         **({} if unseen is None else {"unseen": digest_of(unseen)}),
-    )
+    }
+    with args.world.only_writer(args.out):
+        make(args.out, work, command=args.command_line, world=args.world, **made_from)
 
 
 @command(
@@ -120,9 +125,12 @@ def soft_targets(args: argparse.Namespace) -> None:
         DnnConfig,
         CompressConfig,
     ],
+    by_torchrun=True,
 )
 def distill(args: argparse.Namespace) -> None:
     """Train a student for every seed.
+
+    Started by torchrun, all processes train one student after the other, each on its part of every batch.
 
     Soft targets are stored ones (--targets), whose temperature and mean are theirs, or those that the members give
     online (--teachers), for every batch anew. With student_start member, seed N starts from the weights of the Nth
@@ -213,7 +221,8 @@ def _train_student(
     compress: CompressConfig | None = None,
 ) -> TrainedNet:
     sets = (session.transfer, session.dev)
-    return train_student(out, seed, session.dnn, config, *sets, targets, key, session.dtype, start, compress)
+    how = (session.dtype, start, compress, session.world)
+    return train_student(out, seed, session.dnn, config, *sets, targets, key, *how)
 
 
 @command(

@@ -76,7 +76,7 @@ def resolve_compute(args: argparse.Namespace) -> Compute:
     """What --device and the key `precision` ask for; raises AsrKdError for a device that is not there."""
     from asr_kd.nnet.device import resolve_device, resolve_precision
 
-    device = resolve_device(args.device)
+    device = resolve_device(args.device, args.world)
     return Compute(device, resolve_precision(args.values["precision"], device))
 
 

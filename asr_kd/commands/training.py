@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from asr_kd.store.atomic import write_json
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Run, hard_loss
+from asr_kd.world import ALONE, World
 
 OUT = path("--out", "one folder a seed is made below this one")
 TRANSFER = (
@@ -53,7 +54,10 @@ INITIALISE = path(
 
 @dataclass(frozen=True)
 class Session:
-    """Configuration, device, and both sets on it; `transfer` is what is trained on of the training set."""
+    """Configuration, device, and both sets on it; `transfer` is what is trained on of the training set.
+
+    world: the processes that train a net together.
+    """
 
     values: dict[str, Any]
     dnn: DnnConfig
@@ -61,6 +65,7 @@ class Session:
     dtype: torch.dtype
     transfer: TransferSet
     dev: LabelledSet
+    world: World
 
     @property
     def train(self) -> LabelledSet:
@@ -90,8 +95,9 @@ def begin(args: argparse.Namespace) -> Session:
     )
     if overlap := train_originals & dev_originals:
         raise AsrKdError(f"{args.dev_feats}: utterance {min(overlap)} is in the training set too")
-    write_json(args.out / "run.json", {**run_info(args.command_line, str(compute.device)), "config": args.values})
-    return Session(args.values, dnn, compute.device, compute.dtype, choose(train, choice), dev)
+    if args.world.is_first:
+        write_json(args.out / "run.json", {**run_info(args.command_line, str(compute.device)), "config": args.values})
+    return Session(args.values, dnn, compute.device, compute.dtype, choose(train, choice), dev, args.world)
 
 
 def transfer_choice(args: argparse.Namespace) -> TransferChoice:
@@ -122,9 +128,13 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
     DEVICE,
     config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience", CompressConfig],
+    by_torchrun=True,
 )
 def train(args: argparse.Namespace) -> None:
-    """Train a frame classifier for every seed; a kill is resumed by the same command."""
+    """Train a frame classifier for every seed; a kill is resumed by the same command.
+
+    Started by torchrun, all processes train one net after the other, each on its part of every batch.
+    """
     seeds = parse_seeds(args.seeds)
     session = begin(args)
     schedule = student_schedule(session.dnn, resolve(DistillConfig, args.values))
@@ -176,6 +186,7 @@ def train_seeds(
                 transfer=transfer.record,
                 start=(starts or {}).get(seed),
                 compress=compress,
+                world=session.world,
             )
         )
 
@@ -191,9 +202,12 @@ def train_seeds(
     option("--first-seed", "that and the following (default 1)", type=int, default=1),
     DEVICE,
     config=[EnsembleConfig, DnnConfig],
+    by_torchrun=True,
 )
 def train_ensemble(args: argparse.Namespace) -> None:
     """Train num_members nets that differ in their seed alone, over the same resident frames.
+
+    Started by torchrun, each process trains its share of the members, by itself.
 
     A member that is complete is not trained again: after a kill, or with more members asked for, only the rest is.
     With --folds every member lacks some utterances (and their perturbed copies); soft-targets --out-of-fold lets it
@@ -207,4 +221,5 @@ def train_ensemble(args: argparse.Namespace) -> None:
     if args.folds is not None:
         folds = Folds(session.train.frames.layout, args.folds, args.fold_seed, transfer_choice(args).utt2uniq)
         transfer_sets = {seed: folds.without(transfer, seed % args.folds) for seed, transfer in transfer_sets.items()}
-    train_seeds(args.out, transfer_sets, session.dnn, session)
+    own = args.world.share(sorted(transfer_sets))
+    train_seeds(args.out, {seed: transfer_sets[seed] for seed in own}, session.dnn, replace(session, world=ALONE))

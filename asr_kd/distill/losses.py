@@ -96,11 +96,13 @@ def distillation_loss(
     hard_weight: float | None = None,
     matching: str = "soft_targets",
     label_use: str = "weighted",
+    num_labelled: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The loss above. labels: (batch,) int64, −1 where a frame has none (it then counts in the soft term alone).
 
-    hard_weight None is 1 − soft_weight. The hard term is averaged over the frames that have a label. With
-    label_use="conditional" every frame has one term, of weight 1, and the weights are not looked at.
+    hard_weight None is 1 − soft_weight. The hard term is averaged over the frames that have a label, or its sum is
+    divided by num_labelled, where these frames are part of a batch. With label_use="conditional" every frame has one
+    term, of weight 1, and the weights are not looked at.
     """
     labelled = labels >= 0
     if label_use == "swap":
@@ -122,5 +124,6 @@ def distillation_loss(
     if soft_weight:
         loss = loss + soft_weight * soft().mean()
     if hard_weight:
-        loss = loss + hard_weight * hard().sum() / labelled.sum().clamp(min=1)
+        num_labelled = labelled.sum().clamp(min=1) if num_labelled is None else num_labelled
+        loss = loss + hard_weight * hard().sum() / num_labelled
     return loss

@@ -18,6 +18,7 @@ from asr_kd.nnet.inference import combine
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import read_transfer_utts
 from asr_kd.store.hdf5 import Layout
+from asr_kd.world import ALONE, World
 
 
 class Folds:
@@ -74,20 +75,19 @@ def out_of_fold_log_posteriors(
     temperature: float,
     combination: str,
     dtype: torch.dtype,
-    batch_size: int = 8192,
+    world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """As mean_log_posteriors, each utterance's mean being over the nets for which unseen_utts set it."""
     # Utterances with the same nets are computed together.
     patterns, pattern_of_utt = np.unique(unseen, axis=1, return_inverse=True)
     pattern_of_frame = np.repeat(pattern_of_utt.ravel(), frames.layout.lengths)
     num_pdfs = nets[0].architecture.num_pdfs
-    for begin in range(0, frames.layout.num_frames, batch_size):
-        rows = slice(begin, min(begin + batch_size, frames.layout.num_frames))
+    for rows in frames.block_rows(world=world):
         log_post = torch.empty((rows.stop - rows.start, num_pdfs), device=frames.device)
         for number, pattern in enumerate(patterns.T):
             place = torch.from_numpy(np.flatnonzero(pattern_of_frame[rows] == number)).to(frames.device)
             if len(place):
-                windows = frames.windows(place + begin)
+                windows = frames.windows(place + rows.start)
                 with autocast(frames.device, dtype):
                     logits = torch.stack([net(windows) for net, wanted in zip(nets, pattern, strict=True) if wanted])
                 log_post[place] = combine(logits, temperature, combination)

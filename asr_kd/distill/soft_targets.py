@@ -1,5 +1,6 @@
 """Soft targets of an ensemble: made from its members, stored or made anew for every batch."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,8 @@ from asr_kd.nnet.frames import Frames, front_end
 from asr_kd.nnet.inference import answers, combine, mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.targets import TargetsReader, write_targets
+from asr_kd.store.targets import TargetsReader, read_parts, write_part, write_targets
+from asr_kd.world import ALONE, World
 
 
 class SoftTargets(Protocol):
@@ -38,17 +40,19 @@ def joint_log_posteriors(
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
+    world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log posteriors of nets that answer together, block by block in frame order: (rows, (n, num_pdfs) float32).
 
     combination: arithmetic or geometric, of equals; or specialists, of a generalist and those that it calls on when
-    one of its top_n states is theirs.
+    one of its top_n states is theirs. Of several processes, each has its share of the blocks.
     """
     if combination == SPECIALISTS:
         ensemble = SpecialistEnsemble(members, top_n, dtype)
-        return answers(lambda windows: ensemble.log_posteriors(windows, temperature), frames)
+        return answers(lambda windows: ensemble.log_posteriors(windows, temperature), frames, world=world)
     nets = [member.net for member in members]
-    return mean_log_posteriors(nets, frames, temperature=temperature, combination=combination, dtype=dtype)
+    how = {"temperature": temperature, "combination": combination, "dtype": dtype}
+    return mean_log_posteriors(nets, frames, **how, world=world)
 
 
 class StoredTargets:
@@ -188,27 +192,40 @@ def write_soft_targets(
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
     unseen: np.ndarray | None = None,
+    world: World = ALONE,
 ) -> None:
     """Let `members` label every frame and store the result as targets.h5.
 
     unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
+    world: the processes that all call this. Each writes a part into the folder `<path>.shards`, which the first then
+    copies into one file, the very file that one process writes.
     """
     num_pdfs = members[0].net.architecture.num_pdfs
     if temperature <= 0:
         raise AsrKdError(f"temperature {temperature:g}: must be above 0")
     if top_k is not None and not 0 < top_k <= num_pdfs:
         raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
-    how = {"temperature": temperature, "combination": combination, "dtype": dtype}
+    how = {"temperature": temperature, "combination": combination, "dtype": dtype, "world": world}
     if unseen is None:
         posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n)
     else:
         posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how)
+    blocks, shape = pack(posteriors, top_k), {"num_pdfs": num_pdfs, "top_k": top_k}
+    if world.size > 1:
+        parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
+        if world.is_first:  # what a killed run left must not be taken for what is about to be written
+            shutil.rmtree(parts[0].parent, ignore_errors=True)
+        world.wait()
+        write_part(parts[world.rank], blocks, **shape)
+        world.wait()
+        if not world.is_first:
+            return
+        blocks = read_parts(parts)
     write_targets(
         path,
         reader.layout,
-        pack(posteriors, top_k),
-        num_pdfs=num_pdfs,
-        top_k=top_k,
+        blocks,
+        **shape,
         attributes={
             "temperature": temperature,
             "mean": combination,
@@ -218,6 +235,8 @@ def write_soft_targets(
             "model_digest": members[0].labels["model_digest"],
         },
     )
+    if world.size > 1:
+        shutil.rmtree(parts[0].parent)
 
 
 def pack(

@@ -12,8 +12,10 @@ from asr_kd.distill.soft_targets import SoftTargets
 from asr_kd.distill.transfer import TransferSet
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.training.data import LabelledSet
+from asr_kd.training.data_parallel import sum_over
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Loss, Run
+from asr_kd.world import ALONE, World
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
@@ -26,22 +28,34 @@ def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
     )
 
 
-def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig) -> Loss:
-    """The distillation loss at the targets' own temperature; soft_weight and hard_weight from `distill`."""
+def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig, unlike_parts: World = ALONE) -> Loss:
+    """The distillation loss at the targets' own temperature; soft_weight and hard_weight from `distill`.
+
+    unlike_parts: processes whose parts of a batch differ in their share of labelled frames.
+    """
 
     def loss(logits: torch.Tensor, index: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        labels = train.labels_of(index)
         return distillation_loss(
             logits,
-            train.labels_of(index),
+            labels,
             targets.batch(index, windows),
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,
             hard_weight=distill.hard_weight,
             matching=distill.matching,
             label_use=distill.label_use,
+            num_labelled=_num_labelled(labels, unlike_parts) if unlike_parts.size > 1 else None,
         )
 
     return loss
+
+
+def _num_labelled(labels: torch.Tensor, world: World) -> torch.Tensor:
+    """As many as this part of a batch had if all parts had the whole's share: losses of parts are averaged by size."""
+    here = torch.stack([(labels >= 0).sum(), torch.tensor(len(labels), device=labels.device)])
+    num_labelled, num_frames = sum_over(world, here)
+    return num_labelled.clamp(min=1) * len(labels) / num_frames
 
 
 def train_student(
@@ -56,11 +70,12 @@ def train_student(
     dtype: torch.dtype,
     start: TrainedNet | None = None,
     compress: CompressConfig | None = None,
+    world: World = ALONE,
 ) -> TrainedNet:
     """Distil on the frames of the transfer set, by default those that the baseline sees.
 
     start: a net whose weights the student begins with; else they are random. compress: how the student is pruned and
-    quantized meanwhile; the teachers are as they are.
+    quantized meanwhile; the teachers are as they are. world: the processes that train it together.
 
     targets_key: what identifies the targets (members' digests, combination, values), for the fingerprint.
     """
@@ -73,6 +88,7 @@ def train_student(
         "label_use": distill.label_use,
         **targets_key,
     }
+    some_unlabelled = bool((transfer.train.pdf[transfer.index.long()] < 0).any())
     return train_net(
         Run(
             out=out,
@@ -81,11 +97,12 @@ def train_student(
             train=transfer.train,
             dev=dev,
             transfer_index=transfer.index,
-            loss=student_loss(transfer.train, targets, distill),
+            loss=student_loss(transfer.train, targets, distill, world if some_unlabelled else ALONE),
             loss_key=loss_key,
             dtype=dtype,
             transfer=transfer.record,
             start=start,
             compress=compress,
+            world=world,
         )
     )

@@ -24,7 +24,7 @@ from asr_kd.store.atomic import atomic_path, place_of_file
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
-from asr_kd.store.lock import only_writer
+from asr_kd.world import ALONE, World
 
 # Of audio (an hour at 16 kHz), a killed extraction repeats at most this much for each process: seconds of work, about
 # as long as a process takes to start ...
@@ -101,24 +101,23 @@ class _Shards:
         self.paths = [_folder(out) / f"{stamp[:20]}.h5" for stamp in self._stamps]
         self.stamp = inputs.add(*self._stamps)
 
-    def make(self, log: Log) -> list[FeatsReader]:
-        """Make those that are not there yet; all, opened."""
-        jobs = []
-        for path, part, stamp in zip(self.paths, self._parts, self._stamps, strict=True):
+    def make(self, log: Log, world: World = ALONE) -> None:
+        """Make those that are not there yet, this process its share of them all."""
+        jobs, own = [], world.share(list(zip(self.paths, self._parts, self._stamps, strict=True)))
+        for path, part, stamp in own:
             reader = _opened(path)
             if reader is None or reader.attrs.get("inputs_stamp") != stamp:
                 jobs.append((path, part, self._recipe, stamp))
-        if len(jobs) < len(self.paths):
-            log(f"{len(self.paths) - len(jobs)} of {len(self.paths)} shards are there from before")
+        if len(jobs) < len(own):
+            log(f"{len(own) - len(jobs)} of {len(own)} shards are there from before")
         if jobs:
-            self._make_missing(jobs, log)
-        return [FeatsReader(path) for path in self.paths]
+            self._make_missing(jobs, len(own), log)
 
-    def _make_missing(self, jobs: list[tuple], log: Log) -> None:
+    def _make_missing(self, jobs: list[tuple], num_own: int, log: Log) -> None:
         # Only now: torch takes seconds to import, most of the time of a command that finds all features there.
         from asr_kd.features.shard import write_shard
 
-        say = _finished(log, len(self.paths), len(jobs))
+        say = _finished(log, num_own, len(jobs))
         if min(self._nj, len(jobs)) == 1:
             for job in jobs:
                 write_shard(*job, log)
@@ -226,6 +225,7 @@ def extract(
     allow_pipes: bool = False,
     accept_truncated: bool = False,
     log: Log = _silent,
+    world: World = ALONE,
 ) -> bool:
     """Make feats.h5 of utterances; False if it is there already, made from the same inputs in the same way.
 
@@ -234,7 +234,8 @@ def extract(
     one file, but of more than a gibibyte of features, where they stay and belong to the file. append: add the
     utterances to those of a file made with the same options, without copying it, in shards too. Memory does not grow
     with the number of recordings, but for their ids. Utterances that cannot be used are skipped, listed through `log`
-    and noted in the file, as are those that are clipped or silent.
+    and noted in the file, as are those that are clipped or silent. world: the processes that all call this; each makes
+    its share of the shards, in nj processes, and the first joins them.
 
     Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
     if an id occurs twice, if the disk is full, or if another process is at the same file.
@@ -248,24 +249,40 @@ def extract(
     if nj < 1:
         raise AsrKdError(f"nj is {nj}, but at least one process is needed")
     recipe = Recipe(options, dtype, resample, allow_pipes, accept_truncated)
-    with only_writer(out):
+    with world.only_writer(out):
         shards = _Shards(out, utterances, recipe, nj)
-        present = _opened(out)
-        if present is not None and (
-            _is_up_to_date(present, utterances, recipe, shards.stamp)
-            or (append and set(shards.paths) <= set(present.shards))
-        ):
-            _accept(out, [present], max_bad_share, log)
-            log(f"{out}: up to date")
+        world.require_same(shards.stamp, f"{out}: not all processes see the same recordings, at the same paths")
+
+        def is_there() -> bool:
+            present = _opened(out)
+            there = present is not None and (
+                _is_up_to_date(present, utterances, recipe, shards.stamp)
+                or (append and set(shards.paths) <= set(present.shards))
+            )
+            if there:
+                _accept(out, [present], max_bad_share, log)
+                log(f"{out}: up to date")
+            return there
+
+        if world.first(is_there):
             return False
-        older = _shards_to_extend(out, recipe, utterances) if append and out.exists() else []
-        made = shards.make(log)
-        _accept(out, made, max_bad_share, log)
-        _publish(out, older, shards.paths, max_bad_share)
-    num_frames_made = sum(reader.layout.num_frames for reader in made)
-    num_utts = sum(reader.layout.num_utts for reader in made)
-    log(f"{out}: {num_frames_made} frames of {num_utts} utterances" + (" were added" if older else ""))
+        extends = append and out.exists() and world.is_first
+        older = _shards_to_extend(out, recipe, utterances) if extends else []
+        shards.make(log, world)
+        world.wait()
+        if world.is_first:
+            _join(out, older, shards.paths, max_bad_share, log)
     return True
+
+
+def _join(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_share: float, log: Log) -> None:
+    """Put the finished file in its place, and tell of what was made."""
+    readers = [FeatsReader(path) for path in made]
+    _accept(out, readers, max_bad_share, log)
+    _publish(out, older, made, max_bad_share)
+    num_frames_made = sum(reader.layout.num_frames for reader in readers)
+    num_utts = sum(reader.layout.num_utts for reader in readers)
+    log(f"{out}: {num_frames_made} frames of {num_utts} utterances" + (" were added" if older else ""))
 
 
 def _publish(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_share: float) -> None:

@@ -5,17 +5,29 @@ import contextlib
 import torch
 
 from asr_kd.errors import AsrKdError
+from asr_kd.world import ALONE, World
 
 
-def resolve_device(name: str) -> torch.device:
-    """`auto` (CUDA where there is a GPU), `cpu` or `cuda`; raises AsrKdError if it is not to be had."""
+def resolve_device(name: str, world: World = ALONE) -> torch.device:
+    """`auto` (CUDA where there is a GPU), `cpu` or `cuda`; raises AsrKdError if it is not to be had.
+
+    Of several processes on a machine, each has a GPU of its own.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise AsrKdError(f"--device {name}: choose auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise AsrKdError("--device cuda: this PyTorch sees no GPU; use --device cpu, or install a CUDA build of torch")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or world.size == 1:
+        return torch.device(name)
+    if world.local_rank >= torch.cuda.device_count():
+        raise AsrKdError(
+            f"--device {name}: no GPU is left for process {world.local_rank + 1} of this machine, which has "
+            f"{torch.cuda.device_count()}; start as many by torchrun --nproc-per-node, or use --device cpu"
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:

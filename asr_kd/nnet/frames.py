@@ -11,6 +11,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
+from asr_kd.world import ALONE, World
 
 # Frames that are read and normalised at a time: some tens of megabytes.
 BLOCK_FRAMES = 1 << 16
@@ -166,10 +167,14 @@ class Frames:
         rows = torch.clamp(index[:, None] + self._context, first[:, None], last[:, None])
         # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which
         # would hold a tenth more in memory.
-        return self._feats.index_select(0, rows.flatten()).view(len(index), -1)
+        return self._feats.index_select(0, rows.flatten()).view(len(index), self.window * self.feat_dim)
 
-    def blocks(self, batch_size: int = 8192) -> Iterator[tuple[slice, torch.Tensor]]:
-        """All windows in order, block by block: (rows, windows)."""
-        for begin in range(0, self.layout.num_frames, batch_size):
-            end = min(begin + batch_size, self.layout.num_frames)
-            yield slice(begin, end), self.windows(torch.arange(begin, end, device=self.device))
+    def block_rows(self, batch_size: int = 8192, world: World = ALONE) -> Iterator[slice]:
+        """The rows of all windows in order, block by block; of several processes, each has its share of the blocks."""
+        for begin in world.share(range(0, self.layout.num_frames, batch_size)):
+            yield slice(begin, min(begin + batch_size, self.layout.num_frames))
+
+    def blocks(self, batch_size: int = 8192, world: World = ALONE) -> Iterator[tuple[slice, torch.Tensor]]:
+        """The windows of block_rows: (rows, windows)."""
+        for rows in self.block_rows(batch_size, world):
+            yield rows, self.windows(torch.arange(rows.start, rows.stop, device=self.device))

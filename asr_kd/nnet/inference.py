@@ -8,6 +8,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
+from asr_kd.world import ALONE, World
 
 COMBINATIONS = ("arithmetic", "geometric")
 
@@ -36,10 +37,12 @@ def mean_log_posteriors(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
     max_logits: int = 1 << 25,
+    world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32).
 
-    A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers.
+    A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers. Of
+    several processes, each has its share of the blocks.
     """
 
     def answer(windows: torch.Tensor) -> torch.Tensor:
@@ -48,13 +51,13 @@ def mean_log_posteriors(
         return combine(logits, temperature, combination)
 
     logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
-    yield from answers(answer, frames, max(1, min(batch_size, max_logits // max(logits_of_frame, 1))))
+    yield from answers(answer, frames, max(1, min(batch_size, max_logits // max(logits_of_frame, 1))), world)
 
 
 @torch.inference_mode()
 def answers(
-    answer: Callable[[torch.Tensor], torch.Tensor], frames: Frames, batch_size: int = 8192
+    answer: Callable[[torch.Tensor], torch.Tensor], frames: Frames, batch_size: int = 8192, world: World = ALONE
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """What `answer` makes of all windows, block by block in frame order: (rows, answers)."""
-    for rows, windows in frames.blocks(batch_size):
+    """What `answer` makes of all windows, or this process's share, block by block in frame order: (rows, answers)."""
+    for rows, windows in frames.blocks(batch_size, world):
         yield rows, answer(windows)

@@ -13,7 +13,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
 from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader, content_digest
-from asr_kd.store.hdf5 import Layout, create_h5, reserve_space, seal, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, extend, seal, write_layout
 
 CHUNK_ROWS = 1024
 # Whole chunks are written, so that none is touched twice.
@@ -54,13 +54,6 @@ def _write_strings(file: h5py.File, name: str, values: Sequence[str]) -> None:
 def _create_stats(file: h5py.File, feat_dim: int) -> h5py.Dataset:
     shape = (2, feat_dim + 1)
     return file.create_dataset("cmvn/stats", (0, *shape), "<f8", maxshape=(None, *shape), chunks=(STATS_CHUNK, *shape))
-
-
-def _extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
-    reserve_space(dataset.file, rows.nbytes + dataset.chunks[0] * rows[:1].nbytes)
-    start = dataset.shape[0]
-    dataset.resize(start + len(rows), axis=0)
-    dataset[start:] = rows
 
 
 class _Tables:
@@ -194,14 +187,14 @@ class FeatsWriter:
 
     def _flush(self) -> None:
         if self._num_buffered:
-            _extend(self._feats, self._buffer[: self._num_buffered])
+            extend(self._feats, self._buffer[: self._num_buffered])
         self._num_buffered = 0
 
     def _flush_stats(self) -> None:
         if self._waiting_stats:
             stats = np.stack(self._waiting_stats).astype("<f8")
             self._stats_digest.update(stats.tobytes())
-            _extend(self._stats, stats)
+            extend(self._stats, stats)
         self._waiting_stats.clear()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -285,7 +278,7 @@ def join_shards(
             tables.add_file(shard)
             of_shard = shard.cmvn_stats
             stats_digest.update(of_shard.tobytes())
-            _extend(stats, of_shard)
+            extend(stats, of_shard)
             shard.close()
         file.attrs["cmvn_digest"] = stats_digest.hexdigest()
         _write_strings(file, "shards/path", names)

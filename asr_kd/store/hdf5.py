@@ -119,6 +119,14 @@ def _abandon(file: h5py.File) -> None:
         file.close()
 
 
+def extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
+    """Append `rows` to a data set that can grow, once there is space for them."""
+    reserve_space(dataset.file, rows.nbytes + dataset.chunks[0] * rows[:1].nbytes)
+    start = dataset.shape[0]
+    dataset.resize(start + len(rows), axis=0)
+    dataset[start:] = rows
+
+
 # What a damaged or foreign file makes h5py raise.
 H5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
 # gzip packs no tighter; other filters are not used for what is stored here.

@@ -9,15 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, require_sealed, write_layout
+from asr_kd.store.hdf5 import Layout, create_h5, extend, open_h5, read_layout, readable, require_sealed, write_layout
 
 FORMAT = "asr_kd.targets"
+PART_FORMAT = "asr_kd.targets_part"
+PART_CHUNK = 1024
+PART_BLOCK = 8 * PART_CHUNK
+
+# Rows, and the arrays of these rows.
+Blocks = Iterable[tuple[slice, dict[str, np.ndarray]]]
 
 
 def write_targets(
     path: str | Path,
     layout: Layout,
-    blocks: Iterable[tuple[slice, dict[str, np.ndarray]]],
+    blocks: Blocks,
     *,
     num_pdfs: int,
     top_k: int | None,
@@ -30,29 +36,59 @@ def write_targets(
     combination, members' digests, content_digest of the features that the teachers saw.
     Raises AsrKdError if the blocks do not cover every frame once.
     """
-    num_frames, width = layout.num_frames, top_k or num_pdfs
+    num_frames = layout.num_frames
     with create_h5(path, FORMAT) as file:
         write_layout(file, layout)
         file.attrs["num_pdfs"] = num_pdfs
         file.attrs["top_k"] = top_k or 0
         for key, value in attributes.items():
             file.attrs[key] = value
-        prob = file.create_dataset("prob", (num_frames, width), np.float16)
-        if top_k:
-            pdf = file.create_dataset("pdf", (num_frames, width), np.uint16 if num_pdfs <= 1 << 16 else np.int32)
-            tail = file.create_dataset("tail", (num_frames,), np.float16)
+        columns = _columns(num_pdfs, top_k).items()
+        stored = {name: file.create_dataset(name, (num_frames, *width), dtype) for name, (width, dtype) in columns}
         done, digests = 0, {name: hashlib.sha256() for name in ("prob", "pdf", "tail")}
         for rows, arrays in blocks:
             if rows.start != done or rows.stop > num_frames:
                 raise AsrKdError(f"{path}: soft targets came out of order at frame {rows.start}")
-            for name, stored in {"prob": prob, **({"pdf": pdf, "tail": tail} if top_k else {})}.items():
-                values = np.ascontiguousarray(arrays[name], dtype=stored.dtype)
+            for name, dataset in stored.items():
+                values = np.ascontiguousarray(arrays[name], dtype=dataset.dtype)
                 digests[name].update(values.tobytes())
-                stored[rows] = values
+                dataset[rows] = values
             done = rows.stop
         if done != num_frames:
             raise AsrKdError(f"{path}: soft targets for {done} of {num_frames} frames")
         file.attrs["values_digest"] = " ".join(digest.hexdigest() for digest in digests.values())
+
+
+def _columns(num_pdfs: int, top_k: int | None) -> dict[str, tuple[tuple[int, ...], type]]:
+    """What is stored of a frame: shape and type by name."""
+    if not top_k:
+        return {"prob": ((num_pdfs,), np.float16)}
+    index = np.uint16 if num_pdfs <= 1 << 16 else np.int32
+    return {"prob": ((top_k,), np.float16), "pdf": ((top_k,), index), "tail": ((), np.float16)}
+
+
+def write_part(path: str | Path, blocks: Blocks, *, num_pdfs: int, top_k: int | None) -> None:
+    """Stream a part of the frames of a targets.h5 to disk, for read_parts: blocks as for write_targets, of any rows."""
+    with create_h5(path, PART_FORMAT) as file:
+        stored = {}
+        for name, (width, dtype) in _columns(num_pdfs, top_k).items():
+            sizes = {"maxshape": (None, *width), "chunks": (PART_CHUNK, *width)}
+            stored[name] = file.create_dataset(name, (0, *width), dtype, **sizes)
+        for _, arrays in blocks:
+            for name, dataset in stored.items():
+                extend(dataset, np.ascontiguousarray(arrays[name], dtype=dataset.dtype))
+
+
+def read_parts(paths: Iterable[str | Path]) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """The blocks of parts that follow each other, for write_targets; raises AsrKdError for one that is damaged."""
+    begin = 0
+    for path in paths:
+        with open_h5(path, PART_FORMAT) as file, readable(path):
+            for first in range(0, len(file["prob"]), PART_BLOCK):
+                arrays = {name: file[name][first : first + PART_BLOCK] for name in file}
+                rows = slice(begin, begin + len(arrays["prob"]))
+                yield rows, arrays
+                begin = rows.stop
 
 
 def _digest_of(array: np.ndarray | None) -> str:

@@ -10,6 +10,11 @@ from asr_kd.config import DnnConfig
 from asr_kd.errors import AsrKdError
 
 
+def mixed_seed(seed: int, *numbers: int) -> int:
+    """A seed for every step: neighbouring ones must not give related numbers, which SeedSequence sees to."""
+    return int(np.random.SeedSequence([seed % (1 << 63), *numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
 class Augmentation:
     """Views of a batch of windows, a function of (seed, step) alone: a resumed run sees the same.
 
@@ -50,9 +55,7 @@ class Augmentation:
         """Other views of `windows` (batch, window * feat_dim), which may be overwritten."""
         if not self.active:
             return windows
-        # Seeds of neighbouring steps must not give related numbers, which SeedSequence sees to.
-        mixed = np.random.SeedSequence([self._seed % (1 << 63), step]).generate_state(1, np.uint64)[0]
-        self._generator.manual_seed(int(mixed >> 1))
+        self._generator.manual_seed(mixed_seed(self._seed, step))
         config, (window, feat_dim) = self._config, self._shape
         if config.time_warp or config.freq_warp:
             windows = self._warped(windows)

@@ -12,16 +12,24 @@ from torch import nn
 from torch.nn import functional
 
 from asr_kd import __version__
-from asr_kd.cli_common import log
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.model import FrameClassifier, new_net
-from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net, write_transfer_utts
+from asr_kd.nnet.net_dir import (
+    CARD,
+    TrainedNet,
+    load_card,
+    load_net,
+    save_net,
+    weights_digest,
+    write_transfer_utts,
+)
 from asr_kd.runinfo import git_commit
-from asr_kd.training.augment import Augmentation
+from asr_kd.training.augment import Augmentation, mixed_seed
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
+from asr_kd.training.data_parallel import backward_together
 from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
 from asr_kd.training.progress import Progress, tensorboard
 from asr_kd.training.pruning import sparsity_of
@@ -37,22 +45,41 @@ MAX_TRANSFER_FRAMES = 100_000
 def train_net(run: Run) -> TrainedNet:
     """Train, resume, or just load: after any kill the same call ends with the same weights, bit for bit.
 
-    Keeps the epoch that is best on dev. Raises AsrKdError if the loss stops being a number or no epoch was accepted.
+    Keeps the epoch that is best on dev. All processes of run.world call it; their states stay the same, and the first
+    writes. Raises AsrKdError if the loss stops being a number, no epoch was accepted, or another run is at work here.
     """
-    made_from = run.fingerprint
-    if (run.out / CARD).exists() and load_card(run.out)["training"].get("fingerprint") == made_from:
-        log(f"{run.out}: up to date")
-        return load_net(run.out)
-    state = _begin(run, made_from)
-    (run.out / CARD).unlink(missing_ok=True)
+    made_from, world = run.fingerprint, run.world
+    world.require_same(made_from, f"{run.out}: not all processes have the same data, options, version and precision")
+    with world.only_writer(run.out / CARD):
+        if world.first(lambda: _is_complete(run.out, made_from)):
+            world.log(f"{run.out}: up to date")
+            return load_net(run.out)
+        state = _begin(run, made_from)
+        _train(run, state, made_from)
+        best = best_epoch(state.history, run.config.keep_best)
+        world.log(f"{run.out}: ended by {state.stopped}, best epoch {best}")
+        trained = _finish(run, state, made_from) if world.is_first else None
+        world.wait()
+    return trained or load_net(run.out)
+
+
+def _is_complete(out: Path, made_from: str) -> bool:
+    return (out / CARD).exists() and load_card(out)["training"].get("fingerprint") == made_from
+
+
+def _train(run: Run, state: TrainingState, made_from: str) -> None:
+    """Train from where `state` stands to the end."""
+    if run.world.is_first:
+        (run.out / CARD).unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
         curves = None
-        if run.config.tensorboard:
+        if run.config.tensorboard and run.world.is_first:
             curves = stack.enter_context(tensorboard(run.out.parent / "tensorboard" / run.out.name, state.step))
-        progress = Progress(state.step, run.num_steps, curves)
+        progress = Progress(state.step, run.num_steps, run.world.log, curves)
 
         def save() -> None:
-            save_checkpoint(run.out, state.to_checkpoint(fingerprint=made_from, num_threads=torch.get_num_threads()))
+            if run.world.is_first:
+                save_checkpoint(run.out, state.to_checkpoint(fingerprint=made_from, **_summation(run)))
 
         def save_within_epoch() -> None:
             progress.within(state.step, _mean_loss(run, state))
@@ -63,8 +90,11 @@ def train_net(run: Run) -> TrainedNet:
             row = _end_epoch(run, state)
             progress.epoch(row, best=best_epoch(state.history, run.config.keep_best) == row["epoch"])
             save()
-    log(f"{run.out}: ended by {state.stopped}, best epoch {best_epoch(state.history, run.config.keep_best)}")
-    return _finish(run, state, made_from)
+
+
+def _summation(run: Run) -> dict[str, int]:
+    """What the order of sums depends on, and so the last bits of the weights."""
+    return {"num_threads": torch.get_num_threads(), "num_processes": run.world.size}
 
 
 def _begin(run: Run, made_from: str) -> TrainingState:
@@ -73,6 +103,11 @@ def _begin(run: Run, made_from: str) -> TrainingState:
     Raises AsrKdError where a net cannot be trained so; what is there from another run is left alone then.
     """
     pruning, quantization = run.pruning, run.quantization
+    if run.world.size > 1 and quantization and quantization.to == "int8":
+        raise AsrKdError(
+            "quantize int8: the range of activations is that of a whole batch, which no process sees here; train in "
+            "one process, or take int4"
+        )
     device = run.train.frames.device
     net = new_net(run.architecture, run.seed)
     if run.initialise:
@@ -84,28 +119,41 @@ def _begin(run: Run, made_from: str) -> TrainingState:
     net.to(device)
     schedule = make_schedule(run.config, run.num_steps)
     state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
-    log(
+    run.world.log(
         f"{run.out}: {len(run.transfer_index):,} frames, {net.num_parameters:,} parameters, {run.num_steps:,} steps of "
         f"{run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {device}"
+        + (f", in {run.world.size} processes" if run.world.size > 1 else "")
         + (f", {quantization.to}" if quantization else "")
         + (f", {pruning.sparsity(run.num_steps):.1%} pruned" if pruning else "")
     )
-    checkpoint = load_checkpoint(run.out)
-    if checkpoint is not None and checkpoint.progress["fingerprint"] == made_from:
-        state.restore(checkpoint)
-        log(f"{run.out}: continuing after step {state.step}, in epoch {state.epoch}")
-        if checkpoint.progress["num_threads"] != torch.get_num_threads():
-            log(
-                f"{run.out}: warning: begun with {checkpoint.progress['num_threads']} threads, continued with "
-                f"{torch.get_num_threads()}; the weights will differ in their last bits"
-            )
-        return state
-    if checkpoint is not None:
-        log(f"{run.out}: configuration or inputs changed since the last run here; training from the beginning")
-    if isinstance(schedule, Newbob):
-        schedule.begin(evaluate(net, run.dev, run.dtype)["dev_xent"])
+    goes_on = _go_on(run, state, made_from)
+    run.world.require_same((goes_on, state.step), f"{run.out}: not all processes see the same {NAME}; share the folder")
+    if isinstance(schedule, Newbob) and not goes_on:
+        schedule.begin(_evaluate(run, net)["dev_xent"])
         state.accept()
     return state
+
+
+def _go_on(run: Run, state: TrainingState, made_from: str) -> bool:
+    """Whether there is a checkpoint of this run, which `state` then is."""
+    checkpoint = load_checkpoint(run.out)
+    if checkpoint is None:
+        return False
+    if checkpoint.progress["fingerprint"] != made_from:
+        run.world.log(
+            f"{run.out}: configuration or inputs changed since the last run here; training from the beginning"
+        )
+        return False
+    state.restore(checkpoint)
+    run.world.log(f"{run.out}: continuing after step {state.step}, in epoch {state.epoch}")
+    for key, now in _summation(run).items():
+        begun = checkpoint.progress.get(key, 1)  # older checkpoints are of one process
+        if begun != now:
+            run.world.log(
+                f"{run.out}: warning: begun with {begun} {key.removeprefix('num_')}, continued with {now}; "
+                "the weights will differ in their last bits"
+            )
+    return True
 
 
 def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
@@ -134,14 +182,15 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             order = _order(run, number_of_pass)
         if position == 0:
             torch.manual_seed(_seed_of_pass(run, number_of_pass))  # dropout
-        index = order[position * config.batch_size : (position + 1) * config.batch_size].long()
+        batch = order[position * config.batch_size : (position + 1) * config.batch_size].long()
+        index = run.world.share(batch)
         for group in optimizer.param_groups:
             group["lr"] = state.schedule.learning_rate(state.step)
-        windows = augment(frames.windows(index), state.step)
+        windows = _windows(run, augment, batch, state.step)
         with autocast(frames.device, run.dtype):
             logits = net(windows)
         loss = run.loss(logits, index, windows)
-        loss.backward()
+        loss = backward_together(net, loss, len(index) / len(batch), run.world)
         if config.max_grad_norm:
             clip_gradients(net, config.max_grad_norm)
         with pruning.around_step(net, state.step + 1) if pruning else contextlib.nullcontext():
@@ -149,8 +198,8 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             if config.max_norm:
                 bound_norms(net, config.max_norm)
         optimizer.zero_grad(set_to_none=True)
-        state.loss_sum += loss.detach() * len(index)
-        state.num_frames += len(index)
+        state.loss_sum += loss * len(batch)
+        state.num_frames += len(batch)
         state.step += 1
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
             _mean_loss(run, state)  # waits for the device
@@ -159,6 +208,16 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             begin = time.perf_counter()
     _mean_loss(run, state)
     state.seconds += time.perf_counter() - begin
+
+
+def _windows(run: Run, augment: Augmentation, batch: torch.Tensor, step: int) -> torch.Tensor:
+    """What this process sees of a batch: views are drawn for all of it, so that they do not depend on who sees them."""
+    if run.world.size > 1 and (run.architecture.dropout or run.architecture.input_dropout):
+        # A function of step and process: a checkpoint holds the random numbers of the first process alone.
+        torch.manual_seed(mixed_seed(run.seed, step, run.world.rank))
+    if not augment.active:
+        return run.train.frames.windows(run.world.share(batch))
+    return run.world.share(augment(run.train.frames.windows(batch), step))
 
 
 def _seed_of_pass(run: Run, number_of_pass: int) -> int:
@@ -197,11 +256,17 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
         "frames_per_second": state.num_frames / state.seconds,
         "num_frames": state.num_frames,
         "seconds": state.seconds,
-        **evaluate(state.net, run.dev, run.dtype),
+        **_evaluate(run, state.net),
     }
     verdict = state.schedule.after_epoch(row["epoch"], row["dev_xent"])
     if isinstance(state.schedule, Newbob):
         row["accepted"] = verdict.accepted
+    if run.world.size > 1:
+        run.world.require_same(
+            weights_digest(state.net),
+            f"{run.out}: the processes' weights came to differ in epoch {state.epoch}; run them on CPUs or GPUs of one "
+            "kind, with the same packages",
+        )
     if run.pruning:
         row |= {"sparsity": sparsity_of(state.net), "pruned": run.pruning.is_complete(state.step)}
     state.history.append(row)
@@ -228,6 +293,11 @@ def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
     sign, key = {"frame_acc": (1, "dev_frame_acc"), "xent": (-1, "dev_xent"), "last": (1, "epoch")}[keep_best]
     eligible = [row for row in history if row.get("accepted", True) and row.get("pruned", True)]
     return max(eligible, key=lambda row: (sign * row[key], row["epoch"]), default={"epoch": 0})["epoch"]
+
+
+def _evaluate(run: Run, net: FrameClassifier) -> dict[str, float]:
+    """As the first process finds it: all must draw the same conclusions."""
+    return run.world.first(lambda: evaluate(net, run.dev, run.dtype))
 
 
 def evaluate(net: FrameClassifier, dev: LabelledSet, dtype: torch.dtype) -> dict[str, float]:
@@ -326,7 +396,7 @@ def _training_record(run: Run, state: TrainingState, made_from: str) -> dict[str
         "num_train_frames": len(run.transfer_index),
         "train_seconds": seconds,
         "frames_per_second": sum(row["num_frames"] for row in state.history) / seconds,
-        "num_threads": torch.get_num_threads(),
+        **_summation(run),
         "version": __version__,
         "git_commit": git_commit(),
         "torch": torch.__version__,

@@ -2,12 +2,11 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from asr_kd.cli_common import log
 from asr_kd.errors import AsrKdError
 
 HEADER = "epoch    step  train loss  dev xent  dev frame acc        lr    frames/s  elapsed     left"
@@ -21,18 +20,18 @@ class Curves(Protocol):
 
 
 class Progress:
-    """Rows for stderr with the time that has gone by and the time left, and curves where `curves` takes them."""
+    """Rows for `log` with the time that has gone by and the time left, and curves where `curves` takes them."""
 
-    def __init__(self, first_step: int, num_steps: int, curves: Curves | None = None):
+    def __init__(self, first_step: int, num_steps: int, log: Callable[[str], None], curves: Curves | None = None):
         """first_step: where a resumed run goes on."""
-        self._first, self._num_steps, self._curves = first_step, num_steps, curves
+        self._first, self._num_steps, self._log, self._curves = first_step, num_steps, log, curves
         self._begin = time.monotonic()
         log(HEADER)
 
     def epoch(self, row: dict[str, Any], best: bool) -> None:
         """A row of the history; the best epoch so far gets a star, a rejected one is called so."""
         note = "  rejected" if not row.get("accepted", True) else "  *" if best else ""
-        log(
+        self._log(
             f"{row['epoch']:5d}  {row['step']:6d}  {row['train_loss']:10.4f}  {row['dev_xent']:8.4f}  "
             f"{row['dev_frame_acc']:11.2f} %  {row['learning_rate']:8.2e}  {row['frames_per_second']:10,.0f}  "
             f"{self._times(row['step'])}{note}"
@@ -42,7 +41,7 @@ class Progress:
 
     def within(self, step: int, mean_loss: float) -> None:
         """A sign of life from a long epoch."""
-        log(f"       {step:6d}  {mean_loss:10.4f}  {'saved within the epoch':>47}  {self._times(step)}")
+        self._log(f"       {step:6d}  {mean_loss:10.4f}  {'saved within the epoch':>47}  {self._times(step)}")
 
     def _times(self, step: int) -> str:
         elapsed = time.monotonic() - self._begin

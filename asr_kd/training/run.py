@@ -15,9 +15,10 @@ from asr_kd.nnet.quantized import Quantization
 from asr_kd.runinfo import fingerprint
 from asr_kd.training.data import LabelledSet, digest_of
 from asr_kd.training.pruning import Pruning
+from asr_kd.world import ALONE, World
 
-# (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats.
-# The windows are those that the net saw, shifts, masks and noise included.
+# (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats, the mean
+# over these frames. The windows are those that the net saw, shifts, masks and noise included.
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
@@ -65,6 +66,7 @@ class Run:
     pass. initialise: what gives the net, on the CPU, other weights than random ones. start: a net of the same shape
     whose weights it begins with. compress: how it is pruned and quantized while it is trained, if at all.
     transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
+    world: the processes that train it together, each on its part of every batch.
     """
 
     out: Path
@@ -81,10 +83,11 @@ class Run:
     initialise: Callable[[FrameClassifier], None] | None = None
     start: TrainedNet | None = None
     compress: CompressConfig | None = None
+    world: World = ALONE
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that the weights depend on (but for the number of threads, which is recorded)."""
+        """Digest of what the weights depend on, but for the numbers of threads and processes, which are recorded."""
         config = {
             key: value
             for key, value in asdict(self.config).items()
