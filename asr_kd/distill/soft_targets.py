@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from asr_kd.distill.losses import SoftBatch
+from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
