@@ -25,7 +25,7 @@ def logit_difference(logits: torch.Tensor, targets: SoftBatch, temperature: floa
     """Σ_j (z_j − v_j)² / (2 N) of every frame, (batch,), with both logits zero-meaned over the N states.
 
     v = T log p_T are the teacher's logits, up to the constant that zero-meaning removes; of an arithmetic mean they are
-    those of the mean. Its gradient (z − v) / N is the limit of that of T² times the cross-entropy (equation 4 of the paper).
+    those of the mean. Its gradient (z − v) / N is the limit of that of T² times the cross-entropy (equation 4).
     Raises AsrKdError for top-k targets, which do not tell all logits.
     """
     if targets.pdf is not None:

@@ -7,7 +7,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
@@ -18,6 +17,7 @@ from asr_kd.nnet.inference import answers, combine, mean_log_posteriors
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, write_targets
+from asr_kd.training.cross_entropy import SoftBatch
 
 
 class SoftTargets(Protocol):
