@@ -119,19 +119,26 @@ def test_swapped_targets_are_the_same_numbers_with_the_label_on_top(seed, labels
     assert torch.equal(swapped[unchanged], p[unchanged])
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
-def test_targets_kept_in_memory_are_those_that_are_stored(toy, tmp_path, top_k):
+@pytest.mark.parametrize(
+    "keys",
+    [{"top_k": None}, {"top_k": 3}, {"top_k": 3, "target_pruning": "random"}, {"top_k": None, "top_k_kl": 0.01}],
+    ids=str,
+)
+def test_targets_kept_in_memory_are_those_that_are_stored(toy, tmp_path, keys):
     reader, cpu = FeatsReader(toy["dev_feats"]), torch.device("cpu")
     frames = Frames(reader.read_all(), reader.layout, 1, 1, cpu)
     nets = [new_net(Architecture(1, 1, 40, 1, 8, 6), seed) for seed in (1, 2)]
     members = [TrainedNet(net, None, {}, {"model_digest": "toy"}, {}) for net in nets]
-    how = {"temperature": 2.0, "combination": "arithmetic", "dtype": torch.float32, "top_k": top_k}
+    how = {"temperature": 2.0, "combination": "arithmetic", "dtype": torch.float32, **keys}
     write_soft_targets(tmp_path / "targets.h5", members, reader, frames, **how)
     stored = StoredTargets.from_readers([TargetsReader(tmp_path / "targets.h5")], cpu)
     kept = StoredTargets.from_members(members, frames, **how)
     index = torch.arange(reader.layout.num_frames)
     one, other = stored.batch(index, frames), kept.batch(index, frames)
     assert torch.equal(one.prob, other.prob)
-    if top_k:
+    if one.pdf is not None:
         assert torch.equal(one.pdf, other.pdf)
+    drawn = keys.get("target_pruning") == "random"
+    assert (one.tail is None) == (other.tail is None) == (one.pdf is None or drawn)
+    if one.tail is not None:
         assert torch.equal(one.tail, other.tail)

@@ -585,6 +585,36 @@ def test_top_k_of_all_states_equals_dense(members, toy, tmp_path):
     np.testing.assert_array_equal(top.prob, np.sort(dense.prob, axis=1)[:, :2:-1])
 
 
+def test_k_is_chosen_by_what_it_loses_and_is_told_and_recorded(members, toy, tmp_path, capsys):
+    common = ["--teachers", *members, "--feats", toy["feats"], "--temperature", 1, "--out", tmp_path / "t.h5"]
+    run("soft-targets", *common, "--top-k-kl", "0.01")
+    top_k = TargetsReader(tmp_path / "t.h5").prob.shape[1]
+    assert f"top_k {top_k}, the smallest that loses at most 0.01 nats a frame" in capsys.readouterr().err
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert file.attrs["top_k_kl"] == 0.01
+        assert 0 < file.attrs["lost_kl"] <= 0.01
+        assert file.attrs["top_k"] == top_k
+    run("soft-targets", *common, "--top-k-kl", "1e-9")
+    assert top_k < TargetsReader(tmp_path / "t.h5").prob.shape[1] == 5  # the last state is all of its tail
+
+
+def test_targets_drawn_at_random_have_the_means_of_all_targets_and_train_a_student(members, toy, tmp_path):
+    common = ["--teachers", *members, "--feats", toy["feats"], "--temperature", 2]
+    run("soft-targets", *common, "--out", tmp_path / "dense.h5")
+    run("soft-targets", *common, "--top-k", 3, "--target-pruning", "random", "--out", tmp_path / "drawn.h5")
+    dense, drawn = (TargetsReader(tmp_path / f"{name}.h5") for name in ("dense", "drawn"))
+    rows = np.arange(dense.layout.num_frames)
+    # Six deviations: a target that is drawn is 0 or at most a third.
+    np.testing.assert_allclose(drawn.mean(rows), dense.mean(rows), atol=1 / len(rows) ** 0.5)
+    assert not drawn.tail.any()
+    student = [*sets(toy), *SMALL, "--student-epochs", 1, "--soft-weight", 1]
+    xent = []
+    for name in ("dense", "drawn"):
+        run("distill", *student, "--targets", tmp_path / f"{name}.h5", "--out", tmp_path / name)
+        xent.append(history(tmp_path / name / "seed1")[-1]["dev_xent"])
+    assert xent[1] == pytest.approx(xent[0], rel=0.05)
+
+
 def test_targets_of_other_frames_or_values_are_refused(members, toy, tmp_path, capsys):
     run("soft-targets", "--teachers", *members, "--feats", toy["dev_feats"], "--out", tmp_path / "dev.h5")
     student = [*sets(toy), *SMALL, "--student-epochs", 1, "--out", tmp_path / "student"]

@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from asr_kd.cli_common import log
+from asr_kd.distill.kept import fewest, kept, sample
 from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
@@ -58,7 +60,8 @@ class StoredTargets:
         self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
     ):
         self.temperature = temperature
-        self._prob, self._pdf, self._tail = prob, pdf, tail
+        self._prob, self._pdf = prob, pdf
+        self._tail = tail if tail is not None and tail.any() else None  # none of targets drawn at random
 
     @classmethod
     def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
@@ -92,11 +95,15 @@ class StoredTargets:
         dtype: torch.dtype,
         top_n: int = 1,
         top_k: int | None = None,
+        top_k_kl: float | None = None,
+        target_pruning: str = "tail",
     ) -> "StoredTargets":
-        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or the top_k largest.
+        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame.
 
         Dense ones of thousands of states fill any memory: 2 bytes a frame and state, 10 TB for 1000 h and 14,000.
         """
+        if top_k_kl is not None:
+            top_k, _ = choose_top_k(members, frames, temperature, combination, dtype, top_n, max_kl=top_k_kl)
         blocks = joint_log_posteriors(
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
@@ -107,9 +114,12 @@ class StoredTargets:
                 prob[rows] = log_post.exp()
             return cls(temperature, prob)
         pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32)
-        tail = torch.empty(num_frames, dtype=torch.float16, device=frames.device)
+        tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
-            prob[rows], pdf[rows], tail[rows] = _largest(log_post.exp(), top_k)
+            found = kept(log_post.exp(), top_k, target_pruning, rows.start)
+            prob[rows], pdf[rows] = found.prob, found.pdf
+            if found.tail is not None:
+                tail[rows] = found.tail
         return cls(temperature, prob, pdf, tail)
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
@@ -117,7 +127,7 @@ class StoredTargets:
         prob = self._prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        return SoftBatch(prob, self._pdf[index].long(), self._tail[index])
+        return SoftBatch(prob, self._pdf[index].long(), None if self._tail is None else self._tail[index])
 
 
 class OnlineTargets:
@@ -185,12 +195,15 @@ def write_soft_targets(
     temperature: float,
     combination: str,
     top_k: int | None,
+    top_k_kl: float | None = None,
+    target_pruning: str = "tail",
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
     unseen: np.ndarray | None = None,
 ) -> None:
     """Let `members` label every frame and store the result as targets.h5.
 
+    top_k_kl: in place of top_k, as choose_top_k takes it. target_pruning: see kept.
     unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
     """
     num_pdfs = members[0].net.architecture.num_pdfs
@@ -199,6 +212,13 @@ def write_soft_targets(
     if top_k is not None and not 0 < top_k <= num_pdfs:
         raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
     how = {"temperature": temperature, "combination": combination, "dtype": dtype}
+    chosen = {}
+    if top_k_kl is not None:
+        if unseen is not None:
+            raise AsrKdError("top_k_kl asks all members, which out-of-fold targets do not; give top_k in its place")
+        top_k, lost = choose_top_k(members, frames, **how, top_n=top_n, max_kl=top_k_kl)
+        log(f"{path}: top_k {top_k}, the smallest that loses at most {top_k_kl:g} nats a frame: {lost:.2g}")
+        chosen = {"top_k_kl": top_k_kl, "lost_kl": lost}
     if unseen is None:
         posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n)
     else:
@@ -206,7 +226,7 @@ def write_soft_targets(
     write_targets(
         path,
         reader.layout,
-        pack(posteriors, top_k),
+        pack(posteriors, top_k, target_pruning),
         num_pdfs=num_pdfs,
         top_k=top_k,
         attributes={
@@ -216,25 +236,39 @@ def write_soft_targets(
             "out_of_fold": unseen is not None,
             "content_digest": reader.content_digest,
             "model_digest": members[0].labels["model_digest"],
+            **({"target_pruning": target_pruning} if top_k else {}),
+            **chosen,
         },
     )
 
 
+def choose_top_k(
+    members: Sequence[TrainedNet],
+    frames: Frames,
+    temperature: float,
+    combination: str,
+    dtype: torch.dtype,
+    top_n: int = 1,
+    *,
+    max_kl: float,
+) -> tuple[int, float]:
+    """The fewest targets a frame that lose at most max_kl nats in the mean (see fewest), and how many these lose.
+
+    Measured on evenly spaced frames.
+    """
+    online = OnlineTargets(members, temperature, combination, dtype, top_n)
+    return fewest(sample(frames, lambda windows: online.batch(None, windows).prob), max_kl)
+
+
 def pack(
-    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None
+    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None, pruning: str = "tail"
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Blocks of log posteriors as write_targets takes them: dense, or the top_k largest and the mass left over."""
+    """Blocks of log posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over."""
     for rows, log_post in posteriors:
         prob = log_post.exp()
         if top_k is None:
             yield rows, {"prob": prob.cpu().numpy()}
             continue
-        names = ("prob", "pdf", "tail")
-        yield rows, {name: t.cpu().numpy() for name, t in zip(names, _largest(prob, top_k), strict=True)}
-
-
-def _largest(prob: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The top_k largest of each row, where they stand, and the mass of the others."""
-    top = prob.topk(top_k, dim=-1)
-    # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-    return top.values, top.indices, (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)
+        found = kept(prob, top_k, pruning, rows.start)
+        tail = torch.zeros(len(prob)) if found.tail is None else found.tail
+        yield rows, {"prob": found.prob.cpu().numpy(), "pdf": found.pdf.cpu().numpy(), "tail": tail.cpu().numpy()}
