@@ -74,6 +74,16 @@ def test_both_means_are_distributions_and_agree_for_one_member(seed, temperature
         torch.testing.assert_close(arithmetic, geometric, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(5, 1000, 62), (3, 200, 741), (2, 40, 14000)])
+def test_means_that_are_taken_in_chunks_have_the_bits_of_the_whole(shape):
+    logits, threads = random_logits(1, *shape).float(), torch.get_num_threads()
+    torch.set_num_threads(1)  # threads divide the whole at places of their own
+    whole = (logits / 2).log_softmax(-1).logsumexp(0) - torch.log(torch.tensor(float(len(logits))))
+    mean = combine(logits, 2.0, "arithmetic")
+    torch.set_num_threads(threads)
+    assert torch.equal(mean, whole)
+
+
 def test_an_unknown_mean_is_refused():
     with pytest.raises(AsrKdError, match="harmonic"):
         combine(torch.zeros(2, 1, 3), 1.0, "harmonic")

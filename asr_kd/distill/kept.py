@@ -18,26 +18,26 @@ SAMPLE_FRAMES, _BLOCK = 4096, 128
 _KEY = 1
 
 
-def kept(prob: torch.Tensor, top_k: int, pruning: str, first_frame: int) -> SoftBatch:
-    """Of targets (n, num_pdfs) float32, top_k a frame; first_frame: the number of their first frame in its set.
+def kept(log_post: torch.Tensor, top_k: int, pruning: str, first_frame: int) -> SoftBatch:
+    """Of log posteriors (n, num_pdfs) float32, top_k a frame; first_frame: the number of the first one in its set.
 
     What is drawn depends on the frame's number alone, not on the block or the device that it is computed in.
     """
     if pruning == "tail":
-        return largest(prob, top_k)
+        return largest(log_post, top_k)
     width = top_k + 1
     # Philox gives random numbers from anywhere in its stream, in fours.
     generator = np.random.Generator(np.random.Philox(key=_KEY).advance(first_frame * -(-width // 4)))
-    uniform = torch.from_numpy(generator.random((len(prob), 4 * -(-width // 4)))).to(prob.device)
-    return drawn(prob, top_k, uniform[:, 0], uniform[:, 1:width])
+    uniform = torch.from_numpy(generator.random((len(log_post), 4 * -(-width // 4)))).to(log_post.device)
+    return drawn(log_post.exp(), top_k, uniform[:, 0], uniform[:, 1:width])
 
 
-def largest(prob: torch.Tensor, top_k: int) -> SoftBatch:
-    """The top_k largest of each row, where they stand, and the mass of the others."""
-    top = prob.topk(top_k, dim=-1)
+def largest(log_post: torch.Tensor, top_k: int) -> SoftBatch:
+    """The top_k largest posteriors of each row, where they stand, and the mass of the others."""
+    top = log_post.topk(top_k, dim=-1)
+    prob = top.values.exp().half()
     # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-    tail = (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)
-    return SoftBatch(top.values.half(), top.indices, tail.half())
+    return SoftBatch(prob, top.indices, (1.0 - prob.float().sum(dim=-1)).clamp(min=0.0).half())
 
 
 def drawn(prob: torch.Tensor, top_k: int, draw: torch.Tensor, rounding: torch.Tensor) -> SoftBatch:

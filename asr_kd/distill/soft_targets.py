@@ -116,7 +116,7 @@ class StoredTargets:
         pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32)
         tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
-            found = kept(log_post.exp(), top_k, target_pruning, rows.start)
+            found = kept(log_post, top_k, target_pruning, rows.start)
             prob[rows], pdf[rows] = found.prob, found.pdf
             if found.tail is not None:
                 tail[rows] = found.tail
@@ -265,10 +265,9 @@ def pack(
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Blocks of log posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over."""
     for rows, log_post in posteriors:
-        prob = log_post.exp()
         if top_k is None:
-            yield rows, {"prob": prob.cpu().numpy()}
+            yield rows, {"prob": log_post.exp().half().cpu().numpy()}
             continue
-        found = kept(prob, top_k, pruning, rows.start)
-        tail = torch.zeros(len(prob)) if found.tail is None else found.tail
-        yield rows, {"prob": found.prob.cpu().numpy(), "pdf": found.pdf.cpu().numpy(), "tail": tail.cpu().numpy()}
+        found = kept(log_post, top_k, pruning, rows.start)
+        tail = torch.zeros(len(log_post)) if found.tail is None else found.tail
+        yield rows, {"prob": found.prob.cpu().numpy(), "pdf": found.pdf.int().cpu().numpy(), "tail": tail.cpu().numpy()}

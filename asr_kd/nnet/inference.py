@@ -1,11 +1,12 @@
 """Logits and posteriors of a net or an ensemble for all frames of a set."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast
+from asr_kd.nnet.device import autocast, rows_at_once
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 
@@ -20,6 +21,17 @@ def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch
     """
     if combination not in COMBINATIONS:
         raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
+    num_members, batch, num_pdfs = logits.shape
+    # PyTorch sums 64 columns at a time and the last few in another order: chunks of whole 64s have the same bits.
+    whole = 64 // math.gcd(64, num_pdfs)
+    rows = -(-rows_at_once(logits.device, num_members * num_pdfs) // whole) * whole
+    mean = torch.empty((batch, num_pdfs), device=logits.device)
+    for begin in range(0, batch, rows):
+        mean[begin : begin + rows] = _combine(logits[:, begin : begin + rows], temperature, combination)
+    return mean
+
+
+def _combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
     scaled = logits.float() / temperature
     if combination == "geometric":
         return scaled.mean(dim=0).log_softmax(dim=-1)

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-# Logits of a chunk: on a CPU what stays in its cache, on a GPU what fills it.
-_CHUNK = {"cpu": 1 << 18, "cuda": 1 << 24}
+from asr_kd.nnet.device import rows_at_once
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        num_rows = max(1, _CHUNK.get(logits.device.type, _CHUNK["cuda"]) // logits.shape[1])
+        num_rows = rows_at_once(logits.device, logits.shape[1])
         if len(logits) <= num_rows:
             loss, grad = _of_terms(logits.to(dtype), terms)
             ctx.grad = grad.to(logits.dtype)
