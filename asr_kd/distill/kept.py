@@ -101,8 +101,9 @@ def _sum_of_rest(values: torch.Tensor) -> torch.Tensor:
     return torch.cat([sums, torch.zeros_like(sums[:, :1])], dim=-1)
 
 
-def sample(frames: Frames, answer: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """What `answer` makes of the windows of SAMPLE_FRAMES evenly spaced frames, or of all: (n, num_pdfs)."""
+def sample(frames: Frames, batch: Callable[[torch.Tensor, torch.Tensor], SoftBatch]) -> torch.Tensor:
+    """Dense targets of SAMPLE_FRAMES evenly spaced frames, or of all: (n, num_pdfs); batch: that of SoftTargets."""
     number = frames.layout.num_frames
     spread = torch.linspace(0, number - 1, min(SAMPLE_FRAMES, number), dtype=torch.float64).round().long()
-    return torch.cat([answer(frames.windows(index.to(frames.device))) for index in spread.split(_BLOCK)])
+    blocks = spread.to(frames.device).split(_BLOCK)
+    return torch.cat([batch(index, frames.windows(index)).prob for index in blocks])

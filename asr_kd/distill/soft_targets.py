@@ -257,7 +257,7 @@ def choose_top_k(
     Measured on evenly spaced frames.
     """
     online = OnlineTargets(members, temperature, combination, dtype, top_n)
-    return fewest(sample(frames, lambda windows: online.batch(None, windows).prob), max_kl)
+    return fewest(sample(frames, online.batch), max_kl)
 
 
 def pack(
