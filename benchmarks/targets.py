@@ -33,7 +33,7 @@ from asr_kd.distill.kept import largest
 from asr_kd.distill.soft_targets import pack
 from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import mean_log_posteriors
+from asr_kd.nnet.inference import mean_log_posteriors, of_type
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import write_targets
@@ -60,7 +60,7 @@ def products(nets: list[FrameClassifier], inputs: list[torch.Tensor], num_blocks
     for _ in range(num_blocks):
         for net in nets:
             for layer, rows in zip(net.linear, inputs, strict=True):
-                functional.linear(rows, layer.weight.to(rows.dtype))
+                functional.linear(rows, layer.weight)
 
 
 @torch.inference_mode()
@@ -79,10 +79,11 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path) -> Non
     context = (config.left_context, config.right_context)
     a = Architecture(*context, FEAT_DIM, args.num_hidden_layers, args.hidden_dim, num_pdfs)
     nets = [new_net(a, seed).to(device).eval() for seed in range(args.num_members)]
+    typed = [of_type(net, dtype) for net in nets]
     layout = Layout.from_lengths([f"utt{n:06d}" for n in range(args.num_utts)], [UTT_FRAMES] * args.num_utts)
     feats = torch.randn(layout.num_frames, FEAT_DIM, generator=torch.Generator().manual_seed(1))
     frames = Frames(feats, layout, *context, device, dtype)
-    block = max(1, min(8192, (1 << 25) // (num_pdfs * len(nets)), layout.num_frames))
+    block = min(8192, (1 << 26) // (num_pdfs * len(nets)), layout.num_frames)
     inputs = [torch.randn(block, layer.in_features, device=device, dtype=dtype) for layer in nets[0].linear]
     top_k = min(args.top_k, num_pdfs) or None
 
@@ -98,8 +99,8 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path) -> Non
         write_targets(folder / "t.h5", layout, keep(), num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
 
     stages = {
-        "ceiling": lambda: products(nets, inputs, layout.num_frames // block),
-        "nets": lambda: forward(nets, frames, dtype, block),
+        "ceiling": lambda: products(typed, inputs, layout.num_frames // block),
+        "nets": lambda: forward(typed, frames, dtype, block),
         "mean": lambda: deque(mean(), maxlen=0),
         "keep": lambda: deque(keep(), maxlen=0),
         "write": write,

@@ -22,9 +22,10 @@ from asr_kd.cli import main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
-from asr_kd.nnet.inference import mean_log_posteriors
-from asr_kd.nnet.model import Architecture, new_net
+from asr_kd.nnet.inference import mean_log_posteriors, of_type
+from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
+from asr_kd.nnet.quantized import Quantization
 from asr_kd.store import tensors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader, content_digest
@@ -489,6 +490,19 @@ def test_logits_of_large_ensembles_come_in_smaller_blocks(toy):
     whole = torch.cat([log_post for _, log_post in mean_log_posteriors(nets, train.frames)])
     assert max(len(log_post) for _, log_post in blocks) == 200 // (2 * train.num_pdfs)
     torch.testing.assert_close(torch.cat([log_post for _, log_post in blocks]), whole)
+
+
+def test_weights_in_bfloat16_answer_as_those_that_autocast_converts(toy):
+    train = toy_set(toy)
+    net = new_net(Architecture(3, 1, 40, 2, 8, train.num_pdfs), 1)
+    converted, windows = of_type(net, torch.bfloat16), train.frames.windows(torch.arange(50))
+    assert converted.linear[0].weight.dtype == torch.bfloat16
+    assert net.linear[0].weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(converted(windows), net(windows))
+    assert of_type(net, torch.float32) is net
+    integers = FrameClassifier(net.architecture, Quantization("int8", 0))
+    assert of_type(integers, torch.bfloat16) is integers
 
 
 def test_a_full_disk_is_one_sentence_and_the_next_run_continues(whole_run, tmp_path):

@@ -15,7 +15,7 @@ from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames, front_end
-from asr_kd.nnet.inference import answers, combine, mean_log_posteriors
+from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, write_targets
@@ -137,7 +137,7 @@ class OnlineTargets:
         self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype, top_n: int = 1
     ):
         self.temperature = temperature
-        self._nets = [member.net for member in members]
+        self._nets = [of_type(member.net, dtype) for member in members]
         self._combination = combination
         self._dtype = dtype
         self._specialists = SpecialistEnsemble(members, top_n, dtype) if combination == SPECIALISTS else None

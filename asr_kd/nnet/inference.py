@@ -1,9 +1,11 @@
 """Logits and posteriors of a net or an ensemble for all frames of a set."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast, rows_at_once
@@ -11,6 +13,9 @@ from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 
 COMBINATIONS = ("arithmetic", "geometric")
+
+# Logits of a block, of all nets together: its matrix products are worth bringing in the weights, and it fits in memory.
+_MAX_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
 
 
 def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
@@ -38,6 +43,16 @@ def _combine(logits: torch.Tensor, temperature: float, combination: str) -> torc
     return scaled.log_softmax(dim=-1).logsumexp(dim=0) - torch.log(torch.tensor(float(len(logits))))
 
 
+def of_type(net: FrameClassifier, dtype: torch.dtype) -> FrameClassifier:
+    """`net`, or a copy whose weights are of `dtype` already: autocast would convert them again for every batch.
+
+    Its answers under autocast are the same.
+    """
+    holders = [m for m in net.modules() if m._parameters or m._buffers]
+    plain = all(type(holder) is nn.Linear for holder in holders)  # quantized layers have types of their own
+    return copy.deepcopy(net).to(dtype) if plain and dtype != torch.float32 else net
+
+
 @torch.inference_mode()
 def mean_log_posteriors(
     nets: Sequence[FrameClassifier],
@@ -47,12 +62,14 @@ def mean_log_posteriors(
     combination: str = "arithmetic",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
-    max_logits: int = 1 << 25,
+    max_logits: int | None = None,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32).
 
     A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers.
     """
+    nets = [of_type(net, dtype) for net in nets]
+    max_logits = max_logits or _MAX_LOGITS["cpu" if frames.device.type == "cpu" else "cuda"]
 
     def answer(windows: torch.Tensor) -> torch.Tensor:
         with autocast(frames.device, dtype):
