@@ -170,6 +170,8 @@ class DistillConfig:
     matching: str
     label_use: str
     top_k: int | None
+    top_k_kl: float | None
+    target_pruning: str
     online_targets: bool
     student_start: str
     student_epochs: int
@@ -196,6 +198,22 @@ class DistillConfig:
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
         _require(self, "at least 0", lambda x: x >= 0, "student_patience")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
+        _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl")
+        _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")
+        if self.top_k_kl is not None and (self.top_k is not None or self.target_pruning == "random"):
+            raise AsrKdError(f"top_k_kl {self.top_k_kl:g}: chooses top_k for target_pruning tail; set top_k to null")
+        if self.target_pruning == "random" and self.top_k is None:
+            raise AsrKdError("target_pruning random: needs top_k, the number of targets that are drawn a frame")
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """The keys that say what of a frame's targets is kept; only those in effect, but top_k always."""
+        kept: dict[str, Any] = {"top_k": self.top_k}
+        if self.top_k_kl is not None:
+            kept["top_k_kl"] = self.top_k_kl
+        if self.target_pruning != "tail":
+            kept["target_pruning"] = self.target_pruning
+        return kept
 
 
 @dataclass(frozen=True)

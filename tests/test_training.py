@@ -22,9 +22,10 @@ from asr_kd.cli import main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
-from asr_kd.nnet.inference import mean_log_posteriors
-from asr_kd.nnet.model import Architecture, new_net
+from asr_kd.nnet.inference import mean_log_posteriors, of_type
+from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
+from asr_kd.nnet.quantized import Quantization
 from asr_kd.store import tensors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader, content_digest
@@ -491,6 +492,19 @@ def test_logits_of_large_ensembles_come_in_smaller_blocks(toy):
     torch.testing.assert_close(torch.cat([log_post for _, log_post in blocks]), whole)
 
 
+def test_weights_in_bfloat16_answer_as_those_that_autocast_converts(toy):
+    train = toy_set(toy)
+    net = new_net(Architecture(3, 1, 40, 2, 8, train.num_pdfs), 1)
+    converted, windows = of_type(net, torch.bfloat16), train.frames.windows(torch.arange(50))
+    assert converted.linear[0].weight.dtype == torch.bfloat16
+    assert net.linear[0].weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(converted(windows), net(windows))
+    assert of_type(net, torch.float32) is net
+    integers = FrameClassifier(net.architecture, Quantization("int8", 0))
+    assert of_type(integers, torch.bfloat16) is integers
+
+
 def test_a_full_disk_is_one_sentence_and_the_next_run_continues(whole_run, tmp_path):
     """The checkpoint of epoch 3 does not fit; that of epoch 2 stays."""
     argv, stderr = [str(arg) for arg in (*whole_run["argv"], "--out", tmp_path)], tmp_path / "stderr"
@@ -583,6 +597,36 @@ def test_top_k_of_all_states_equals_dense(members, toy, tmp_path):
     mass = top.prob.astype(np.float64).sum(1) + top.tail
     np.testing.assert_allclose(mass, 1, atol=1e-3)
     np.testing.assert_array_equal(top.prob, np.sort(dense.prob, axis=1)[:, :2:-1])
+
+
+def test_k_is_chosen_by_what_it_loses_and_is_told_and_recorded(members, toy, tmp_path, capsys):
+    common = ["--teachers", *members, "--feats", toy["feats"], "--temperature", 1, "--out", tmp_path / "t.h5"]
+    run("soft-targets", *common, "--top-k-kl", "0.01")
+    top_k = TargetsReader(tmp_path / "t.h5").prob.shape[1]
+    assert f"top_k {top_k}, the smallest that loses at most 0.01 nats a frame" in capsys.readouterr().err
+    with h5py.File(tmp_path / "t.h5") as file:
+        assert file.attrs["top_k_kl"] == 0.01
+        assert 0 < file.attrs["lost_kl"] <= 0.01
+        assert file.attrs["top_k"] == top_k
+    run("soft-targets", *common, "--top-k-kl", "1e-9")
+    assert top_k < TargetsReader(tmp_path / "t.h5").prob.shape[1] == 5  # the last state is all of its tail
+
+
+def test_targets_drawn_at_random_have_the_means_of_all_targets_and_train_a_student(members, toy, tmp_path):
+    common = ["--teachers", *members, "--feats", toy["feats"], "--temperature", 2]
+    run("soft-targets", *common, "--out", tmp_path / "dense.h5")
+    run("soft-targets", *common, "--top-k", 3, "--target-pruning", "random", "--out", tmp_path / "drawn.h5")
+    dense, drawn = (TargetsReader(tmp_path / f"{name}.h5") for name in ("dense", "drawn"))
+    rows = np.arange(dense.layout.num_frames)
+    # Six deviations: a target that is drawn is 0 or at most a third.
+    np.testing.assert_allclose(drawn.mean(rows), dense.mean(rows), atol=1 / len(rows) ** 0.5)
+    assert not drawn.tail.any()
+    student = [*sets(toy), *SMALL, "--student-epochs", 1, "--soft-weight", 1]
+    xent = []
+    for name in ("dense", "drawn"):
+        run("distill", *student, "--targets", tmp_path / f"{name}.h5", "--out", tmp_path / name)
+        xent.append(history(tmp_path / name / "seed1")[-1]["dev_xent"])
+    assert xent[1] == pytest.approx(xent[0], rel=0.05)
 
 
 def test_targets_of_other_frames_or_values_are_refused(members, toy, tmp_path, capsys):

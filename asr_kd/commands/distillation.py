@@ -51,11 +51,11 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     ),
     path("--utt2uniq", "for --out-of-fold: originals of perturbed copies, where names do not tell", required=False),
     DEVICE,
-    config=["temperature", "combination", "top_k", "top_n", "precision"],
+    config=["temperature", "combination", "top_k", "top_k_kl", "target_pruning", "top_n", "precision"],
     by_torchrun=True,
 )
 def soft_targets(args: argparse.Namespace) -> None:
-    """Let the members label every frame of a feats.h5: densely, or the top_k largest and the mass left over.
+    """Let the members label every frame of a feats.h5: densely, or top_k states a frame.
 
     --out-of-fold: members trained with train-ensemble --folds do not label what they (or copies of it) were trained on.
     Started by torchrun, each process labels its share of the frames.
@@ -63,7 +63,7 @@ def soft_targets(args: argparse.Namespace) -> None:
     distill, compute = resolve(DistillConfig, args.values), resolve_compute(args)
     members, reader = load_members(args.teachers, compute.device), FeatsReader(args.feats)
     check_members(members, reader, combination=distill.combination)
-    how = {key: getattr(distill, key) for key in ("temperature", "combination", "top_k")}
+    how = {key: getattr(distill, key) for key in ("temperature", "combination")} | distill.kept
     how |= _how_called(distill.combination, args.values)
     unseen = None
     if args.out_of_fold:
@@ -269,8 +269,10 @@ def _sweep_targets(
     if config.online_targets:
         called = _how_called(combination, session.values)
         return OnlineTargets(members, temperature, combination, session.dtype, **called), "online"
-    targets = _LazyTargets(members, session, temperature, combination, config.top_k)
-    return targets, f"top{config.top_k}" if config.top_k else "dense"
+    values = f"top{config.top_k}" if config.top_k else "dense"
+    if config.kept.keys() != {"top_k"}:
+        values = json.dumps(config.kept)
+    return _LazyTargets(members, session, temperature, combination, config.kept), values
 
 
 class _LazyTargets:
@@ -282,13 +284,13 @@ class _LazyTargets:
         session: Session,
         temperature: float,
         combination: str,
-        top_k: int | None,
+        kept: dict[str, Any],
     ):
         self.temperature = temperature
         called = _how_called(combination, session.values)
         self._compute = cache(
             lambda: StoredTargets.from_members(
-                members, session.train.frames, temperature, combination, session.dtype, **called, top_k=top_k
+                members, session.train.frames, temperature, combination, session.dtype, **called, **kept
             )
         )
 

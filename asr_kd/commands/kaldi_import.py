@@ -343,6 +343,8 @@ def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs:
         raise AsrKdError(
             f"--combination {distill.combination}: foreign teachers are averaged, {' or '.join(COMBINATIONS)}"
         )
+    if distill.kept.keys() != {"top_k"}:
+        raise AsrKdError("top_k_kl and target_pruning random ask our own teachers; of foreign targets give --top-k")
     if distill.top_k is not None and not 0 < distill.top_k <= num_pdfs:
         raise AsrKdError(f"--top-k {distill.top_k}: must lie between 1 and the number of states, {num_pdfs}")
     if args.sparse is None:

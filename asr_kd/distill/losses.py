@@ -12,58 +12,20 @@ the label, the hard term elsewhere; Meng et al. 2019, arXiv:1904.12399); swap (w
 state and the teacher's best exchange their probabilities).
 """
 
-from dataclasses import dataclass
-
 import torch
-from torch.nn import functional
 
 from asr_kd.errors import AsrKdError
+from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
 # The smallest number above 0 that float16 targets hold; the logarithm of a 0 is taken there.
 _SMALLEST = 2.0**-24
-
-
-@dataclass(frozen=True)
-class SoftBatch:
-    """Soft targets of a batch of frames.
-
-    prob: (batch, num_pdfs) where `pdf` is None (dense), else (batch, k), the targets of states `pdf` (batch, k) int64;
-    tail: (batch,) the mass of all other states.
-    """
-
-    prob: torch.Tensor
-    pdf: torch.Tensor | None = None
-    tail: torch.Tensor | None = None
-
-    @property
-    def best(self) -> torch.Tensor:
-        """The state that the teacher holds most likely, (batch,) int64."""
-        best = self.prob.argmax(dim=-1)
-        return best if self.pdf is None else self.pdf.gather(-1, best[:, None]).squeeze(-1)
-
-
-def soft_cross_entropy(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
-    """−Σ_j p_j log q_j of every frame, (batch,), with q = softmax(logits / temperature), in nats, without T².
-
-    With the k largest targets: −Σ_{j∈top} p_j log q_j − tail · log Σ_{j∉top} q_j, so that no mass is lost and what the
-    student gives to the other states in sum is right.
-    """
-    log_q = functional.log_softmax(logits.float() / temperature, dim=-1)
-    if targets.pdf is None:
-        return -(targets.prob.float() * log_q).sum(dim=-1)
-    top = -(targets.prob.float() * log_q.gather(-1, targets.pdf)).sum(dim=-1)
-    rest = log_q.scatter(-1, targets.pdf, float("-inf"))
-    # Where k is all states there is no rest; its logsumexp is −inf, and its gradient must not become NaN.
-    has_rest = targets.pdf.shape[-1] < logits.shape[-1]
-    log_rest = rest.logsumexp(dim=-1) if has_rest else torch.zeros_like(top)
-    return top - targets.tail.float() * log_rest
 
 
 def logit_difference(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
     """Σ_j (z_j − v_j)² / (2 N) of every frame, (batch,), with both logits zero-meaned over the N states.
 
     v = T log p_T are the teacher's logits, up to the constant that zero-meaning removes; of an arithmetic mean they are
-    those of the mean. Its gradient (z − v) / N is the limit of T² times soft_cross_entropy's (equation 4 of the paper).
+    those of the mean. Its gradient (z − v) / N is the limit of that of T² times the cross-entropy (equation 4).
     Raises AsrKdError for top-k targets, which do not tell all logits.
     """
     if targets.pdf is not None:
@@ -104,26 +66,26 @@ def distillation_loss(
     divided by num_labelled, where these frames are part of a batch. With label_use="conditional" every frame has one
     term, of weight 1, and the weights are not looked at.
     """
-    labelled = labels >= 0
     if label_use == "swap":
         targets = swap_where_wrong(targets, labels)
-
-    def soft() -> torch.Tensor:
-        if matching == "logits":
-            return logit_difference(logits, targets, temperature)
-        return temperature**2 * soft_cross_entropy(logits, targets, temperature)
-
-    def hard() -> torch.Tensor:
-        return functional.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="none")
-
     if label_use == "conditional":
-        return torch.where(labelled & (targets.best != labels), hard(), soft()).mean()
-    if hard_weight is None:
-        hard_weight = 1.0 - soft_weight
-    loss = logits.new_zeros((), dtype=torch.float32)
-    if soft_weight:
-        loss = loss + soft_weight * soft().mean()
-    if hard_weight:
-        num_labelled = labelled.sum().clamp(min=1) if num_labelled is None else num_labelled
-        loss = loss + hard_weight * hard().sum() / num_labelled
-    return loss
+        follows_label = (labels >= 0) & (targets.best != labels)
+        hard, soft = (each / len(labels) for each in (follows_label.float(), (~follows_label).float()))
+    else:
+        hard_weight = 1.0 - soft_weight if hard_weight is None else hard_weight
+        hard = _mean_over_labelled(labels, num_labelled) * hard_weight if hard_weight else None
+        soft = logits.new_full(labels.shape, soft_weight, dtype=torch.float32) / len(labels) if soft_weight else None
+    loss, terms = logits.new_zeros((), dtype=torch.float32), []
+    if soft is not None and matching == "logits":
+        loss = loss + (soft * logit_difference(logits, targets, temperature)).sum()
+    elif soft is not None:
+        terms.append(Term(targets, soft * temperature**2, temperature))
+    if hard is not None:
+        terms.append(Term(hard_targets(labels), hard))
+    return loss + cross_entropy(logits, terms) if terms else loss
+
+
+def _mean_over_labelled(labels: torch.Tensor, num_labelled: float | torch.Tensor | None) -> torch.Tensor:
+    """Weights (batch,) float32 that make a sum over frames the mean over those with a label, num_labelled if given."""
+    labelled = labels >= 0
+    return labelled / (labelled.sum().clamp(min=1) if num_labelled is None else num_labelled)

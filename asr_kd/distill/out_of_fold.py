@@ -14,7 +14,7 @@ from asr_kd.distill.transfer import TransferSet, original_of, shuffled
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import combine
+from asr_kd.nnet.inference import combine, of_type
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import read_transfer_utts
 from asr_kd.store.hdf5 import Layout
@@ -78,6 +78,7 @@ def out_of_fold_log_posteriors(
     world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """As mean_log_posteriors, each utterance's mean being over the nets for which unseen_utts set it."""
+    nets = [of_type(net, dtype) for net in nets]
     # Utterances with the same nets are computed together.
     patterns, pattern_of_utt = np.unique(unseen, axis=1, return_inverse=True)
     pattern_of_frame = np.repeat(pattern_of_utt.ravel(), frames.layout.lengths)

@@ -8,17 +8,18 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from asr_kd.distill.losses import SoftBatch
+from asr_kd.distill.kept import fewest, kept, sample
 from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames, front_end
-from asr_kd.nnet.inference import answers, combine, mean_log_posteriors
+from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, read_parts, write_part, write_targets
+from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.world import ALONE, World
 
 
@@ -62,7 +63,8 @@ class StoredTargets:
         self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
     ):
         self.temperature = temperature
-        self._prob, self._pdf, self._tail = prob, pdf, tail
+        self._prob, self._pdf = prob, pdf
+        self._tail = tail if tail is not None and tail.any() else None  # none of targets drawn at random
 
     @classmethod
     def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
@@ -96,11 +98,15 @@ class StoredTargets:
         dtype: torch.dtype,
         top_n: int = 1,
         top_k: int | None = None,
+        top_k_kl: float | None = None,
+        target_pruning: str = "tail",
     ) -> "StoredTargets":
-        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or the top_k largest.
+        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame.
 
         Dense ones of thousands of states fill any memory: 2 bytes a frame and state, 10 TB for 1000 h and 14,000.
         """
+        if top_k_kl is not None:
+            top_k, _ = choose_top_k(members, frames, temperature, combination, dtype, top_n, max_kl=top_k_kl)
         blocks = joint_log_posteriors(
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
@@ -111,9 +117,12 @@ class StoredTargets:
                 prob[rows] = log_post.exp()
             return cls(temperature, prob)
         pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32)
-        tail = torch.empty(num_frames, dtype=torch.float16, device=frames.device)
+        tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
-            prob[rows], pdf[rows], tail[rows] = _largest(log_post.exp(), top_k)
+            found = kept(log_post, top_k, target_pruning, rows.start)
+            prob[rows], pdf[rows] = found.prob, found.pdf
+            if found.tail is not None:
+                tail[rows] = found.tail
         return cls(temperature, prob, pdf, tail)
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
@@ -121,7 +130,7 @@ class StoredTargets:
         prob = self._prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        return SoftBatch(prob, self._pdf[index].long(), self._tail[index])
+        return SoftBatch(prob, self._pdf[index].long(), None if self._tail is None else self._tail[index])
 
 
 class OnlineTargets:
@@ -131,7 +140,7 @@ class OnlineTargets:
         self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype, top_n: int = 1
     ):
         self.temperature = temperature
-        self._nets = [member.net for member in members]
+        self._nets = [of_type(member.net, dtype) for member in members]
         self._combination = combination
         self._dtype = dtype
         self._specialists = SpecialistEnsemble(members, top_n, dtype) if combination == SPECIALISTS else None
@@ -189,6 +198,8 @@ def write_soft_targets(
     temperature: float,
     combination: str,
     top_k: int | None,
+    top_k_kl: float | None = None,
+    target_pruning: str = "tail",
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
     unseen: np.ndarray | None = None,
@@ -196,6 +207,7 @@ def write_soft_targets(
 ) -> None:
     """Let `members` label every frame and store the result as targets.h5.
 
+    top_k_kl: in place of top_k, as choose_top_k takes it. target_pruning: see kept.
     unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
     world: the processes that all call this. Each writes a part into the folder `<path>.shards`, which the first then
     copies into one file, the very file that one process writes.
@@ -205,12 +217,19 @@ def write_soft_targets(
         raise AsrKdError(f"temperature {temperature:g}: must be above 0")
     if top_k is not None and not 0 < top_k <= num_pdfs:
         raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
-    how = {"temperature": temperature, "combination": combination, "dtype": dtype, "world": world}
+    how = {"temperature": temperature, "combination": combination, "dtype": dtype}
+    chosen = {}
+    if top_k_kl is not None:
+        if unseen is not None:
+            raise AsrKdError("top_k_kl asks all members, which out-of-fold targets do not; give top_k in its place")
+        top_k, lost = choose_top_k(members, frames, **how, top_n=top_n, max_kl=top_k_kl)
+        world.log(f"{path}: top_k {top_k}, the smallest that loses at most {top_k_kl:g} nats a frame: {lost:.2g}")
+        chosen = {"top_k_kl": top_k_kl, "lost_kl": lost}
     if unseen is None:
-        posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n)
+        posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n, world=world)
     else:
-        posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how)
-    blocks, shape = pack(posteriors, top_k), {"num_pdfs": num_pdfs, "top_k": top_k}
+        posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how, world=world)
+    blocks, shape = pack(posteriors, top_k, target_pruning), {"num_pdfs": num_pdfs, "top_k": top_k}
     if world.size > 1:
         parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
         if world.is_first:  # what a killed run left must not be taken for what is about to be written
@@ -233,27 +252,40 @@ def write_soft_targets(
             "out_of_fold": unseen is not None,
             "content_digest": reader.content_digest,
             "model_digest": members[0].labels["model_digest"],
+            **({"target_pruning": target_pruning} if top_k else {}),
+            **chosen,
         },
     )
     if world.size > 1:
         shutil.rmtree(parts[0].parent)
 
 
+def choose_top_k(
+    members: Sequence[TrainedNet],
+    frames: Frames,
+    temperature: float,
+    combination: str,
+    dtype: torch.dtype,
+    top_n: int = 1,
+    *,
+    max_kl: float,
+) -> tuple[int, float]:
+    """The fewest targets a frame that lose at most max_kl nats in the mean (see fewest), and how many these lose.
+
+    Measured on evenly spaced frames.
+    """
+    online = OnlineTargets(members, temperature, combination, dtype, top_n)
+    return fewest(sample(frames, online.batch), max_kl)
+
+
 def pack(
-    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None
+    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None, pruning: str = "tail"
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Blocks of log posteriors as write_targets takes them: dense, or the top_k largest and the mass left over."""
+    """Blocks of log posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over."""
     for rows, log_post in posteriors:
-        prob = log_post.exp()
         if top_k is None:
-            yield rows, {"prob": prob.cpu().numpy()}
+            yield rows, {"prob": log_post.exp().half().cpu().numpy()}
             continue
-        names = ("prob", "pdf", "tail")
-        yield rows, {name: t.cpu().numpy() for name, t in zip(names, _largest(prob, top_k), strict=True)}
-
-
-def _largest(prob: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The top_k largest of each row, where they stand, and the mass of the others."""
-    top = prob.topk(top_k, dim=-1)
-    # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-    return top.values, top.indices, (1.0 - top.values.half().float().sum(dim=-1)).clamp(min=0.0)
+        found = kept(log_post, top_k, pruning, rows.start)
+        tail = torch.zeros(len(log_post)) if found.tail is None else found.tail
+        yield rows, {"prob": found.prob.cpu().numpy(), "pdf": found.pdf.int().cpu().numpy(), "tail": tail.cpu().numpy()}

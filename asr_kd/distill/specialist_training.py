@@ -9,18 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from asr_kd.cli_common import log
 from asr_kd.config import DnnConfig, SpecialistsConfig
 from asr_kd.corpus.processes import end_with_parent, run_apart
-from asr_kd.distill.losses import SoftBatch, soft_cross_entropy
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets
 from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Loss, Run, hard_loss
@@ -127,8 +126,10 @@ def specialist_loss(local: LabelledSet, specialist: Specialist, teacher: SoftTar
         others = ~special[labels]
         prob = teacher.batch(index[others], windows[others]).prob
         targets = SoftBatch(specialist.local_targets(prob))
-        soft = teacher.temperature**2 * soft_cross_entropy(logits[others], targets, teacher.temperature).sum()
-        return (functional.cross_entropy(logits[~others].float(), labels[~others], reduction="sum") + soft) / len(index)
+        weight = torch.ones(labels.shape, device=labels.device) / len(index)
+        soft = Term(targets, weight[others] * teacher.temperature**2, teacher.temperature)
+        hard = Term(hard_targets(labels[~others]), weight[~others])
+        return cross_entropy(logits[others], [soft]) + cross_entropy(logits[~others], [hard])
 
     return loss
 

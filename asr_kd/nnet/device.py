@@ -52,3 +52,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def rows_at_once(device: torch.device, row_size: int) -> int:
+    """How many rows of `row_size` numbers are worked on at a time: what a CPU's cache holds, or what fills a GPU.
+
+    Large temporaries are slow on a CPU: their memory is mapped anew each time.
+    """
+    return max(1, (1 << 18 if device.type == "cpu" else 1 << 24) // row_size)

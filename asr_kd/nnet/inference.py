@@ -1,16 +1,22 @@
 """Logits and posteriors of a net or an ensemble for all frames of a set."""
 
+import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import nn
 
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast
+from asr_kd.nnet.device import autocast, rows_at_once
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.world import ALONE, World
 
 COMBINATIONS = ("arithmetic", "geometric")
+
+# Logits of a block, of all nets together: its matrix products are worth bringing in the weights, and it fits in memory.
+_MAX_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
 
 
 def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
@@ -21,10 +27,31 @@ def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch
     """
     if combination not in COMBINATIONS:
         raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
+    num_members, batch, num_pdfs = logits.shape
+    # PyTorch sums 64 columns at a time and the last few in another order: chunks of whole 64s have the same bits.
+    whole = 64 // math.gcd(64, num_pdfs)
+    rows = -(-rows_at_once(logits.device, num_members * num_pdfs) // whole) * whole
+    mean = torch.empty((batch, num_pdfs), device=logits.device)
+    for begin in range(0, batch, rows):
+        mean[begin : begin + rows] = _combine(logits[:, begin : begin + rows], temperature, combination)
+    return mean
+
+
+def _combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
     scaled = logits.float() / temperature
     if combination == "geometric":
         return scaled.mean(dim=0).log_softmax(dim=-1)
     return scaled.log_softmax(dim=-1).logsumexp(dim=0) - torch.log(torch.tensor(float(len(logits))))
+
+
+def of_type(net: FrameClassifier, dtype: torch.dtype) -> FrameClassifier:
+    """`net`, or a copy whose weights are of `dtype` already: autocast would convert them again for every batch.
+
+    Its answers under autocast are the same.
+    """
+    holders = [m for m in net.modules() if m._parameters or m._buffers]
+    plain = all(type(holder) is nn.Linear for holder in holders)  # quantized layers have types of their own
+    return copy.deepcopy(net).to(dtype) if plain and dtype != torch.float32 else net
 
 
 @torch.inference_mode()
@@ -36,7 +63,7 @@ def mean_log_posteriors(
     combination: str = "arithmetic",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
-    max_logits: int = 1 << 25,
+    max_logits: int | None = None,
     world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32).
@@ -44,6 +71,8 @@ def mean_log_posteriors(
     A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers. Of
     several processes, each has its share of the blocks.
     """
+    nets = [of_type(net, dtype) for net in nets]
+    max_logits = max_logits or _MAX_LOGITS["cpu" if frames.device.type == "cpu" else "cuda"]
 
     def answer(windows: torch.Tensor) -> torch.Tensor:
         with autocast(frames.device, dtype):

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn import functional
 
 from asr_kd.config import CompressConfig, DnnConfig
 from asr_kd.nnet.model import Architecture, FrameClassifier
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.quantized import Quantization
 from asr_kd.runinfo import fingerprint
+from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 from asr_kd.training.data import LabelledSet, digest_of
 from asr_kd.training.pruning import Pruning
 from asr_kd.world import ALONE, World
@@ -52,9 +52,16 @@ WITHOUT_EFFECT = {
 
 def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
     """Cross-entropy with the alignment's states, of which label_smoothing is spread over all states."""
-    return lambda logits, index, windows: functional.cross_entropy(
-        logits.float(), train.labels_of(index), label_smoothing=label_smoothing
-    )
+
+    def loss(logits: torch.Tensor, index: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
+        weight = torch.ones(index.shape, device=logits.device) / len(index)
+        terms = [Term(hard_targets(train.labels_of(index)), (1 - label_smoothing) * weight)]
+        if label_smoothing:
+            evenly = weight.new_full((), 1 / logits.shape[1]).expand(logits.shape)
+            terms.append(Term(SoftBatch(evenly), label_smoothing * weight))
+        return cross_entropy(logits, terms)
+
+    return loss
 
 
 @dataclass

@@ -1,0 +1,123 @@
+"""Cross-entropy with labels, all targets or the k largest, which holds no second float32 tensor of the logits' size.
+
+The gradient is made together with the loss, some rows at a time, in float32 whatever the logits are, and kept in the
+logits' own type, as Liger Kernel does (Hsu et al. 2024, arXiv:2410.10989). Of a batch of 1024 frames and 14,000 states
+nothing lives but the logits, their gradient and the chunk at hand. Each step on a chunk is the one that autograd takes
+on the plain formula, in its order: float32 gradients are the same to the bit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from asr_kd.nnet.device import rows_at_once
+
+
+@dataclass(frozen=True)
+class SoftBatch:
+    """Soft targets of a batch of frames.
+
+    prob: (batch, num_pdfs) where `pdf` is None (dense), else (batch, k), the targets of states `pdf` (batch, k) int64;
+    tail: (batch,) the mass of all other states; with `pdf` and without `tail` they have none.
+    """
+
+    prob: torch.Tensor
+    pdf: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
+
+    @property
+    def best(self) -> torch.Tensor:
+        """The state that the teacher holds most likely, (batch,) int64."""
+        best = self.prob.argmax(dim=-1)
+        return best if self.pdf is None else self.pdf.gather(-1, best[:, None]).squeeze(-1)
+
+    def of(self, rows: slice) -> "SoftBatch":
+        """Those of some of the frames."""
+        return SoftBatch(*(None if part is None else part[rows] for part in (self.prob, self.pdf, self.tail)))
+
+
+class Term(NamedTuple):
+    """Σ_frames weight · CE(targets, softmax(logits / temperature)); weight: (batch,)."""
+
+    targets: SoftBatch
+    weight: torch.Tensor
+    temperature: float = 1.0
+
+
+def hard_targets(labels: torch.Tensor) -> SoftBatch:
+    """All mass on labels (batch,) int64; none on any state where a label is below 0."""
+    return SoftBatch((labels >= 0).float()[:, None], labels.clamp(min=0)[:, None])
+
+
+def cross_entropy(logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
+    """Σ_terms Σ_frames weight · (−Σ_j p_j log q_j), a scalar in nats, with q = softmax(logits / temperature).
+
+    With the k largest targets: −Σ_{j∈top} p_j log q_j − tail · log Σ_{j∉top} q_j, so that no mass is lost and what the
+    student gives to the other states in sum is right.
+
+    logits: (batch, num_pdfs), of any type; float64 ones are not rounded to float32. The gradient is theirs alone, can
+    be asked for once, and is not differentiable itself.
+    """
+    return _CrossEntropy.apply(logits, terms)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        num_rows = rows_at_once(logits.device, logits.shape[1])
+        if len(logits) <= num_rows:
+            loss, grad = _of_terms(logits.to(dtype), terms)
+            ctx.grad = grad.to(logits.dtype)
+            return loss
+        loss, ctx.grad = logits.new_zeros((), dtype=dtype), torch.empty_like(logits)
+        for begin in range(0, len(logits), num_rows):
+            rows = slice(begin, begin + num_rows)
+            parts = [Term(term.targets.of(rows), term.weight[rows], term.temperature) for term in terms]
+            part, ctx.grad[rows] = _of_terms(logits[rows].to(dtype), parts)
+            loss += part
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+        if ctx.grad is None:
+            raise RuntimeError("this loss gives its gradient once")
+        grad, ctx.grad = ctx.grad, None
+        return grad.mul_(grad_output), None
+
+
+def _of_terms(logits: torch.Tensor, terms: Sequence[Term]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a chunk, (), and its gradient, (rows, num_pdfs), of the type of these logits."""
+    loss, grad = _of_term(logits, terms[0])
+    for term in terms[1:]:
+        more_loss, more_grad = _of_term(logits, term)
+        loss, grad = loss + more_loss, grad.add_(more_grad)
+    return loss, grad
+
+
+def _of_term(logits: torch.Tensor, term: Term) -> tuple[torch.Tensor, torch.Tensor]:
+    targets, temperature = term.targets, term.temperature
+    log_q = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
+    prob, pdf, weight = targets.prob.to(logits.dtype), targets.pdf, term.weight.to(logits.dtype)
+    grad_of_named = prob * -weight[:, None]
+    if pdf is None:
+        loss = -(prob * log_q).sum(dim=-1)
+        grad = grad_of_named
+    else:
+        loss = -(prob * log_q.gather(-1, pdf)).sum(dim=-1)
+        # Where k is all states there is no rest: its logsumexp is −inf.
+        if targets.tail is None or pdf.shape[1] == logits.shape[1]:
+            grad = torch.zeros_like(log_q)
+        else:
+            tail = targets.tail.to(logits.dtype)
+            rest = log_q.scatter(-1, pdf, float("-inf"))
+            log_rest = rest.logsumexp(dim=-1)
+            loss = loss - tail * log_rest
+            grad = rest.sub_(log_rest[:, None]).exp_().mul_((tail * -weight)[:, None])
+        grad.scatter_add_(-1, pdf, grad_of_named)
+    grad = torch.ops.aten._log_softmax_backward_data(grad, log_q, -1, log_q.dtype)
+    return (loss * weight).sum(), grad if temperature == 1 else grad.div_(temperature)

@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""Soft targets of many states: how fast they are made, and what the loss on them takes, on generated data.
+
+A row for each number of states. The ceiling is the matrix products of the members' forward passes, on matrices that are
+there already. Beside it stand the whole of asr-kd soft-targets but for reading features, as a share of the ceiling's
+speed, and where the time goes: `nets` all of the forward passes and windows, `mean` softmax and mean over members,
+`keep` choosing what is kept and bringing it to the CPU, `write` the file with its digests.
+
+--losses compares a batch's loss and gradient with those that autograd makes of the plain formula: time, and the largest
+memory beyond the logits. Times are those of the CPU on a CPU, and of the clock on a GPU; medians of rounds.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+
+import torch
+from torch.nn import functional
+
+from asr_kd.cli_common import run_main
+from asr_kd.config import DnnConfig, resolve
+from asr_kd.distill.kept import largest
+from asr_kd.distill.soft_targets import pack
+from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
+from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.inference import mean_log_posteriors, of_type
+from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
+from asr_kd.store.hdf5 import Layout
+from asr_kd.store.targets import write_targets
+from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
+
+FEAT_DIM, UTT_FRAMES = 40, 250
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """What `work` takes: of CPU time, or until the GPU is done."""
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock() - begin
+
+
+@torch.inference_mode()
+def products(nets: list[FrameClassifier], inputs: list[torch.Tensor], num_blocks: int) -> None:
+    """The matrix products of the forward passes of so many blocks, and nothing else."""
+    for _ in range(num_blocks):
+        for net in nets:
+            for layer, rows in zip(net.linear, inputs, strict=True):
+                functional.linear(rows, layer.weight)
+
+
+@torch.inference_mode()
+def forward(nets: list[FrameClassifier], frames: Frames, dtype: torch.dtype, block: int) -> None:
+    """The members' logits of all frames."""
+    for _, windows in frames.blocks(block):
+        with autocast(frames.device, dtype):
+            for net in nets:
+                net(windows)
+
+
+def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path) -> None:
+    """Print a row for one number of states."""
+    config, device = resolve(DnnConfig), resolve_device(args.device)
+    dtype = resolve_precision(args.precision, device)
+    context = (config.left_context, config.right_context)
+    a = Architecture(*context, FEAT_DIM, args.num_hidden_layers, args.hidden_dim, num_pdfs)
+    nets = [new_net(a, seed).to(device).eval() for seed in range(args.num_members)]
+    typed = [of_type(net, dtype) for net in nets]
+    layout = Layout.from_lengths([f"utt{n:06d}" for n in range(args.num_utts)], [UTT_FRAMES] * args.num_utts)
+    feats = torch.randn(layout.num_frames, FEAT_DIM, generator=torch.Generator().manual_seed(1))
+    frames = Frames(feats, layout, *context, device, dtype)
+    block = min(8192, (1 << 26) // (num_pdfs * len(nets)), layout.num_frames)
+    inputs = [torch.randn(block, layer.in_features, device=device, dtype=dtype) for layer in nets[0].linear]
+    top_k = min(args.top_k, num_pdfs) or None
+
+    def mean():
+        return mean_log_posteriors(nets, frames, temperature=2.0, dtype=dtype)
+
+    def keep():
+        return pack(mean(), top_k, args.target_pruning)
+
+    def write() -> None:
+        attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["generated"], "model_digest": "generated"}
+        attributes["content_digest"] = "generated"
+        write_targets(folder / "t.h5", layout, keep(), num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
+
+    stages = {
+        "ceiling": lambda: products(typed, inputs, layout.num_frames // block),
+        "nets": lambda: forward(typed, frames, dtype, block),
+        "mean": lambda: deque(mean(), maxlen=0),
+        "keep": lambda: deque(keep(), maxlen=0),
+        "write": write,
+    }
+    found = {name: [] for name in stages}
+    for _ in range(args.rounds + 1):  # the first round allocates
+        for name, work in stages.items():
+            found[name].append(seconds(work, device))
+    t = {name: statistics.median(times[1:]) for name, times in found.items()}
+    t["ceiling"] *= layout.num_frames / (layout.num_frames // block * block)
+    whole = t["write"]
+    parts = [t["nets"], t["mean"] - t["nets"], t["keep"] - t["mean"], t["write"] - t["keep"]]
+    print(
+        f"{num_pdfs:7,}  {layout.num_frames / t['ceiling']:11,.0f}  {layout.num_frames / whole:11,.0f}  "
+        f"{t['ceiling'] / whole:6.1%}  " + "  ".join(f"{part / whole:6.1%}" for part in parts),
+        flush=True,
+    )
+
+
+def memory_taken(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which the largest memory while `work` runs exceeds the memory before; on a CPU, on Linux alone."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the largest
+
+    def kib(key: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{key}:")[1].split()[0])
+
+    before = kib("VmRSS")
+    work()
+    return (kib("VmHWM") - before) << 10
+
+
+def soft_targets(kind: str, batch_size: int, num_pdfs: int, top_k: int, device: torch.device) -> SoftBatch:
+    """Generated targets, in the types that they are stored in."""
+    generator = torch.Generator().manual_seed(2)
+    if kind == "labels":
+        return hard_targets(torch.randint(num_pdfs, (batch_size,), generator=generator).to(device))
+    log_post = (2 * torch.randn(batch_size, num_pdfs, generator=generator)).log_softmax(dim=-1).to(device)
+    return SoftBatch(log_post.exp().half()) if kind == "dense" else largest(log_post, top_k)
+
+
+def plain(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
+    """The mean loss, as one writes it for autograd."""
+    log_q = (logits.float() / temperature).log_softmax(dim=-1)
+    if targets.pdf is None:
+        return -(targets.prob.float() * log_q).sum(dim=-1).mean()
+    named = (targets.prob.float() * log_q.gather(-1, targets.pdf)).sum(dim=-1)
+    if targets.tail is None:
+        return -named.mean()
+    return -(named + targets.tail.float() * log_q.scatter(-1, targets.pdf, float("-inf")).logsumexp(dim=-1)).mean()
+
+
+def ours(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
+    """The mean loss, as it is trained with."""
+    return cross_entropy(logits, [Term(targets, torch.full(logits.shape[:1], 1 / len(logits)), temperature)])
+
+
+LOSSES = {"plain": plain, "ours": ours}
+
+
+def measure_loss(args: argparse.Namespace, name: str, kind: str, num_pdfs: int, dtype: torch.dtype, pipe) -> None:
+    """Send seconds of a loss with its gradient, and the bytes that it takes beyond logits and targets."""
+    device = resolve_device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    targets = soft_targets(kind, args.batch_size, num_pdfs, args.top_k, device)
+    logits = torch.randn(args.batch_size, num_pdfs, device=device, dtype=dtype).requires_grad_()
+    temperature = 1.0 if kind == "labels" else 2.0
+
+    def work() -> None:
+        logits.grad = None
+        LOSSES[name](logits, targets, temperature).backward()
+
+    small = torch.randn(2, num_pdfs, device=device, dtype=dtype).requires_grad_()
+    LOSSES[name](small, targets.of(slice(0, 2)), temperature).backward()  # what PyTorch itself takes
+    taken = memory_taken(work, device)
+    pipe.send((min(seconds(work, device) for _ in range(args.rounds)), taken))
+
+
+def measure_losses(args: argparse.Namespace, num_pdfs: int) -> None:
+    """Print a row for each kind of target and type of logits."""
+    # A fork is quick, but cannot use a GPU that its parent has looked at.
+    context = multiprocessing.get_context("fork" if args.device == "cpu" else "spawn")
+    for dtype in (torch.float32, torch.bfloat16):
+        for kind in ("labels", "dense", "top"):
+            found = {}
+            for name in LOSSES:
+                here, there = context.Pipe(duplex=False)
+                process = context.Process(target=measure_loss, args=(args, name, kind, num_pdfs, dtype, there))
+                process.start()
+                found[name] = here.recv()
+                process.join()
+            (plain_s, plain_bytes), (our_s, our_bytes) = found["plain"], found["ours"]
+            size = args.batch_size * num_pdfs * 4
+            print(
+                f"{num_pdfs:7,}  {str(dtype).removeprefix('torch.'):8s}  {kind:6s}  {plain_s * 1e3:8.1f}  "
+                f"{our_s * 1e3:8.1f}  {plain_s / our_s:5.2f}  {plain_bytes / size:6.2f}  {our_bytes / size:6.2f}",
+                flush=True,
+            )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print one table."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    sizes = [int(size) for size in args.num_pdfs.split(",")]
+    if args.losses:
+        print(f"a batch of {args.batch_size}; memory in float32 tensors of the logits' size")
+        print("states   logits    target  plain ms   ours ms  ratio   plain    ours  memory")
+        for num_pdfs in sizes:
+            measure_losses(args, num_pdfs)
+        return
+    device = resolve_device(args.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    what = f"{args.target_pruning} {args.top_k}" if args.top_k else "dense"
+    nets = f"{args.num_members} nets of {args.num_hidden_layers}x{args.hidden_dim}"
+    print(f"{name}; {nets}, {resolve_precision(args.precision, device)}; {what}; frames a second, shares of the whole")
+    print(" states      ceiling        whole   share    nets    mean    keep   write")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for num_pdfs in sizes:
+            measure_making(args, num_pdfs, Path(folder))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-pdfs", default="62,741,14000", help="states, comma-separated (default 62,741,14000)")
+    parser.add_argument("--num-members", type=int, default=10)
+    parser.add_argument("--num-hidden-layers", type=int, default=8)
+    parser.add_argument("--hidden-dim", type=int, default=2560)
+    parser.add_argument("--num-utts", type=int, default=400, help=f"of {UTT_FRAMES} frames (default 400)")
+    parser.add_argument("--top-k", type=int, default=20, help="kept of each frame; 0 keeps all (default 20)")
+    parser.add_argument("--target-pruning", default="tail", help="tail or random")
+    parser.add_argument("--losses", action="store_true", help="measure the loss in place of making targets")
+    parser.add_argument("--batch-size", type=int, default=1024, help="of --losses (default 1024)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--threads", type=int, default=0, help="default: one for each core")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--folder", type=Path, help="for the file (default: the temporary folder)")
+    sys.exit(run_main(main, parser))

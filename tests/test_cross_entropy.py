@@ -1,0 +1,116 @@
+import pytest
+import torch
+from cross_entropies import plain, summed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from asr_kd.training import cross_entropy as module
+from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
+
+BATCH, NUM_PDFS = 7, 9
+KINDS = ("hard", "dense", "top", "top of all", "named alone", "named twice")
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def targets_of(kind: str, seed: int) -> SoftBatch:
+    """Targets of every form that a file or a batch of labels can have."""
+    if kind == "hard":
+        return hard_targets(torch.randint(-1, NUM_PDFS, (BATCH,), generator=torch.Generator().manual_seed(seed)))
+    prob = random(seed, BATCH, NUM_PDFS).softmax(dim=-1)
+    if kind == "dense":
+        return SoftBatch(prob)
+    top = prob.topk(NUM_PDFS if kind == "top of all" else 3, dim=-1)
+    tail = (1 - top.values.sum(dim=-1)).clamp(min=0)
+    if kind == "named twice":  # as the frames of foreign targets that have fewer entries than others
+        no_mass = torch.zeros(BATCH, 1, dtype=torch.float64)
+        return SoftBatch(torch.cat([top.values, no_mass], 1), torch.cat([top.indices, top.indices[:, :1]], 1), tail)
+    return SoftBatch(top.values, top.indices, None if kind == "named alone" else tail)
+
+
+def both(logits: torch.Tensor, terms: list[Term]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Loss and gradient of the one under test, and of the plain formula through autograd."""
+    found = []
+    for loss in (
+        lambda z: cross_entropy(z, terms),
+        lambda z: sum((plain(z, targets, temperature) * weight).sum() for targets, weight, temperature in terms),
+    ):
+        z = logits.clone().requires_grad_()
+        value = loss(z)
+        (2 * value).backward()
+        found.append((value.detach(), z.grad))
+    return found
+
+
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from([1.0, 2.0, 5.0])), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 100]),
+)
+@settings(max_examples=60, deadline=None)
+def test_loss_and_gradient_are_those_of_the_plain_formula(seed, kinds, rows):
+    terms = [
+        Term(targets_of(kind, seed + n), random(seed + 10 + n, BATCH), temperature)
+        for n, (kind, temperature) in enumerate(kinds)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "rows_at_once", lambda device, row_size: rows)
+        found, expected = both(random(seed + 20, BATCH, NUM_PDFS), terms)
+    torch.testing.assert_close(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_the_slope_of_the_loss(kind):
+    targets, z = targets_of(kind, 1), random(2, BATCH, NUM_PDFS).requires_grad_()
+    summed(z, targets, 2.0).backward()
+    step = 1e-6 * torch.eye(BATCH * NUM_PDFS, dtype=torch.float64).view(-1, BATCH, NUM_PDFS)
+    slope = [float(summed(z.detach() + s, targets, 2.0) - summed(z.detach() - s, targets, 2.0)) / 2e-6 for s in step]
+    torch.testing.assert_close(z.grad, torch.tensor(slope, dtype=torch.float64).view_as(z), atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_logits_are_not_reckoned_with_in_bfloat16(kind):
+    targets, z = targets_of(kind, 3), random(4, BATCH, NUM_PDFS).bfloat16()
+    weight = torch.ones(BATCH)
+    (loss, grad), _ = both(z, [Term(targets, weight, 2.0)])
+    (_, _), (exact, exact_grad) = both(z.double(), [Term(targets, weight, 2.0)])
+    torch.testing.assert_close(loss, exact.float())
+    torch.testing.assert_close(grad, exact_grad.bfloat16(), atol=1e-6, rtol=2**-7)
+
+
+class LargestFloat32(TorchDispatchMode):
+    """Notes how many numbers the largest float32 tensor had that an operation gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(each, torch.Tensor) and each.dtype == torch.float32:
+                self.numel = max(self.numel, each.numel())
+        return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_float32_tensor_is_larger_than_a_chunk(kind, monkeypatch):
+    monkeypatch.setattr(module, "rows_at_once", lambda device, row_size: 2)
+    targets, z = targets_of(kind, 5), random(6, BATCH, NUM_PDFS).bfloat16().requires_grad_()
+    parts = (targets.prob.half(), targets.pdf, None if targets.tail is None else targets.tail.half())
+    terms = [Term(SoftBatch(*parts), torch.ones(BATCH), 2.0)]
+    with LargestFloat32() as largest:
+        cross_entropy(z, terms).backward()
+    assert largest.numel == 2 * NUM_PDFS
+
+
+def test_a_gradient_is_given_once():
+    z = random(7, BATCH, NUM_PDFS).requires_grad_()
+    loss = summed(z, targets_of("dense", 7), 1.0)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
