@@ -504,6 +504,6 @@ for name, read in readers.items():
 def test_damaged_hdf5_files_neither_crash_nor_hang_nor_mislead(exp):
     """In a process of its own: the HDF5 library is known to loop for ever over some files."""
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ_HDF5, exp], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", FUZZ_HDF5, exp], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stdout[-100:] + done.stderr[-2000:]

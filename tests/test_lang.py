@@ -116,7 +116,7 @@ def test_validate_asks_for_every_word(tmp_path):
     write_data_dir(tmp_path / "data", utterances)
     script = Path(__file__).parents[1] / "data_prep/data_dir.py"
     command = [sys.executable, script, "validate", "--lexicon", tmp_path / "lexicon.txt", tmp_path / "data"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 1
     assert f"{tmp_path}/data/text:2: utterance 's-1' has the word 'zebra'" in done.stderr
 

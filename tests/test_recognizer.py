@@ -133,7 +133,7 @@ def test_a_moved_directory_needs_nothing_else(experiment, model, tmp_path, capsy
     experiment.rename(hidden)
     try:
         command = [sys.executable, "-m", "asr_kd.cli", "recognize", "--model", model, wav]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False)
     finally:
         hidden.rename(experiment)
     assert (done.returncode, done.stdout) == (0, "hello_there bod a\n"), done.stderr

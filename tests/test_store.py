@@ -172,7 +172,7 @@ def test_reader_crosses_fork_and_pickle(tmp_path):
     queue = fork.Queue()
     child = fork.Process(target=_read_in_child, args=(reader, queue))
     child.start()
-    np.testing.assert_array_equal(queue.get(timeout=120), expected)
+    np.testing.assert_array_equal(queue.get(timeout=1200), expected)
     child.join()
     np.testing.assert_array_equal(reader.read_all(), expected)
 
