@@ -30,7 +30,7 @@ from asr_kd.store import tensors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader, content_digest
 from asr_kd.store.feats_writer import FeatsWriter
-from asr_kd.store.hdf5 import Layout, read_layout
+from asr_kd.store.hdf5 import Layout, read_layout, seal
 from asr_kd.store.targets import TargetsReader
 from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet, load_set
@@ -470,6 +470,7 @@ def test_features_that_are_not_numbers_are_named(toy, tmp_path, capsys):
         file["utt/digest"][2] = np.frombuffer(hashlib.sha256(values).digest(), np.uint8)
         layout, speakers = read_layout(file), file["utt/spk"].asstr()[:]
         file.attrs["content_digest"] = content_digest(file.attrs, layout, speakers, file["utt/digest"][:])
+        seal(file)
     assert main([str(a) for a in argv]) == 1
     assert f"{path}: features of {utt_id} are not finite" in capsys.readouterr().err
 
