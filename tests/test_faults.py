@@ -32,6 +32,7 @@ from asr_kd.scoring.system_list import read_systems
 from asr_kd.scoring.systems import SystemScores
 from asr_kd.store.ali import AliReader
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.hdf5 import seal
 
 SCRIPT = Path(__file__).parents[1] / "data_prep" / "extract_fbank.py"
 SYSTEMS = """\
@@ -205,9 +206,12 @@ def gone(exp: Path, path: str) -> None:
 
 
 def in_h5(change: Callable[[h5py.File], None]) -> Callable[[Path, str], None]:
+    """A file that was made with the change, as far as its seal tells."""
+
     def damage(exp: Path, path: str) -> None:
         with h5py.File(exp / path, "r+") as file:
             change(file)
+            seal(file)
 
     return damage
 

@@ -89,6 +89,21 @@ def test_joined_shards_are_as_if_written_in_one_go(tmp_path, lengths, cuts):
         assert joined.spk_ids == whole.spk_ids
 
 
+@pytest.mark.parametrize("where", ["attribute", "data set"])
+def test_what_is_changed_by_hand_is_found_and_the_seal_can_be_taken_off(tmp_path, where):
+    write(tmp_path / "feats.h5", random_utts([5, 7])).close()
+    with h5py.File(tmp_path / "feats.h5", "r+") as file:
+        if where == "attribute":
+            file.attrs["num_mel_bins"] = 4
+        else:
+            file["more"] = [1, 2]
+    with pytest.raises(AsrKdError, match=r"feats\.h5: its tables are not those of its tables_digest"):
+        FeatsReader(tmp_path / "feats.h5")
+    with h5py.File(tmp_path / "feats.h5", "r+") as file:
+        del file.attrs[SEAL]
+    FeatsReader(tmp_path / "feats.h5").close()
+
+
 def test_plain_h5py_reads_it(tmp_path):
     utts = random_utts([5, 7])
     write(tmp_path / "feats.h5", utts)

@@ -638,6 +638,7 @@ def test_targets_of_other_frames_or_values_are_refused(members, toy, tmp_path, c
     run("soft-targets", "--teachers", *members, "--feats", toy["feats"], "--out", tmp_path / "train.h5")
     with h5py.File(tmp_path / "train.h5", "r+") as file:
         file.attrs["content_digest"] = "0" * 64
+        seal(file)
     assert main([str(a) for a in ("distill", *student, "--targets", tmp_path / "train.h5")]) == 1
     assert "other feature values" in capsys.readouterr().err
     run("distill", *student, "--targets", tmp_path / "train.h5", "--allow-views")
@@ -722,6 +723,7 @@ def test_targets_over_states_of_another_hmm_are_refused(members, toy, tmp_path, 
     run("soft-targets", "--teachers", *members, "--feats", toy["feats"], "--out", tmp_path / "t.h5")
     with h5py.File(tmp_path / "t.h5", "r+") as file:
         file.attrs["model_digest"] = "another"
+        seal(file)
     argv = ["distill", *sets(toy), *SMALL, "--targets", tmp_path / "t.h5", "--out", tmp_path / "student"]
     assert main([str(arg) for arg in argv]) == 1
     assert "another HMM" in capsys.readouterr().err
