@@ -67,10 +67,10 @@ _BOMBS = [
     b"\0B<TransitionModel> <Topology> \x04\xff\xff\xff\x7f",
     b"\xff\xfe" + "text in UTF-16".encode("utf-16-le"),
     bytes(range(256)) * 40,
-    gzip.compress(bytes(1 << 26), 9),
-    gzip.compress(b"key [ " + b"1 " * (1 << 25), 9),
-    gzip.compress(b"key [\n" + b"1 2 3\n" * (1 << 17), 9),
-    gzip.compress(gzip.compress(b"key 1 2 3\n")),
+    gzip.compress(bytes(1 << 26), 9, mtime=0),
+    gzip.compress(b"key [ " + b"1 " * (1 << 25), 9, mtime=0),
+    gzip.compress(b"key [\n" + b"1 2 3\n" * (1 << 17), 9, mtime=0),
+    gzip.compress(gzip.compress(b"key 1 2 3\n", mtime=0), mtime=0),
 ]  # fmt: skip
 
 

@@ -178,7 +178,7 @@ BAD = {
     b"u 1 2 3\n": r"should begin with \[",
     b"k" * 5000: "no key of fewer",
     b"\x1f\x8b" + bytes(10): "damaged",
-    gzip.compress(b"u \0BFM \x04\xff\xff\xff\x0f\x04\x01\0\0\0")[:-4]: "damaged",
+    gzip.compress(b"u \0BFM \x04\xff\xff\xff\x0f\x04\x01\0\0\0", mtime=0)[:-4]: "damaged",
 }
 
 
@@ -245,7 +245,7 @@ def whole_archives() -> list[bytes]:
             with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())) as out:
                 write(f"{kind}:-", items)
                 contents.append(out.buffer.getvalue())
-    return [*contents, *(gzip.compress(content) for content in contents)]
+    return [*contents, *(gzip.compress(content, mtime=0) for content in contents)]
 
 
 def test_thousands_of_damaged_archives_end_in_one_sentence(tmp_path):
