@@ -82,7 +82,11 @@ class World:
 
         backend = "cpu:gloo,cuda:nccl" if cuda.is_available() and distributed.is_nccl_available() else "cpu:gloo"
         try:
-            distributed.init_process_group(backend, timeout=TIMEOUT)
+            store, rank, size = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+            # torchrun keeps its store when it starts all again: under one name, a rank could find the addresses of
+            # those that are gone.
+            store = distributed.PrefixStore(f"start{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            distributed.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
         except (RuntimeError, ValueError) as error:  # DistError is a RuntimeError
             raise AsrKdError(
                 f"rank {self.rank} of {self.size} cannot reach the others ({_first_line(error)}); start them by "

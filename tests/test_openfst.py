@@ -30,11 +30,13 @@ def graph_file(tmp_path_factory) -> Path:
 
 def by_the_wheels(fst: object) -> GraphArcs:
     """A StdVectorFst, asked for arc after arc."""
-    rows = [
-        (state, arc.nextstate, arc.ilabel, arc.olabel, arc.weight.value)
-        for state in range(fst.num_states)
-        for arc in wheels.arcs(fst, state)
-    ]
+    rows = []
+    for state in range(fst.num_states):
+        iterator = wheels.kaldi().fst.ArcIterator(fst, state)
+        while not iterator.done:
+            arc = iterator.value
+            rows.append((state, arc.nextstate, arc.ilabel, arc.olabel, arc.weight.value))
+            iterator.next()
     table = np.array(rows, dtype=np.float64).reshape(-1, 5)
     final = np.array([fst.final(state).value for state in range(fst.num_states)])
     return GraphArcs(fst.start, *table[:, :4].astype(np.int64).T, table[:, 4], final)
