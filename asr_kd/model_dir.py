@@ -192,7 +192,7 @@ def load_model(path: str | Path) -> Model:
         log_priors = read_decoding_priors(path / COUNTS, scales.prior_floor, graph.num_pdfs)
         epsilon_levels(graph.arcs)  # a cycle without frames would keep the search for ever
         return Model(nets, record["combination"], graph, log_priors, lang, table, scales, record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AsrKdError(f"{path}: is not a complete model directory ({error!r})") from error
 
 

@@ -206,5 +206,5 @@ def _front_end_options(model: Model) -> FrontEndOptions:
     front_end = model.nets[0].front_end
     try:
         return OPTIONS_OF_KIND[front_end["kind"]](**parse_json(front_end["options"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AsrKdError(f"this asr_kd cannot make the features that the model hears ({error!r})") from error

@@ -122,7 +122,7 @@ class ImportedHmm:
             phones = [*lang.phones, *lang.silence_phones]
             if not all(isinstance(phone, str) for phone in phones) or not set(lang.silence_phones) <= set(lang.phones):
                 raise ValueError("phones")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AsrKdError(f"{path / RECORD}: is damaged ({error!r}); import the model again") from error
         tree = path / "tree" if (path / "tree").exists() else None
         hmm = cls.read(path / "final.mdl", tree, lang)

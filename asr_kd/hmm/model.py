@@ -252,7 +252,7 @@ class HmmModel:
         lexicon = read_lexicon_in(path)
         try:
             lang = Lang(lexicon, **{name: record[name] for name in Lang.OPTIONS if name in record})
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise AsrKdError(f"{path / RECORD}: is damaged ({error}); train the HMM again") from error
         topology, log_probs, gmms = parse_mdl(mdl, str(path / "final.mdl"))
         model = cls(lang, topology, tree, log_probs, gmms, record.get("options", {}))

@@ -49,7 +49,7 @@ class FrameDetail:
         try:
             arrays = {name: np.asarray(content[name], dtype=np.int64) for name in _SHAPES}
             detail = cls(**{**content, **arrays})
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise AsrKdError(f"the frame scores by state and phone are not complete ({error})") from error
         sizes = {"K": len(detail.state_frames), "P": len(detail.phones), "U": num_utts, "3": 3}
         for name, axes in _SHAPES.items():

@@ -165,7 +165,7 @@ def _array(value: object, dtype: type, what: str) -> np.ndarray:
     try:
         array = np.asarray(value)
         converted = array.astype(dtype, casting="same_kind") if array.size else array.astype(dtype)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise AsrKdError(f"{what} is no array of {np.dtype(dtype).name} ({error}).") from error
     return converted
 

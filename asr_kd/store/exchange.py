@@ -115,7 +115,7 @@ def source_of_feats(reader: FeatsReader) -> FeatureSource:
         kind, dtype = str(reader.attrs["kind"]), str(reader.attrs["dtype"])
         if float(options.sample_frequency) != reader.attrs["sample_rate"]:
             raise ValueError("sample rate")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AsrKdError(f"{reader.path}: its options cannot be read ({error})") from error
     ids = zip(reader.layout.utt_ids, reader.spk_ids, strict=True)
     return FeatureSource(str(reader.path), kind, options, ((u, s, reader[u]) for u, s in ids), dtype)
