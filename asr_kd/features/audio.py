@@ -20,6 +20,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.audio_headers import WavHeader, check_is_whole
 
 INT16_SCALE = 32768.0
+BLOCK_SAMPLES = 1 << 24
 # Segments may end this much after their recording, they are cut then: extract-segments' --max-overshoot.
 MAX_OVERSHOOT_S = 0.5
 
@@ -56,12 +57,16 @@ class AudioFile:
             return np.frombuffer(content, "<i2")[channel :: self.num_channels].astype(np.float32)
         if start:  # a seek costs FLAC a search, even to where it is
             self._decoder.seek(start)
-        samples = self._decoder.read(stop - start, dtype="float32", always_2d=True)[:, channel]
-        if len(samples) < stop - start:
-            raise AsrKdError(
-                f"{self.name}: is truncated, its header declares {self.num_samples} samples, "
-                f"{stop - start - len(samples)} are missing"
-            )
+        blocks, missing = [], stop - start
+        while missing:  # by blocks, since a damaged header may declare more than any memory holds
+            wanted = min(missing, BLOCK_SAMPLES)
+            blocks.append(self._decoder.read(wanted, dtype="float32", always_2d=True)[:, channel])
+            missing -= len(blocks[-1])
+            if len(blocks[-1]) < wanted:
+                raise AsrKdError(
+                    f"{self.name}: is truncated, its header declares {self.num_samples} samples, {missing} are missing"
+                )
+        samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         if not np.isfinite(samples).all():
             raise AsrKdError(f"{self.name}: holds samples that are NaN or infinite")
         return samples * np.float32(INT16_SCALE)
