@@ -329,8 +329,8 @@ def _lattice_arcs(arcs, tokens, scores, to_end, limit, slot):
 
 @dataclass(frozen=True)
 class FoundPath:
-    """Arcs of a path in its order, as rows of the graph's arcs (num_arcs,) int64; pdfs: of each, −1 where it takes no
-    frame; ends: whether in a final state; cost: with that state's, in float64.
+    """Arcs of a path in its order, as rows of the graph's arcs (num_arcs,) int64; ends: whether in a final state; cost:
+    with that state's, in float64.
     """
 
     rows: np.ndarray
@@ -343,7 +343,7 @@ class FoundArcs:
     """Arcs between tokens, of which the start is number 0.
 
     source, target, rows (of the graph's arcs), frames (that each takes, or would take): (num_arcs,) int64;
-    ending, ending_cost: the tokens that paths end with, and what that costs, (num_ends,).
+    ending, ending_cost: the tokens that paths end with, and what that costs, (num_ends,); num_tokens: that are named.
     """
 
     source: np.ndarray
@@ -380,7 +380,7 @@ class BeamSearch:
         num_emitting = int(emitting.sum())
         states = np.arange(graph.num_states + 1)
         by_source = (graph.source[self._order[:num_emitting]], graph.source[self._order[num_emitting:]])
-        weight = graph.weight + insertion_penalty * (graph.olabel != 0)
+        weight = graph.with_insertion_penalty(insertion_penalty).weight
         pdf = np.where(emitting, t2pdf[graph.ilabel], -1)
         self._arcs = SearchArcs(
             np.searchsorted(by_source[0], states).astype(np.int32),
@@ -416,10 +416,10 @@ class BeamSearch:
         """Arcs between tokens on paths that cost at most `lattice_beam` more than the best one; raises as best_path."""
         tokens = self._tokens(scores, keep_all=True)
         ending, final, costs, _ = self._ends(tokens)
-        near = costs <= costs.min() + lattice_beam + ROUNDING
+        limit = costs.min() + lattice_beam + ROUNDING
+        near = costs <= limit
         to_end = np.full(len(tokens.state), np.inf)
         to_end[ending] = final
-        limit = costs.min() + lattice_beam + ROUNDING
         source, target, arcs = _lattice_arcs(self._arcs, tokens, scores, to_end, limit, self._slot).T
         frames = np.searchsorted(tokens.first, source, side="right") - 1
         # Few of the tokens are left; the first one, the start, is always number 0.
