@@ -127,7 +127,15 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     INITIALISE,
     option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience", CompressConfig],
+    config=[
+        DnnConfig,
+        "student_epochs",
+        "student_learning_rate",
+        "student_lr_schedule",
+        "student_average_share",
+        "student_patience",
+        CompressConfig,
+    ],
     by_torchrun=True,
 )
 def train(args: argparse.Namespace) -> None:

@@ -19,11 +19,13 @@ from asr_kd.world import ALONE, World
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs, learning rate and patience."""
+    """The members' configuration with the student's epochs, learning rates, averaging and patience."""
     return replace(
         dnn,
         num_epochs=distill.student_epochs,
         learning_rate=distill.student_learning_rate,
+        schedule=distill.student_lr_schedule or dnn.schedule,
+        average_share=distill.student_average_share,
         patience=distill.student_patience or dnn.patience,
     )
 
