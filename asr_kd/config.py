@@ -180,7 +180,7 @@ class DistillConfig:
     student_start: str
     student_epochs: int
     student_learning_rate: float
-    student_lr_schedule: str | None
+    student_schedule: str | None
     student_average_share: float
     student_patience: int
     sweep_temperatures: list[float]
@@ -204,7 +204,7 @@ class DistillConfig:
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
         _require(self, "at least 0", lambda x: x >= 0, "student_patience")
         names = f"null, or one of {', '.join(SCHEDULES)}"
-        _require(self, names, lambda x: x is None or x in SCHEDULES, "student_lr_schedule")
+        _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl")

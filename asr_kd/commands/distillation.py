@@ -121,7 +121,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_start",
         "student_epochs",
         "student_learning_rate",
-        "student_lr_schedule",
+        "student_schedule",
         "student_average_share",
         "student_patience",
         DnnConfig,
