@@ -23,7 +23,7 @@ BLOCK_FRAMES_GPU = 16384
 VECTOR = 64
 
 Samples = TypeVar("Samples", np.ndarray, torch.Tensor)
-# finish(energies (num_mel_bins, n), log_energy (n,) or None, options, out (n, static_dim)) fills out
+# finish(energies (n, num_mel_bins), log_energy (n,) or None, options, out (n, static_dim)) fills out
 Finish = Callable[[torch.Tensor, torch.Tensor | None, FrontEndOptions, torch.Tensor], None]
 
 
@@ -31,13 +31,13 @@ class _Tables(NamedTuple):
     """What depends on the options alone."""
 
     window: torch.Tensor  # (window_size,)
-    mel: torch.Tensor  # (num_mel_bins, 2 * num_bins), for real and imaginary parts interleaved
+    mel: torch.Tensor  # (2 * num_bins, num_mel_bins), for real and imaginary parts interleaved
 
 
 @functools.lru_cache(maxsize=16)
 def _tables(options: FrontEndOptions, device: torch.device) -> _Tables:
     # The power of a bin is the sum of two squares; the filters add them up, which saves a pass.
-    mel = mel_matrix(options).repeat_interleave(2, dim=0).T.float().contiguous()
+    mel = mel_matrix(options).repeat_interleave(2, dim=0).float()
     return _Tables(window_function(options).float().to(device), mel.to(device))
 
 
@@ -84,7 +84,7 @@ def _window_block(signal: torch.Tensor, first: int, scratch: _Scratch, options: 
 
 
 def _filtered(padded: torch.Tensor, options: FrontEndOptions, use_power: bool) -> torch.Tensor:
-    """Mel energies (num_mel_bins, n) of windows (n, fft_size)."""
+    """Mel energies (n, num_mel_bins) of windows (n, fft_size)."""
     spectrum = torch.fft.rfft(padded)
     parts = torch.view_as_real(spectrum).flatten(1)
     if use_power:
@@ -92,7 +92,7 @@ def _filtered(padded: torch.Tensor, options: FrontEndOptions, use_power: bool) -
     else:
         parts[:, ::2] = spectrum.abs()
         parts[:, 1::2] = 0
-    return _tables(options, parts.device).mel @ parts.T
+    return parts @ _tables(options, parts.device).mel
 
 
 def _blocks_of_tensors(

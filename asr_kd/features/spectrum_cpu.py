@@ -22,7 +22,7 @@ BLOCK_FRAMES = 256
 LANES = 64
 # ... and a row of them is this long: rows a power of two apart would compete for the same lines of the cache.
 LANE_STRIDE = LANES + 16
-# Mel energies (num_mel_bins, n), and the energy (n,) of the windows where that is used.
+# Mel energies (n, num_mel_bins), and the energy (n,) of the windows where that is used.
 MelBlock = tuple[torch.Tensor, torch.Tensor | None]
 # A sum of numba is in the order that is written, one element at a time, unless it may be taken apart.
 compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
@@ -84,15 +84,16 @@ def _apply_filters(
     lowest_filter: np.ndarray,
     weights: np.ndarray,
     power: np.ndarray,
+    sums: np.ndarray,
     energies: np.ndarray,
 ) -> None:
-    """Fill energies (num_mel_bins + 1, n), of which the last row is of no use, from spectrum (n, 2 · num_bins).
+    """Fill energies (n, num_mel_bins) from spectrum (n, 2 · num_bins), real and imaginary parts interleaved.
 
-    spectrum: real and imaginary parts interleaved. lowest_filter (num_bins,), weights (num_bins, 2): of the two
-    neighbouring filters that a bin belongs to. power: scratch (num_bins, LANE_STRIDE). n is a multiple of LANES.
+    lowest_filter (num_bins,), weights (num_bins, 2): of the two neighbouring filters that a bin belongs to. power
+    (num_bins, LANE_STRIDE) and sums (num_mel_bins + 1, LANE_STRIDE) are scratch. n is a multiple of LANES.
     """
-    energies[:] = 0
     for start in range(0, len(spectrum), LANES):
+        sums[:] = 0
         for lane in range(LANES):
             parts = spectrum[start + lane]
             for k in range(len(weights)):
@@ -102,13 +103,15 @@ def _apply_filters(
             if not use_power:
                 for lane in range(LANES):
                     of_bin[lane] = np.sqrt(of_bin[lane])
-            falling = energies[lowest_filter[k], start : start + LANES]
-            rising = energies[lowest_filter[k] + 1, start : start + LANES]
+            falling, rising = sums[lowest_filter[k], :LANES], sums[lowest_filter[k] + 1, :LANES]
             falls, rises = weights[k, 0], weights[k, 1]
             for lane in range(LANES):
                 falling[lane] += falls * of_bin[lane]
             for lane in range(LANES):
                 rising[lane] += rises * of_bin[lane]
+        for lane in range(LANES):
+            for j in range(energies.shape[1]):
+                energies[start + lane, j] = sums[j, lane]
 
 
 class _Tables(NamedTuple):
@@ -142,21 +145,22 @@ def _covered(samples: np.ndarray, count: int, options: FrontEndOptions) -> np.nd
 def mel_blocks(utterances: Sequence[np.ndarray], options: FrontEndOptions, use_power: bool) -> Iterator[MelBlock]:
     """Mel energies of the frames of all utterances in turn, by blocks that are each valid until the next is asked for.
 
-    The last one may have more columns than frames are left.
+    The last one may have more rows than frames are left.
     """
     tables = _tables(options)
     frames = torch.zeros(BLOCK_FRAMES, options.fft_size)
     rows = frames.numpy()
     energy = np.zeros(BLOCK_FRAMES if options.use_energy else 0, np.float32)
     power = np.empty((len(tables.weights), LANE_STRIDE), np.float32)
-    energies = np.empty((options.num_mel_bins + 1, BLOCK_FRAMES), np.float32)
+    sums = np.empty((options.num_mel_bins + 1, LANE_STRIDE), np.float32)
+    energies = torch.empty(BLOCK_FRAMES, options.num_mel_bins)
     left = np.float32(1 - options.preemphasis_coefficient)
     how = (options.window_shift, tables.window, left, options.remove_dc_offset, options.raw_energy)
 
     def finished() -> MelBlock:
         spectrum = torch.view_as_real(torch.fft.rfft(frames)).flatten(1).numpy()
-        _apply_filters(spectrum, use_power, tables.lowest_filter, tables.weights, power, energies)
-        return torch.from_numpy(energies)[:-1], torch.from_numpy(energy) if options.use_energy else None
+        _apply_filters(spectrum, use_power, tables.lowest_filter, tables.weights, power, sums, energies.numpy())
+        return energies, torch.from_numpy(energy) if options.use_energy else None
 
     filled = 0
     for samples in utterances:
