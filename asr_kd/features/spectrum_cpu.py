@@ -153,14 +153,15 @@ def mel_blocks(utterances: Sequence[np.ndarray], options: FrontEndOptions, use_p
     energy = np.zeros(BLOCK_FRAMES if options.use_energy else 0, np.float32)
     power = np.empty((len(tables.weights), LANE_STRIDE), np.float32)
     sums = np.empty((options.num_mel_bins + 1, LANE_STRIDE), np.float32)
-    energies = torch.empty(BLOCK_FRAMES, options.num_mel_bins)
+    energies = np.empty((BLOCK_FRAMES, options.num_mel_bins), np.float32)
+    result = torch.from_numpy(energies), torch.from_numpy(energy) if options.use_energy else None
     left = np.float32(1 - options.preemphasis_coefficient)
     how = (options.window_shift, tables.window, left, options.remove_dc_offset, options.raw_energy)
 
     def finished() -> MelBlock:
-        spectrum = torch.view_as_real(torch.fft.rfft(frames)).flatten(1).numpy()
-        _apply_filters(spectrum, use_power, tables.lowest_filter, tables.weights, power, sums, energies.numpy())
-        return energies, torch.from_numpy(energy) if options.use_energy else None
+        spectrum = torch.fft.rfft(frames).numpy().view(np.float32)
+        _apply_filters(spectrum, use_power, tables.lowest_filter, tables.weights, power, sums, energies)
+        return result
 
     filled = 0
     for samples in utterances:
