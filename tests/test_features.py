@@ -70,6 +70,7 @@ def test_equals_kaldi(name, kaldi):
     remove_dc_offset=st.booleans(),
     use_energy=st.booleans(),
     raw_energy=st.booleans(),
+    vtln_warp=st.sampled_from([0.9, 1.0, 1.1]),
 )
 def test_tensors_give_what_arrays_give(lengths, kind, **given_options):
     """Two ways of computing, of which that of tensors is for accelerators."""

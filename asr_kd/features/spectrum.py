@@ -15,12 +15,11 @@ from asr_kd.features.deltas import add_deltas
 from asr_kd.features.mel import mel_matrix
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.spectrum_cpu import BLOCK_FRAMES, MelBlock, mel_blocks
-from asr_kd.features.window import apart, pack, place, window_function
+from asr_kd.features.window import apart, covered, pack, place, window_function
 
 # Kaldi floors energies at the smallest float32 step before the logarithm: silence is log(1.19e-7) = -15.94.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
 BLOCK_FRAMES_GPU = 16384
-VECTOR = 64
 
 Samples = TypeVar("Samples", np.ndarray, torch.Tensor)
 # finish(energies (n, num_mel_bins), log_energy (n,) or None, options, out (n, static_dim)) fills out
@@ -95,15 +94,12 @@ def _filtered(padded: torch.Tensor, options: FrontEndOptions, use_power: bool) -
     return parts @ _tables(options, parts.device).mel
 
 
-def _blocks_of_tensors(
-    utterances: Sequence[torch.Tensor], options: FrontEndOptions, use_power: bool, block: int
+def _blocks_of_signal(
+    signal: torch.Tensor, starts: range, options: FrontEndOptions, use_power: bool
 ) -> Iterator[MelBlock]:
-    """As spectrum_cpu.mel_blocks, on the device of the utterances, with rows of no use between them (`apart`)."""
-    # A multiple of what a processor computes at once: at a remainder bits could differ.
-    num_covered = -(-((block - 1) * options.window_shift + options.window_size) // VECTOR) * VECTOR
-    signal, num_rows = pack(utterances, options, block, num_covered)
-    scratch = _Scratch(signal.new_empty(num_covered), signal.new_zeros(block, options.fft_size))
-    for start in range(0, num_rows, block):
+    """As spectrum_cpu.mel_blocks, on any device, of a packed signal whose blocks start at rows `starts`."""
+    scratch = _Scratch(signal.new_empty(covered(starts.step, options)), signal.new_zeros(starts.step, options.fft_size))
+    for start in starts:
         energy = _window_block(signal, start, scratch, options)
         yield _filtered(scratch.padded, options, use_power), energy
 
@@ -125,15 +121,17 @@ def analyse(
     """
     if not utterances:
         return []
-    arrays, device, block = isinstance(utterances[0], np.ndarray), torch.device("cpu"), BLOCK_FRAMES
+    arrays = isinstance(utterances[0], np.ndarray)
+    device = torch.device("cpu") if arrays else utterances[0].device
+    block = BLOCK_FRAMES if device.type == "cpu" else BLOCK_FRAMES_GPU
+    rows = place(utterances, options, 0 if arrays else apart(options))
+    num_rows = -(-rows[-1].stop // block) * block
     if arrays:
-        rows = place(utterances, options)
         blocks = mel_blocks(utterances, options, use_power)
     else:
-        rows, device = place(utterances, options, apart(options)), utterances[0].device
-        block = BLOCK_FRAMES if device.type == "cpu" else BLOCK_FRAMES_GPU
-        blocks = _blocks_of_tensors(utterances, options, use_power, block)
-    feats = torch.empty(-(-rows[-1].stop // block) * block, options.static_dim, device=device)
+        signal = pack(utterances, rows, options, num_rows, block)
+        blocks = _blocks_of_signal(signal, range(0, num_rows, block), options, use_power)
+    feats = torch.empty(num_rows, options.static_dim, device=device)
     for out, (energies, energy) in zip(feats.split(block), blocks, strict=True):
         finish(energies, None if energy is None else _log_energy(energy, options), options, out)
     of_each = [_derived(feats[own], options) for own in rows]

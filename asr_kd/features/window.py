@@ -9,6 +9,8 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FrontEndOptions
 
+VECTOR = 64
+
 
 def num_frames(num_samples: int, options: FrontEndOptions) -> int:
     """Frames that `num_samples` samples give (Kaldi's NumFrames); 0 if they are too few."""
@@ -70,22 +72,28 @@ def apart(options: FrontEndOptions) -> int:
     return -(-options.window_size // options.window_shift) - 1
 
 
+def covered(block: int, options: FrontEndOptions) -> int:
+    """Samples that `block` windows cover, made a multiple of what a processor computes at once.
+
+    At a remainder, bits could differ.
+    """
+    return -(-((block - 1) * options.window_shift + options.window_size) // VECTOR) * VECTOR
+
+
 def pack(
-    utterances: Sequence[torch.Tensor], options: FrontEndOptions, block: int, num_covered: int
-) -> tuple[torch.Tensor, int]:
-    """Several utterances in one signal, float32, and how many rows of windows it has.
+    utterances: Sequence[torch.Tensor], rows: Sequence[slice], options: FrontEndOptions, num_rows: int, block: int
+) -> torch.Tensor:
+    """Several utterances in one signal, float32, whose windows are rows; `rows` of them are each utterance's.
 
     Window i begins at 1 + i · window_shift: a sample before the first makes the difference of neighbours one of two
     views, and each utterance begins where a window does. The few rows between two utterances hold no frame. The number
-    of rows is a multiple of `block`, and from the start of each block there are 1 + num_covered samples.
+    of rows is a multiple of `block`, and from the start of each block there are 1 + covered(block) samples.
     """
     shift = options.window_shift
-    rows = place(utterances, options, apart(options))
-    num_rows = -(-rows[-1].stop // block) * block
-    signal = torch.zeros(1 + (num_rows - block) * shift + num_covered, device=utterances[0].device)
+    signal = torch.zeros(1 + (num_rows - block) * shift + covered(block, options), device=utterances[0].device)
     for samples, own in zip(utterances, rows, strict=True):
         _put(signal[1 + own.start * shift :], samples, own.stop - own.start, options)
-    return signal, num_rows
+    return signal
 
 
 def window_function(options: FrontEndOptions) -> torch.Tensor:
