@@ -97,7 +97,8 @@ def ways_of(paths: list[Path], folder: Path) -> tuple[Way, dict[str, Way]]:
     def torchaudio_fbank(wave: torch.Tensor) -> torch.Tensor:
         return kaldi.fbank(wave[None], num_mel_bins=OPTIONS.num_mel_bins, dither=0.0)
 
-    difference = max(float((compute_fbank(t, OPTIONS) - torchaudio_fbank(t)).abs().max()) for t in tensors[:20])
+    pairs = zip(waves[:20], tensors[:20], strict=True)
+    difference = max(np.abs(compute_fbank(wave, OPTIONS) - torchaudio_fbank(t).numpy()).max() for wave, t in pairs)
     log(f"largest difference from torchaudio: {difference:.1e}")
 
     def ours() -> None:

@@ -15,7 +15,7 @@ PARTS = {
     ),
     "kaldi_hmm_gmm": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
     "kaldifst": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
-    "numba": ("decoding", "pip install numba"),
+    "numba": ("features and decoding", "pip install numba"),
     "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install 'asr_kd[mini]'"),
 }
 

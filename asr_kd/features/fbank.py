@@ -11,7 +11,7 @@ from asr_kd.features.spectrum import Samples, analyse, log_floored
 def _finish(energies: torch.Tensor, log_energy: torch.Tensor | None, options: FbankOptions, out: torch.Tensor) -> None:
     feats = log_floored(energies) if options.use_log_fbank else energies
     first = 1 if options.use_energy and not options.htk_compat else 0
-    out[:, first : first + options.num_mel_bins] = feats.T
+    out[:, first : first + options.num_mel_bins] = feats
     if log_energy is not None:
         out[:, -1 if options.htk_compat else 0] = log_energy
 

@@ -17,7 +17,7 @@ from asr_kd.corpus.datadir import Utterance
 from asr_kd.features.options import FrontEndOptions, MfccOptions
 
 # Raised when the values that this code makes change, so that files of an older version are made anew.
-FRONT_END_VERSION = 3
+FRONT_END_VERSION = 4
 _MODULUS = 1 << 256
 WHOLE_BYTES = 1 << 26
 READ_BYTES = 1 << 20

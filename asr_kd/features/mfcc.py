@@ -12,7 +12,7 @@ from asr_kd.features.spectrum import Samples, analyse, log_floored
 
 @functools.lru_cache(maxsize=16)
 def _liftered_dct(options: MfccOptions, device: torch.device) -> torch.Tensor:
-    """Log-mel to cepstra with the lifter folded in, (num_ceps, num_mel_bins) float32; C0 last if htk_compat."""
+    """Log-mel to cepstra with the lifter folded in, (num_mel_bins, num_ceps) float32; C0 last if htk_compat."""
     n = options.num_mel_bins
     bins = torch.arange(n, dtype=torch.float64)
     ceps = torch.arange(options.num_ceps, dtype=torch.float64)[:, None]
@@ -23,11 +23,11 @@ def _liftered_dct(options: MfccOptions, device: torch.device) -> torch.Tensor:
         dct *= 1.0 + 0.5 * q * (math.pi * ceps / q).sin()
     if options.htk_compat:
         dct = dct.roll(-1, dims=0)
-    return dct.float().to(device)
+    return dct.T.float().contiguous().to(device)
 
 
 def _finish(energies: torch.Tensor, log_energy: torch.Tensor | None, options: MfccOptions, out: torch.Tensor) -> None:
-    out.copy_((_liftered_dct(options, energies.device) @ log_floored(energies)).T)
+    torch.mm(log_floored(energies), _liftered_dct(options, energies.device), out=out)
     if log_energy is not None:
         out[:, -1 if options.htk_compat else 0] = log_energy
 

@@ -1,11 +1,11 @@
-"""The steps that fbank and MFCC share, from samples to mel energies, for many utterances at a time in torch.
+"""The steps that fbank and MFCC share, for many utterances at a time: arrays as in spectrum_cpu, tensors in torch.
 
 Frames of all utterances pass through in blocks of one fixed size. So the shapes that torch and its libraries see never
 depend on what else is in a batch, and neither do the bits of a frame.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -14,53 +14,36 @@ import torch
 from asr_kd.features.deltas import add_deltas
 from asr_kd.features.mel import mel_matrix
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.features.window import pack, window_function
+from asr_kd.features.spectrum_cpu import BLOCK_FRAMES, MelBlock, mel_blocks
+from asr_kd.features.window import apart, covered, pack, place, window_function
 
 # Kaldi floors energies at the smallest float32 step before the logarithm: silence is log(1.19e-7) = -15.94.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
-# Large enough that the calls themselves cost little, small enough that a block stays in the caches of a core.
-BLOCK_FRAMES = 512
 BLOCK_FRAMES_GPU = 16384
-# Neighbouring filters share most of their bins of the FFT: a product for each few of them skips most zeros.
-FILTERS_AT_ONCE = 10
-VECTOR = 64
 
 Samples = TypeVar("Samples", np.ndarray, torch.Tensor)
-# finish(energies (num_mel_bins, n), log_energy (n,) or None, options, out (n, static_dim)) fills out
+# finish(energies (n, num_mel_bins), log_energy (n,) or None, options, out (n, static_dim)) fills out
 Finish = Callable[[torch.Tensor, torch.Tensor | None, FrontEndOptions, torch.Tensor], None]
-
-
-class _Filters(NamedTuple):
-    """Filters first..stop - 1 on the columns that they touch of a spectrum, real and imaginary parts interleaved."""
-
-    filters: slice
-    columns: slice
-    weights: torch.Tensor  # (filters, columns)
 
 
 class _Tables(NamedTuple):
     """What depends on the options alone."""
 
     window: torch.Tensor  # (window_size,)
-    mel: list[_Filters]
+    mel: torch.Tensor  # (2 * num_bins, num_mel_bins), for real and imaginary parts interleaved
 
 
 @functools.lru_cache(maxsize=16)
 def _tables(options: FrontEndOptions, device: torch.device) -> _Tables:
     # The power of a bin is the sum of two squares; the filters add them up, which saves a pass.
-    weights = mel_matrix(options).repeat_interleave(2, dim=0).T.float()
-    mel = []
-    for first in range(0, options.num_mel_bins, FILTERS_AT_ONCE):
-        filters = slice(first, min(first + FILTERS_AT_ONCE, options.num_mel_bins))
-        touched = weights[filters].any(dim=0).nonzero().flatten()
-        columns = slice(int(touched[0]), int(touched[-1]) + 1)
-        mel.append(_Filters(filters, columns, weights[filters, columns].contiguous().to(device)))
-    return _Tables(window_function(options).float().to(device), mel)
+    mel = mel_matrix(options).repeat_interleave(2, dim=0).float()
+    return _Tables(window_function(options).float().to(device), mel.to(device))
 
 
-def _log_energy(frames: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
-    energy = frames.square().sum(dim=1).clamp(min=ENERGY_FLOOR).log_()
-    return energy.clamp_(min=float(np.log(options.energy_floor))) if options.energy_floor > 0 else energy
+def _log_energy(energy: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:
+    """Logarithm of the energy (n,) of frames, floored."""
+    log_energy = energy.clamp(min=ENERGY_FLOOR).log_()
+    return log_energy.clamp_(min=float(np.log(options.energy_floor))) if options.energy_floor > 0 else log_energy
 
 
 class _Scratch(NamedTuple):
@@ -68,11 +51,10 @@ class _Scratch(NamedTuple):
 
     emphasised: torch.Tensor  # what n windows cover of the signal
     padded: torch.Tensor  # (n, fft_size), zero behind the window
-    energies: torch.Tensor  # (num_mel_bins, n)
 
 
 def _window_block(signal: torch.Tensor, first: int, scratch: _Scratch, options: FrontEndOptions) -> torch.Tensor | None:
-    """Fill scratch.padded with the windows from row `first` of a packed signal; log energy (n,) if it is used.
+    """Fill scratch.padded with the windows from row `first` of a packed signal; energy (n,) if it is used.
 
     Kaldi's ProcessWindow takes the mean off each window, then emphasises, then weights. Windows overlap and all three
     steps are linear, so that a sample is emphasised once, for all windows that hold it, and the emphasised mean is
@@ -97,21 +79,29 @@ def _window_block(signal: torch.Tensor, first: int, scratch: _Scratch, options: 
     windowed.mul_(window)
     if not options.use_energy:
         return None
-    return _log_energy(windows - mean if options.raw_energy else windowed, options)
+    return (windows - mean if options.raw_energy else windowed).square().sum(dim=1)
 
 
-def _analyse_block(scratch: _Scratch, options: FrontEndOptions, use_power: bool) -> None:
-    """Fill scratch.energies from scratch.padded."""
-    spectrum = torch.fft.rfft(scratch.padded)
+def _filtered(padded: torch.Tensor, options: FrontEndOptions, use_power: bool) -> torch.Tensor:
+    """Mel energies (n, num_mel_bins) of windows (n, fft_size)."""
+    spectrum = torch.fft.rfft(padded)
     parts = torch.view_as_real(spectrum).flatten(1)
     if use_power:
         parts.square_()
     else:
         parts[:, ::2] = spectrum.abs()
         parts[:, 1::2] = 0
-    parts = parts.T
-    for filters, columns, weights in _tables(options, parts.device).mel:
-        torch.mm(weights, parts[columns], out=scratch.energies[filters])
+    return parts @ _tables(options, parts.device).mel
+
+
+def _blocks_of_signal(
+    signal: torch.Tensor, starts: range, options: FrontEndOptions, use_power: bool
+) -> Iterator[MelBlock]:
+    """As spectrum_cpu.mel_blocks, on any device, of a packed signal whose blocks start at rows `starts`."""
+    scratch = _Scratch(signal.new_empty(covered(starts.step, options)), signal.new_zeros(starts.step, options.fft_size))
+    for start in starts:
+        energy = _window_block(signal, start, scratch, options)
+        yield _filtered(scratch.padded, options, use_power), energy
 
 
 def log_floored(energies: torch.Tensor) -> torch.Tensor:
@@ -131,25 +121,21 @@ def analyse(
     """
     if not utterances:
         return []
-    if isinstance(utterances[0], np.ndarray):
-        tensors = [torch.from_numpy(np.ascontiguousarray(samples)) for samples in utterances]
-        return [feats.numpy() for feats in analyse(tensors, options, finish, use_power)]
-    device = utterances[0].device
+    arrays = isinstance(utterances[0], np.ndarray)
+    device = torch.device("cpu") if arrays else utterances[0].device
     block = BLOCK_FRAMES if device.type == "cpu" else BLOCK_FRAMES_GPU
-    # A multiple of what a processor computes at once: at a remainder bits could differ.
-    num_covered = -(-((block - 1) * options.window_shift + options.window_size) // VECTOR) * VECTOR
-    signal, rows, num_rows = pack(utterances, options, block, num_covered)
-    scratch = _Scratch(
-        signal.new_empty(num_covered),
-        signal.new_zeros(block, options.fft_size),
-        signal.new_empty(options.num_mel_bins, block),
-    )
-    feats = signal.new_empty(num_rows, options.static_dim)
-    for start in range(0, num_rows, block):
-        log_energy = _window_block(signal, start, scratch, options)
-        _analyse_block(scratch, options, use_power)
-        finish(scratch.energies, log_energy, options, feats[start : start + block])
-    return [_derived(feats[own], options) for own in rows]
+    rows = place(utterances, options, 0 if arrays else apart(options))
+    num_rows = -(-rows[-1].stop // block) * block
+    if arrays:
+        blocks = mel_blocks(utterances, options, use_power)
+    else:
+        signal = pack(utterances, rows, options, num_rows, block)
+        blocks = _blocks_of_signal(signal, range(0, num_rows, block), options, use_power)
+    feats = torch.empty(num_rows, options.static_dim, device=device)
+    for out, (energies, energy) in zip(feats.split(block), blocks, strict=True):
+        finish(energies, None if energy is None else _log_energy(energy, options), options, out)
+    of_each = [_derived(feats[own], options) for own in rows]
+    return [feats.numpy() for feats in of_each] if arrays else of_each
 
 
 def _derived(feats: torch.Tensor, options: FrontEndOptions) -> torch.Tensor:

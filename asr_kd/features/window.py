@@ -3,10 +3,13 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FrontEndOptions
+
+VECTOR = 64
 
 
 def num_frames(num_samples: int, options: FrontEndOptions) -> int:
@@ -47,34 +50,50 @@ def _put(signal: torch.Tensor, samples: torch.Tensor, count: int, options: Front
         signal[at + inner.stop - inner.start : stop - first] = _mirrored(samples, num_samples, stop)
 
 
-def pack(
-    utterances: Sequence[torch.Tensor], options: FrontEndOptions, block: int, num_covered: int
-) -> tuple[torch.Tensor, list[slice], int]:
-    """Several utterances in one signal, float32, the rows of windows that are each one's, and how many rows there are.
-
-    Window i begins at 1 + i · window_shift: a sample before the first makes the difference of neighbours one of two
-    views, and each utterance begins where a window does. The few rows between two utterances hold no frame. The number
-    of rows is a multiple of `block`, and from the start of each block there are 1 + num_covered samples.
+def place(
+    utterances: Sequence[np.ndarray] | Sequence[torch.Tensor], options: FrontEndOptions, apart: int = 0
+) -> list[slice]:
+    """The rows of each utterance's frames where those of all follow each other, with `apart` rows between them.
 
     Raises AsrKdError if an utterance is not of one channel or does not fill one frame.
     """
-    size, shift = options.window_size, options.window_shift
-    between = -(-size // shift) - 1
     rows: list[slice] = []
-    end = 0
     for samples in utterances:
         if samples.ndim != 1:
             raise AsrKdError(f"samples of one channel were expected, but their shape is {tuple(samples.shape)}")
-        num_samples = samples.shape[0]
-        require_a_frame(num_samples, options)
-        count = num_frames(num_samples, options)
-        rows.append(slice(end, end + count))
-        end += count + between
-    num_rows = -(-end // block) * block
-    signal = torch.zeros(1 + (num_rows - block) * shift + num_covered, device=utterances[0].device)
+        require_a_frame(len(samples), options)
+        first = rows[-1].stop + apart if rows else 0
+        rows.append(slice(first, first + num_frames(len(samples), options)))
+    return rows
+
+
+def apart(options: FrontEndOptions) -> int:
+    """Rows between two utterances in one signal, whose windows would hold samples of both."""
+    return -(-options.window_size // options.window_shift) - 1
+
+
+def covered(block: int, options: FrontEndOptions) -> int:
+    """Samples that `block` windows cover, made a multiple of what a processor computes at once.
+
+    At a remainder, bits could differ.
+    """
+    return -(-((block - 1) * options.window_shift + options.window_size) // VECTOR) * VECTOR
+
+
+def pack(
+    utterances: Sequence[torch.Tensor], rows: Sequence[slice], options: FrontEndOptions, num_rows: int, block: int
+) -> torch.Tensor:
+    """Several utterances in one signal, float32, whose windows are rows; `rows` of them are each utterance's.
+
+    Window i begins at 1 + i · window_shift: a sample before the first makes the difference of neighbours one of two
+    views, and each utterance begins where a window does. The few rows between two utterances hold no frame. The number
+    of rows is a multiple of `block`, and from the start of each block there are 1 + covered(block) samples.
+    """
+    shift = options.window_shift
+    signal = torch.zeros(1 + (num_rows - block) * shift + covered(block, options), device=utterances[0].device)
     for samples, own in zip(utterances, rows, strict=True):
         _put(signal[1 + own.start * shift :], samples, own.stop - own.start, options)
-    return signal, rows, num_rows
+    return signal
 
 
 def window_function(options: FrontEndOptions) -> torch.Tensor:

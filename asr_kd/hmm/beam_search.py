@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asr_kd.compiled import compiled
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.compiled import compiled
 from asr_kd.hmm.graph_arcs import GraphArcs

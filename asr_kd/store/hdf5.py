@@ -70,9 +70,10 @@ def _tables_digest(file: h5py.File) -> str:
     digest = hashlib.sha256()
 
     def add(name: str, member: h5py.Group | h5py.Dataset) -> None:
-        for key in sorted(member.attrs):
+        attrs = member.attrs
+        for key in sorted(attrs):
             if key != SEAL:
-                value = np.asarray(member.attrs[key]).tolist()
+                value = np.asarray(attrs[key]).tolist()
                 digest.update(f"{name} {key} {json.dumps(value, default=str)}\n".encode())
         if isinstance(member, h5py.Dataset):
             digest.update(f"{name} {member.dtype} {member.shape}\n".encode())
