@@ -16,7 +16,6 @@ import numpy as np
 
 from asr_kd.compiled import compiled
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm.compiled import compiled
 from asr_kd.hmm.graph_arcs import GraphArcs
 
 BEAM_DELTA = np.float32(0.5)  # Kaldi's: what the beam has to spare where max_active or min_active set it

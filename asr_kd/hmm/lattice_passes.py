@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asr_kd.hmm.compiled import compiled
+from asr_kd.compiled import compiled
 
 
 class Neighbours(NamedTuple):
