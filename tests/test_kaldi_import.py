@@ -10,7 +10,7 @@ import pytest
 from command_line import error_of, run
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features.cmvn import apply_cmvn, pool
+from asr_kd.features.cmvn import accumulate, apply_cmvn, pool
 from asr_kd.features.deltas import add_deltas
 from asr_kd.features.options import FbankOptions
 from asr_kd.hmm import wheels
@@ -415,6 +415,83 @@ def test_graphs_that_do_not_fit_are_refused(broken, tmp_path, capsys):
     assert "words.txt: names words up to 1, but" in error_of(capsys, *argv)
     (graph / "words.txt").write_text("<eps> 0\na 2\n")
     assert "has no name for 1" in error_of(capsys, *argv)
+
+
+def test_a_graph_of_another_model_with_the_same_numbers_is_refused(broken, tmp_path, capsys):
+    graph = broken / "exp/tri3/graph"
+    (graph / "num_pdfs").unlink()
+    start, *columns, final = read_graph_fst(graph / "HCLG.fst")
+    highest = int(columns[2].max())
+    columns[2] = np.where(columns[2] > 0, columns[2] % highest + 1, 0)
+    GraphArcs(start, *columns, final).write(graph / "HCLG.fst")
+    argv = ("import-kaldi", "--graph", graph, "--lang", broken / "data/lang", "--out", tmp_path / "exp")
+    assert "HCLG.fst: its self-loops are not those of the model" in error_of(capsys, *argv)
+    assert not (tmp_path / "exp/graph").exists()
+
+
+def test_kaldis_own_graph_is_not_replaced(broken, capsys):
+    """Where the system itself is named as the place to import it to."""
+    system = broken / "exp/tri3"
+    before = sorted(path.name for path in (system / "graph").iterdir())
+    argv = ("import-kaldi", "--graph", system / "graph", "--lang", broken / "data/lang", "--out", system)
+    assert "graph: exists and holds something else" in error_of(capsys, *argv)
+    assert sorted(path.name for path in (system / "graph").iterdir()) == before
+
+
+def test_an_utterance_without_frames_may_come_first(broken, tmp_path, capsys):
+    data = broken / "data/dev"
+    feats = dict(read_matrices(f"scp:{data}/feats.scp"))
+    feats[min(feats)] = np.zeros((0, 0), np.float32)
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", feats.items())
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert run(*argv, "--max-bad-share", 0.2) == 0
+    assert f"left out {min(feats)}: " in capsys.readouterr().err
+    assert FeatsReader(tmp_path / "exp/feats/dev.fbank.h5").layout.num_utts == len(feats) - 1
+    nothing = [(utt_id, np.zeros((0, 0), np.float32)) for utt_id in feats]
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", nothing)
+    assert "holds no matrix with a frame" in error_of(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("cmvn_opts", "--skip-dims=2:-1", "cmvn_opts: --skip-dims is not a list such as 13:14:15"),
+        ("cmvn_opts", "--norm-vars=perhaps", "--norm-vars is 'perhaps', neither true nor false"),
+        ("delta_opts", "--delta-order=-1", "delta_opts: asks for derivatives up to order -1"),
+        ("delta_opts", "--delta-window=0", "over a window of 0"),
+    ],
+)
+def test_options_that_kaldi_would_refuse(broken, tmp_path, capsys, name, line, message):
+    (broken / "exp/tri3_ali_dev" / name).write_text(line)
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert message in error_of(capsys, *argv, "--apply", "cmvn,deltas")
+
+
+def test_kaldis_other_words_for_true_are_known(broken, tmp_path):
+    for name, line in (("t", "--norm-vars=T"), ("true", "--norm_vars=true"), ("bare", "--norm-vars")):
+        (broken / "exp/tri3_ali_dev/cmvn_opts").write_text(line)
+        assert run(*argv_of(broken, "dev", tmp_path / "exp"), "--apply", "cmvn", "--set", name) == 0
+    digests = [FeatsReader(tmp_path / f"exp/feats/{name}.fbank.h5").content_digest for name in ("t", "true", "bare")]
+    assert len(set(digests)) == 1
+
+
+def test_whose_the_statistics_are_is_said(broken, tmp_path, capsys):
+    data, argv = broken / "data/dev", (*argv_of(broken, "dev", tmp_path / "exp"), "--apply", "cmvn")
+    per_utt = [(utt_id, accumulate(feats)) for utt_id, feats in read_matrices(f"scp:{data}/feats.scp")]
+    write_matrices(f"ark,scp:{data}/by_utt.ark,{data}/by_utt.scp", per_utt)
+    per_speaker = (data / "cmvn.scp").read_text()
+    (data / "cmvn.scp").write_text((data / "by_utt.scp").read_text())
+    assert "speaker 's0'; they are of utterances" in error_of(capsys, *argv)
+    (data / "utt2spk").unlink()
+    assert run(*argv) == 0
+    (data / "cmvn.scp").write_text(per_speaker)
+    assert "without utt2spk, each utterance is its own" in error_of(capsys, *argv)
+
+
+def test_a_sample_frequency_is_a_number(kaldi_folder, tmp_path, capsys):
+    argv = ("import-kaldi", "--data", kaldi_folder / "data/dev", "--out", tmp_path / "exp", "--sample-frequency")
+    for hz in ("inf", "nan", "0"):
+        assert "must be positive and finite" in error_of(capsys, *argv, hz)
 
 
 def test_what_is_missing_is_said(kaldi_folder, tmp_path, capsys):

@@ -52,7 +52,10 @@ class ImportedHmm:
         parse_model(data, mdl)  # for errors that name the file
         if tree is not None:
             ContextTree.from_bytes(tree_data, str(tree))
-        return cls(data, tree_data, lang)
+        try:
+            return cls(data, tree_data, lang)
+        except AsrKdError as error:
+            raise AsrKdError(f"{mdl}: {error}") from None
 
     @cached_property
     def transitions(self) -> Transitions:
