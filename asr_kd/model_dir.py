@@ -37,7 +37,7 @@ from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import TrainedNet, load_net, require_alike, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
-from asr_kd.store.atomic import atomic_dir, write_json, write_text
+from asr_kd.store.atomic import atomic_dir, require_replaceable, write_json, write_text
 from asr_kd.store.parsing import parse_json
 
 FORMAT, VERSION = "asr_kd.model", 1
@@ -114,7 +114,7 @@ def export_model(
     Raises AsrKdError where the parts do not belong together, or `out` is something else than a model directory.
     """
     out = Path(out)
-    _require_replaceable(out)
+    require_replaceable(out, RECORD)
     hmm_model, trained = load_hmm(hmm), [load_net(path) for path in nets]
     decoding_graph = Graph.load(graph)
     if hmm_model.digest != decoding_graph.model_digest:
@@ -157,12 +157,6 @@ def export_model(
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
         write_text(folder / SUMS, sums)
-
-
-def _require_replaceable(out: Path) -> None:
-    """What is exported replaces `out` as a whole: it may be a model directory or empty, nothing else."""
-    if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise AsrKdError(f"{out}: exists and is no model directory; choose another --out, or remove it")
 
 
 def load_model(path: str | Path) -> Model:

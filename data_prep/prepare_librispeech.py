@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
         # Words of dev and test are there to be aligned; the grammar knows those of the training set alone, or of lm.
         lexicon_words = all_words(sets.values()) | set(read_words(lm) if lm else ())
         dictionary = read_dictionary(args.lexicon, args.stress) if args.lexicon else cmu_dictionary(args.stress)
-        with atomic_dir(args.out) as folder:
+        with atomic_dir(args.out, "words.txt") as folder:
             write_sets(folder, sets, genders, log)
             write_lexicon(folder / "lexicon.txt", english_lexicon(lexicon_words, dictionary, log))
             write_text(folder / "words.txt", "".join(f"{word}\n" for word in sorted(all_words([sets["train"]]))))

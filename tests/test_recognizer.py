@@ -297,7 +297,7 @@ def test_parts_of_other_experiments_are_refused(experiment, tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
-    with pytest.raises(AsrKdError, match="is no model directory; choose another"):
+    with pytest.raises(AsrKdError, match="holds something else than what would replace it"):
         export_model(tmp_path / "mine", nets=nets[:1], scales=Scales(0.1), **parts)
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.config import add_config_options, config_from_args
+from asr_kd.errors import AsrKdError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,16 @@ class Command:
 
     def _run(self, args: argparse.Namespace) -> None:
         args.values = None if self.config is None else config_from_args(args)
+        self._require_new_output(args)
         self.main(args)
+
+    def _require_new_output(self, args: argparse.Namespace) -> None:
+        """Raise AsrKdError where --out would replace a file that the command reads."""
+        given = {name: value for name, value in vars(args).items() if isinstance(value, Path) and value.is_file()}
+        if (out := given.pop("out", None)) is None:
+            return
+        if same := [name for name, value in given.items() if value.samefile(out)]:
+            raise AsrKdError(f"--out {out}: is what --{same[0].replace('_', '-')} names, too; write to another file")
 
 
 def command(

@@ -209,7 +209,7 @@ def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Calla
     train, dev = hold_out(corpus.sets["train"], dev_share)
     sets = {"train": train, "dev": dev, "test": corpus.sets["test"]}
     known = {word for each in train for word in each.words}
-    with atomic_dir(out_dir) as work:
+    with atomic_dir(out_dir, "lexicon_letters.txt") as work:
         utterances = {name: [_utterance(each, work) for each in spoken] for name, spoken in sets.items()}
         check_disjoint(utterances, by_speaker=False)
         for name, spoken in sets.items():
