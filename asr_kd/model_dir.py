@@ -13,6 +13,7 @@ Nothing points out of it, and nothing in it is unpickled or run.
 """
 
 import hashlib
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,10 @@ RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.jso
 
 @dataclass(frozen=True)
 class Scales:
-    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior."""
+    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior.
+
+    Raises AsrKdError for an acoustic scale or penalty that nothing can be decoded with.
+    """
 
     acwt: float
     insertion_penalty: float = 0.0
@@ -54,6 +58,13 @@ class Scales:
     min_active: int = 200
     prior_floor: float = 1e-5
     max_active: int = 7000
+
+    def __post_init__(self) -> None:
+        if not (0 < self.acwt < math.inf and math.isfinite(self.insertion_penalty)):
+            raise AsrKdError(
+                f"acoustic scale {self.acwt:g}, insertion penalty {self.insertion_penalty:g}: the scale must be above "
+                "0, and both finite"
+            )
 
 
 @dataclass(frozen=True)

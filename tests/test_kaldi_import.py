@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from asr_kd.hmm.decode import Decoder
 from asr_kd.hmm.graph import Graph, GraphArcs
 from asr_kd.hmm.imported import ImportedHmm, load_hmm
 from asr_kd.hmm.kaldi_model import parse_model, read_mdl
+from asr_kd.hmm.tree import ContextTree
 from asr_kd.hmm.viterbi import exact_best_path
 from asr_kd.hmm.word_times import PhoneTable, word_frames
 from asr_kd.model_dir import load_model
@@ -357,6 +359,17 @@ def put_another_model(mdl: Path) -> None:
     three = (transitions.t2phone_id > 5) | (transitions.t2state < 0)
     transitions.log_probs[three] = other[three]
     mdl.write_bytes(binary_transitions(transitions))
+
+
+def test_a_tree_of_another_model_is_refused(broken, tmp_path, capsys):
+    """With as many pdfs, so that only their phones tell."""
+    file = broken / "exp/tri3_ali_dev/tree"
+    tree = ContextTree.from_bytes(file.read_bytes(), "tree")
+    phones = tree.root.no  # a question for the phone, its answer, and another question
+    swapped = replace(phones, yes=phones.no.yes, no=replace(phones.no, yes=phones.yes))
+    file.write_bytes(replace(tree, root=replace(tree.root, no=swapped)).to_bytes())
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert re.search(r"final\.mdl: its phone \d+ has other pdfs than in the tree", error_of(capsys, *argv))
 
 
 def test_another_model_does_not_enter_an_experiment(imported, broken, capsys):

@@ -268,6 +268,8 @@ def check_search(args: argparse.Namespace) -> None:
     config, device = resolve(DecodeConfig, args.values), resolve_device(args.device)
     if args.wide_beam is not None and not args.wide_beam > config.beam:
         raise AsrKdError(f"--wide-beam {args.wide_beam:g}: must be above the beam, {config.beam:g}")
+    if args.max_utts < 0:
+        raise AsrKdError(f"--max-utts {args.max_utts}: must be 0, for all, or more")
     reader, graph = FeatsReader(args.feats), Graph.load(args.graph)
     log_post = log_posteriors(
         load_nets([args.net], device), None, reader, FrameCache(device, torch.float32), torch.float32

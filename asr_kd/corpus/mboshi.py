@@ -97,7 +97,8 @@ def read_corpus(corpus: str | Path, any_version: bool, log: Callable[[str], None
             content = hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
             lines.append(f"{utt_id} {content} {spoken.sentence}\n")
         if not sets[name]:
-            raise AsrKdError(f"{folder / official}: nothing can be used; first {next(iter(left_out.items()))}")
+            first = f"; the first, {names[0]}: {left_out[names[0]]}" if names else ""
+            raise AsrKdError(f"{folder / official}: has no recording that can be used{first}")
         digests[name] = hashlib.sha256("".join(lines).encode()).hexdigest()
         if not any_version:
             _check_version(folder / official, name, len(sets[name]), digests[name], log)
