@@ -17,7 +17,7 @@ from asr_kd.features.options import FbankOptions
 from asr_kd.hmm import wheels
 from asr_kd.hmm.const_fst import read_graph_fst
 from asr_kd.hmm.decode import Decoder
-from asr_kd.hmm.graph import Graph, GraphArcs
+from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.imported import ImportedHmm, load_hmm
 from asr_kd.hmm.kaldi_model import parse_model, read_mdl
 from asr_kd.hmm.tree import ContextTree
@@ -252,7 +252,7 @@ def test_an_imported_system_is_trained_distilled_decoded_and_reported(finished, 
     assert "times not known" not in (finished / "report/index.html").read_text()
 
 
-def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_path):
+def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_path, capsys):
     nets = ("--nets", finished / "nnet/student/seed1", "--hmm", finished / "hmm", "--graph", finished / "graph")
     counts = ("--counts", finished / "ali/ali_train_pdf.counts", "--acwt", 0.2)
     assert run("export", *nets, *counts, "--out", tmp_path / "model") == 0
@@ -262,6 +262,17 @@ def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_pa
     spans = word_frames(["ab", "a"], tids, model.lang, PhoneTable.of_model(hmm))
     assert [span.word for span in spans] == ["ab", "a"]
     assert spans[0].end == spans[1].begin
+    heard = error_of(capsys, "recognize", "--model", tmp_path / "model", tmp_path / "x.wav")
+    assert "features that are not made from audio here (foreign)" in heard
+
+
+def test_a_search_is_checked_in_a_graph_of_the_nets_states(finished, tmp_path, capsys):
+    model = untrained_model()
+    make_graph(model, model.lang, None).save(tmp_path / "graph")
+    files = ("--net", finished / "nnet/student/seed1", "--feats", finished / "feats/dev.fbank.h5", "--device", "cpu")
+    counts = ("--counts", finished / "ali/ali_train_pdf.counts")
+    assert run("check-search", *files, *counts, "--graph", finished / "graph") == 0
+    assert "of another HMM than" in error_of(capsys, "check-search", *files, *counts, "--graph", tmp_path / "graph")
 
 
 def _one_path(hmm: ImportedHmm, folder: Path) -> Path:
@@ -359,6 +370,14 @@ def put_another_model(mdl: Path) -> None:
     three = (transitions.t2phone_id > 5) | (transitions.t2state < 0)
     transitions.log_probs[three] = other[three]
     mdl.write_bytes(binary_transitions(transitions))
+
+
+def test_words_that_are_silence_do_not_stop_an_import(broken, tmp_path):
+    aligned = broken / "data/lang/phones/align_lexicon.txt"
+    aligned.write_text(aligned.read_text() + "_SIL_ _SIL_ SIL_S\n!SIL !SIL SIL_S\n")
+    argv = ("import-kaldi", "--graph", broken / "exp/tri3/graph", "--lang", broken / "data/lang")
+    assert run(*argv, "--out", tmp_path / "exp") == 0
+    assert load_hmm(tmp_path / "exp/hmm").lang.words == ["!SIL", "a", "ab", "bod", "dib"]
 
 
 def test_a_tree_of_another_model_is_refused(broken, tmp_path, capsys):

@@ -120,6 +120,17 @@ def test_what_does_not_fit_is_told_in_one_line(folder, capsys, command, options,
     assert not (folder / "words").exists()
 
 
+def test_inputs_are_not_written_over(folder, capsys):
+    before = (folder / "lat.gz").read_bytes()
+    common = ("lattice-rescore", "--acwt", "0.1", "--lattices", "ark:DIR/lat.gz")
+    for out in ("ark:DIR/lat.gz", "ark,scp:DIR/new.ark,DIR/lat.gz"):
+        assert run(folder, *common, "--lattices-out", out, "--out", "DIR/words") == 1
+        assert f"--lattices-out {folder}/lat.gz: is what --lattices names, too" in capsys.readouterr().err
+    assert run(folder, *common, "--out", "DIR/words.txt") == 1
+    assert "is what --words names, too" in capsys.readouterr().err
+    assert (folder / "lat.gz").read_bytes() == before
+
+
 def test_lists_do_not_replace_a_folder_of_something_else(folder, capsys):
     assert run(folder, "lattice-nbest", "--acwt", "0.1", "--out", "DIR/data") == 1
     assert "data: exists and holds something else" in capsys.readouterr().err

@@ -91,12 +91,25 @@ class Command:
         self.main(args)
 
     def _require_new_output(self, args: argparse.Namespace) -> None:
-        """Raise AsrKdError where --out would replace a file that the command reads."""
-        given = {name: value for name, value in vars(args).items() if isinstance(value, Path) and value.is_file()}
-        if (out := given.pop("out", None)) is None:
-            return
-        if same := [name for name, value in given.items() if value.samefile(out)]:
-            raise AsrKdError(f"--out {out}: is what --{same[0].replace('_', '-')} names, too; write to another file")
+        """Raise AsrKdError where an output would replace a file that the command reads."""
+        files = {name: [file for file in _files_of(value) if file.is_file()] for name, value in vars(args).items()}
+        outputs = [(name, file) for name in _OUTPUTS for file in files.pop(name, [])]
+        for name, output in outputs:
+            if same := [other for other, inputs in files.items() if any(file.samefile(output) for file in inputs)]:
+                flag, other = (each.replace("_", "-") for each in (name, same[0]))
+                raise AsrKdError(f"--{flag} {output}: is what --{other} names, too; write to another file")
+
+
+_OUTPUTS = ("out", "lattices_out")
+
+
+def _files_of(value: Any) -> list[Path]:
+    """What an option names: a path, several, or a table of Kaldi's (ark,scp:FILE,FILE)."""
+    if isinstance(value, str) and value.startswith(("ark", "scp")):
+        return [Path(name) for name in value.partition(":")[2].split(",")]
+    if isinstance(value, list):
+        return [file for each in value for file in _files_of(each)]
+    return [value] if isinstance(value, Path) else []
 
 
 def command(

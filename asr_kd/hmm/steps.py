@@ -91,6 +91,7 @@ def train_hmm(
     made_from = _made_from(config, lang, feats, usable)
     out_dir = Path(out_dir)
     mono_dir = out_dir if config.gmm_context == "mono" else out_dir.with_name(out_dir.name + MONO_SUFFIX)
+    require_replaceable(mono_dir, RECORD)
     mono = _finished(mono_dir, made_from, progress)
     if mono is None:
         mono = _train_mono(lang, feats, usable, config, made_from, progress)
