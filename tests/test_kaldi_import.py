@@ -266,6 +266,25 @@ def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_pa
     assert "features that are not made from audio here (foreign)" in heard
 
 
+def test_words_of_unfinished_paths_are_told(finished, kaldi_folder, tmp_path, capsys):
+    data = tmp_path / "cut"
+    shutil.copytree(kaldi_folder / "data/test", data)
+    feats = dict(read_matrices(f"scp:{data}/feats.scp"))
+    cut = {utt_id: rows[:2] if utt_id == min(feats) else rows for utt_id, rows in feats.items()}
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", cut.items())
+    assert run("import-kaldi", "--data", data, "--sample-frequency", 16000, "--out", tmp_path / "exp") == 0
+    sets = ("--dev-feats", finished / "feats/dev.fbank.h5", "--dev-data", kaldi_folder / "data/dev")
+    sets += ("--test-feats", tmp_path / "exp/feats/cut.fbank.h5", "--test-data", data)
+    how = ("--graph", finished / "graph", "--counts", finished / "ali/ali_train_pdf.counts", "--device", "cpu")
+    one = tmp_path / "systems.yaml"
+    one.write_text(f"- {{name: a, role: baseline, nets: [[{finished / 'nnet/member/seed1'}]]}}\n")
+    scales = ("--acwts", 0.2, "--insertion-penalties", 0, "--out", tmp_path / "decode")
+    assert run("decode", "--systems", one, *how, *sets, *scales) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"warning: a, test: 1 of 8 utterances, such as {min(feats)}, come to no end of the graph")
+
+
 def test_a_search_is_checked_in_a_graph_of_the_nets_states(finished, tmp_path, capsys):
     model = untrained_model()
     make_graph(model, model.lang, None).save(tmp_path / "graph")
