@@ -13,6 +13,7 @@ Nothing points out of it, and nothing in it is unpickled or run.
 """
 
 import hashlib
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,7 +38,7 @@ from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import TrainedNet, load_net, require_alike, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
-from asr_kd.store.atomic import atomic_dir, write_json, write_text
+from asr_kd.store.atomic import atomic_dir, require_replaceable, write_json, write_text
 from asr_kd.store.parsing import parse_json
 
 FORMAT, VERSION = "asr_kd.model", 1
@@ -46,7 +47,10 @@ RECORD, COUNTS, PHONES, SUMS = "model.json", "ali_train_pdf.counts", "phones.jso
 
 @dataclass(frozen=True)
 class Scales:
-    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior."""
+    """How scores become words: acwt on log-likelihoods, insertion_penalty a word, search limits, the smallest prior.
+
+    Raises AsrKdError for an acoustic scale or penalty that nothing can be decoded with.
+    """
 
     acwt: float
     insertion_penalty: float = 0.0
@@ -54,6 +58,13 @@ class Scales:
     min_active: int = 200
     prior_floor: float = 1e-5
     max_active: int = 7000
+
+    def __post_init__(self) -> None:
+        if not (0 < self.acwt < math.inf and math.isfinite(self.insertion_penalty)):
+            raise AsrKdError(
+                f"acoustic scale {self.acwt:g}, insertion penalty {self.insertion_penalty:g}: the scale must be above "
+                "0, and both finite"
+            )
 
 
 @dataclass(frozen=True)
@@ -114,7 +125,7 @@ def export_model(
     Raises AsrKdError where the parts do not belong together, or `out` is something else than a model directory.
     """
     out = Path(out)
-    _require_replaceable(out)
+    require_replaceable(out, RECORD)
     hmm_model, trained = load_hmm(hmm), [load_net(path) for path in nets]
     decoding_graph = Graph.load(graph)
     if hmm_model.digest != decoding_graph.model_digest:
@@ -157,12 +168,6 @@ def export_model(
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         sums = "".join(f"{_sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files)
         write_text(folder / SUMS, sums)
-
-
-def _require_replaceable(out: Path) -> None:
-    """What is exported replaces `out` as a whole: it may be a model directory or empty, nothing else."""
-    if out.exists() and not (out / RECORD).is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise AsrKdError(f"{out}: exists and is no model directory; choose another --out, or remove it")
 
 
 def load_model(path: str | Path) -> Model:

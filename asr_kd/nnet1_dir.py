@@ -17,7 +17,7 @@ from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.nnet1 import net_components, transform_components, write_nnet
 from asr_kd.nnet.plain_layers import require_exportable
 from asr_kd.nnet.priors import read_counts
-from asr_kd.store.atomic import atomic_dir
+from asr_kd.store.atomic import atomic_dir, require_replaceable
 
 NNET, TRANSFORM, CMVN_OPTS, COUNTS = "final.nnet", "final.feature_transform", "cmvn_opts", "ali_train_pdf.counts"
 
@@ -37,8 +37,7 @@ def export_nnet1(
     """
     require_exportable([trained])
     out, num_pdfs = Path(out), trained.net.architecture.num_pdfs
-    if out.is_dir() and any(out.iterdir()) and not (out / NNET).is_file():
-        raise AsrKdError(f"{out}: exists and holds something else than a net of nnet1; choose another --out")
+    require_replaceable(out, NNET)
     if counts is not None and len(read_counts(counts)) != num_pdfs:
         raise AsrKdError(f"{counts}: counts of {len(read_counts(counts))} states, but the net has {num_pdfs}")
     if hmm is not None and load_hmm(hmm).digest != trained.labels["model_digest"]:

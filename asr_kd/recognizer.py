@@ -202,9 +202,18 @@ class Recognizer:
 
 
 def _front_end_options(model: Model) -> FrontEndOptions:
-    """The options of the features that the nets were trained on; raises AsrKdError for those of a newer version."""
+    """The options of the features that the nets were trained on.
+
+    Raises AsrKdError for features from elsewhere, for what was made of them since, and for those of a newer version.
+    """
     front_end = model.nets[0].front_end
     try:
-        return OPTIONS_OF_KIND[front_end["kind"]](**parse_json(front_end["options"]))
+        fields = parse_json(front_end["options"])
+        if since := [name for name in ("foreign", "cmvn", "deltas") if name in fields]:
+            raise AsrKdError(
+                f"the model hears features that are not made from audio here ({', '.join(since)}); train it on some "
+                "that were imported with --feature-conf and without --apply"
+            )
+        return OPTIONS_OF_KIND[front_end["kind"]](**fields)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AsrKdError(f"this asr_kd cannot make the features that the model hears ({error!r})") from error

@@ -23,6 +23,7 @@ from asr_kd.corpus.librispeech import (
     sets_digest,
     write_sets,
 )
+from asr_kd.errors import AsrKdError
 from asr_kd.lm.arpa import read_words
 from asr_kd.runinfo import file_digest, make
 from asr_kd.store.atomic import atomic_dir, write_text
@@ -52,6 +53,8 @@ def main(args: argparse.Namespace) -> None:
     """Make the sets, or say that they are there."""
     names = {name: getattr(args, f"{name}_subsets").split(",") for name in SETS}
     subsets = dict.fromkeys(subset for name in SETS for subset in names[name])
+    if empty := [name for name in SETS if not all(names[name])]:
+        raise AsrKdError(f"--{empty[0]}-subsets {','.join(names[empty[0]])}: name one or more, with commas between")
     if args.corpus:
         folders = {subset: find_subset(args.corpus, subset) for subset in subsets}
     else:
@@ -65,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
         # Words of dev and test are there to be aligned; the grammar knows those of the training set alone, or of lm.
         lexicon_words = all_words(sets.values()) | set(read_words(lm) if lm else ())
         dictionary = read_dictionary(args.lexicon, args.stress) if args.lexicon else cmu_dictionary(args.stress)
-        with atomic_dir(args.out) as folder:
+        with atomic_dir(args.out, "words.txt") as folder:
             write_sets(folder, sets, genders, log)
             write_lexicon(folder / "lexicon.txt", english_lexicon(lexicon_words, dictionary, log))
             write_text(folder / "words.txt", "".join(f"{word}\n" for word in sorted(all_words([sets["train"]]))))

@@ -47,6 +47,18 @@ def test_a_file_is_not_replaced_by_a_folder(tmp_path):
         pytest.fail("was let in")
 
 
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    (tmp_path / "x").mkdir()
+    for name in ("record", "again"):  # an empty folder is, and so is an output of the same kind
+        with atomic_dir(tmp_path / "x", "record") as work:
+            (work / "record").touch()
+            (work / name).touch()
+    (tmp_path / "x/record").unlink()
+    with pytest.raises(AsrKdError, match="x: exists and holds something else"), atomic_dir(tmp_path / "x", "record"):
+        pytest.fail("was let in")
+    assert (tmp_path / "x/again").exists()
+
+
 @pytest.mark.parametrize("name", [".", "..", "/"])
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
     (tmp_path / "a" / "b").mkdir(parents=True)

@@ -32,6 +32,13 @@ def test_what_is_no_vector_of_counts_is_refused(tmp_path, text):
         read_log_priors(tmp_path / "counts", 1e-5)
 
 
+@pytest.mark.parametrize("floor", [0, -1, 1, float("inf"), float("nan")])
+def test_a_floor_is_a_prior(tmp_path, floor):
+    write_counts(tmp_path / "counts", np.array([1, 2]))
+    with pytest.raises(AsrKdError, match="must be above 0 and below 1"):
+        read_decoding_priors(tmp_path / "counts", floor, 2)
+
+
 def test_hyps_survive_a_round_trip_and_bad_lines_are_named(tmp_path):
     hyps = {"b-1": "", "a-1": "one two"}
     write_hyps(tmp_path / "text", hyps)

@@ -107,6 +107,12 @@ def test_posteriors_that_do_not_fit_are_refused(toy, tmp_path, capsys, change, m
     assert not (tmp_path / "t.h5").exists()
 
 
+def test_a_stored_temperature_is_a_number(toy, tmp_path, capsys):
+    for temperature in ("inf", "nan", "0"):
+        given = ("--posteriors", "ark:none.ark", "--stored-temperature", temperature)
+        assert "must be above 0, and finite" in error_of(capsys, *argv(toy, tmp_path / "t.h5"), *given)
+
+
 @pytest.mark.parametrize("kind", ["ark", "ark,t"])
 def test_a_posterior_table_is_not_one_of_matrices(toy, tmp_path, capsys, kind):
     (tmp_path / "text.ark").write_text(post_text(AliReader(toy["ali"]).layout))

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import pytest
 from command_line import error_of, run
 
 from asr_kd.errors import AsrKdError
-from asr_kd.features.cmvn import apply_cmvn, pool
+from asr_kd.features.cmvn import accumulate, apply_cmvn, pool
 from asr_kd.features.deltas import add_deltas
 from asr_kd.features.options import FbankOptions
 from asr_kd.hmm import wheels
 from asr_kd.hmm.const_fst import read_graph_fst
 from asr_kd.hmm.decode import Decoder
-from asr_kd.hmm.graph import Graph, GraphArcs
+from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
 from asr_kd.hmm.imported import ImportedHmm, load_hmm
 from asr_kd.hmm.kaldi_model import parse_model, read_mdl
+from asr_kd.hmm.tree import ContextTree
 from asr_kd.hmm.viterbi import exact_best_path
 from asr_kd.hmm.word_times import PhoneTable, word_frames
 from asr_kd.model_dir import load_model
@@ -250,7 +252,7 @@ def test_an_imported_system_is_trained_distilled_decoded_and_reported(finished, 
     assert "times not known" not in (finished / "report/index.html").read_text()
 
 
-def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_path):
+def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_path, capsys):
     nets = ("--nets", finished / "nnet/student/seed1", "--hmm", finished / "hmm", "--graph", finished / "graph")
     counts = ("--counts", finished / "ali/ali_train_pdf.counts", "--acwt", 0.2)
     assert run("export", *nets, *counts, "--out", tmp_path / "model") == 0
@@ -260,6 +262,36 @@ def test_an_exported_imported_system_tells_when_words_were_said(finished, tmp_pa
     spans = word_frames(["ab", "a"], tids, model.lang, PhoneTable.of_model(hmm))
     assert [span.word for span in spans] == ["ab", "a"]
     assert spans[0].end == spans[1].begin
+    heard = error_of(capsys, "recognize", "--model", tmp_path / "model", tmp_path / "x.wav")
+    assert "features that are not made from audio here (foreign)" in heard
+
+
+def test_words_of_unfinished_paths_are_told(finished, kaldi_folder, tmp_path, capsys):
+    data = tmp_path / "cut"
+    shutil.copytree(kaldi_folder / "data/test", data)
+    feats = dict(read_matrices(f"scp:{data}/feats.scp"))
+    cut = {utt_id: rows[:2] if utt_id == min(feats) else rows for utt_id, rows in feats.items()}
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", cut.items())
+    assert run("import-kaldi", "--data", data, "--sample-frequency", 16000, "--out", tmp_path / "exp") == 0
+    sets = ("--dev-feats", finished / "feats/dev.fbank.h5", "--dev-data", kaldi_folder / "data/dev")
+    sets += ("--test-feats", tmp_path / "exp/feats/cut.fbank.h5", "--test-data", data)
+    how = ("--graph", finished / "graph", "--counts", finished / "ali/ali_train_pdf.counts", "--device", "cpu")
+    one = tmp_path / "systems.yaml"
+    one.write_text(f"- {{name: a, role: baseline, nets: [[{finished / 'nnet/member/seed1'}]]}}\n")
+    scales = ("--acwts", 0.2, "--insertion-penalties", 0, "--out", tmp_path / "decode")
+    assert run("decode", "--systems", one, *how, *sets, *scales) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == 1
+    assert told[0].startswith(f"warning: a, test: 1 of 8 utterances, such as {min(feats)}, come to no end of the graph")
+
+
+def test_a_search_is_checked_in_a_graph_of_the_nets_states(finished, tmp_path, capsys):
+    model = untrained_model()
+    make_graph(model, model.lang, None).save(tmp_path / "graph")
+    files = ("--net", finished / "nnet/student/seed1", "--feats", finished / "feats/dev.fbank.h5", "--device", "cpu")
+    counts = ("--counts", finished / "ali/ali_train_pdf.counts")
+    assert run("check-search", *files, *counts, "--graph", finished / "graph") == 0
+    assert "of another HMM than" in error_of(capsys, "check-search", *files, *counts, "--graph", tmp_path / "graph")
 
 
 def _one_path(hmm: ImportedHmm, folder: Path) -> Path:
@@ -359,6 +391,25 @@ def put_another_model(mdl: Path) -> None:
     mdl.write_bytes(binary_transitions(transitions))
 
 
+def test_words_that_are_silence_do_not_stop_an_import(broken, tmp_path):
+    aligned = broken / "data/lang/phones/align_lexicon.txt"
+    aligned.write_text(aligned.read_text() + "_SIL_ _SIL_ SIL_S\n!SIL !SIL SIL_S\n")
+    argv = ("import-kaldi", "--graph", broken / "exp/tri3/graph", "--lang", broken / "data/lang")
+    assert run(*argv, "--out", tmp_path / "exp") == 0
+    assert load_hmm(tmp_path / "exp/hmm").lang.words == ["!SIL", "a", "ab", "bod", "dib"]
+
+
+def test_a_tree_of_another_model_is_refused(broken, tmp_path, capsys):
+    """With as many pdfs, so that only their phones tell."""
+    file = broken / "exp/tri3_ali_dev/tree"
+    tree = ContextTree.from_bytes(file.read_bytes(), "tree")
+    phones = tree.root.no  # a question for the phone, its answer, and another question
+    swapped = replace(phones, yes=phones.no.yes, no=replace(phones.no, yes=phones.yes))
+    file.write_bytes(replace(tree, root=replace(tree.root, no=swapped)).to_bytes())
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert re.search(r"final\.mdl: its phone \d+ has other pdfs than in the tree", error_of(capsys, *argv))
+
+
 def test_another_model_does_not_enter_an_experiment(imported, broken, capsys):
     put_another_model(broken / "exp/tri3_ali_dev/final.mdl")
     assert "is of another model" in error_of(capsys, *argv_of(broken, "dev", imported))
@@ -415,6 +466,83 @@ def test_graphs_that_do_not_fit_are_refused(broken, tmp_path, capsys):
     assert "words.txt: names words up to 1, but" in error_of(capsys, *argv)
     (graph / "words.txt").write_text("<eps> 0\na 2\n")
     assert "has no name for 1" in error_of(capsys, *argv)
+
+
+def test_a_graph_of_another_model_with_the_same_numbers_is_refused(broken, tmp_path, capsys):
+    graph = broken / "exp/tri3/graph"
+    (graph / "num_pdfs").unlink()
+    start, *columns, final = read_graph_fst(graph / "HCLG.fst")
+    highest = int(columns[2].max())
+    columns[2] = np.where(columns[2] > 0, columns[2] % highest + 1, 0)
+    GraphArcs(start, *columns, final).write(graph / "HCLG.fst")
+    argv = ("import-kaldi", "--graph", graph, "--lang", broken / "data/lang", "--out", tmp_path / "exp")
+    assert "HCLG.fst: its self-loops are not those of the model" in error_of(capsys, *argv)
+    assert not (tmp_path / "exp/graph").exists()
+
+
+def test_kaldis_own_graph_is_not_replaced(broken, capsys):
+    """Where the system itself is named as the place to import it to."""
+    system = broken / "exp/tri3"
+    before = sorted(path.name for path in (system / "graph").iterdir())
+    argv = ("import-kaldi", "--graph", system / "graph", "--lang", broken / "data/lang", "--out", system)
+    assert "graph: exists and holds something else" in error_of(capsys, *argv)
+    assert sorted(path.name for path in (system / "graph").iterdir()) == before
+
+
+def test_an_utterance_without_frames_may_come_first(broken, tmp_path, capsys):
+    data = broken / "data/dev"
+    feats = dict(read_matrices(f"scp:{data}/feats.scp"))
+    feats[min(feats)] = np.zeros((0, 0), np.float32)
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", feats.items())
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert run(*argv, "--max-bad-share", 0.2) == 0
+    assert f"left out {min(feats)}: " in capsys.readouterr().err
+    assert FeatsReader(tmp_path / "exp/feats/dev.fbank.h5").layout.num_utts == len(feats) - 1
+    nothing = [(utt_id, np.zeros((0, 0), np.float32)) for utt_id in feats]
+    write_matrices(f"ark,scp:{data}/feats.ark,{data}/feats.scp", nothing)
+    assert "holds no matrix with a frame" in error_of(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("cmvn_opts", "--skip-dims=2:-1", "cmvn_opts: --skip-dims is not a list such as 13:14:15"),
+        ("cmvn_opts", "--norm-vars=perhaps", "--norm-vars is 'perhaps', neither true nor false"),
+        ("delta_opts", "--delta-order=-1", "delta_opts: asks for derivatives up to order -1"),
+        ("delta_opts", "--delta-window=0", "over a window of 0"),
+    ],
+)
+def test_options_that_kaldi_would_refuse(broken, tmp_path, capsys, name, line, message):
+    (broken / "exp/tri3_ali_dev" / name).write_text(line)
+    argv = argv_of(broken, "dev", tmp_path / "exp")
+    assert message in error_of(capsys, *argv, "--apply", "cmvn,deltas")
+
+
+def test_kaldis_other_words_for_true_are_known(broken, tmp_path):
+    for name, line in (("t", "--norm-vars=T"), ("true", "--norm_vars=true"), ("bare", "--norm-vars")):
+        (broken / "exp/tri3_ali_dev/cmvn_opts").write_text(line)
+        assert run(*argv_of(broken, "dev", tmp_path / "exp"), "--apply", "cmvn", "--set", name) == 0
+    digests = [FeatsReader(tmp_path / f"exp/feats/{name}.fbank.h5").content_digest for name in ("t", "true", "bare")]
+    assert len(set(digests)) == 1
+
+
+def test_whose_the_statistics_are_is_said(broken, tmp_path, capsys):
+    data, argv = broken / "data/dev", (*argv_of(broken, "dev", tmp_path / "exp"), "--apply", "cmvn")
+    per_utt = [(utt_id, accumulate(feats)) for utt_id, feats in read_matrices(f"scp:{data}/feats.scp")]
+    write_matrices(f"ark,scp:{data}/by_utt.ark,{data}/by_utt.scp", per_utt)
+    per_speaker = (data / "cmvn.scp").read_text()
+    (data / "cmvn.scp").write_text((data / "by_utt.scp").read_text())
+    assert "speaker 's0'; they are of utterances" in error_of(capsys, *argv)
+    (data / "utt2spk").unlink()
+    assert run(*argv) == 0
+    (data / "cmvn.scp").write_text(per_speaker)
+    assert "without utt2spk, each utterance is its own" in error_of(capsys, *argv)
+
+
+def test_a_sample_frequency_is_a_number(kaldi_folder, tmp_path, capsys):
+    argv = ("import-kaldi", "--data", kaldi_folder / "data/dev", "--out", tmp_path / "exp", "--sample-frequency")
+    for hz in ("inf", "nan", "0"):
+        assert "must be positive and finite" in error_of(capsys, *argv, hz)
 
 
 def test_what_is_missing_is_said(kaldi_folder, tmp_path, capsys):

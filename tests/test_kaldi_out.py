@@ -430,5 +430,5 @@ def test_a_folder_of_something_else_is_not_replaced(nets, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
     assert run("export", "--format", "nnet1", "--nets", tmp_path / "net1", "--out", tmp_path / "mine") == 1
-    assert "choose another --out" in capsys.readouterr().err
+    assert "holds something else than what would replace it" in capsys.readouterr().err
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"

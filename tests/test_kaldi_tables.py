@@ -362,6 +362,11 @@ def test_a_script_alone_is_not_written(name):
         write_matrices(name, [])
 
 
+def test_an_archive_is_not_its_own_script(tmp_path):
+    with pytest.raises(AsrKdError, match="names one file as archive and script"):
+        write_matrices(f"ark,scp:{tmp_path}/x,{tmp_path}/x", [])
+
+
 @pytest.mark.parametrize("out", ["ark:x.ark", "ark,scp:x.ark,x.scp", "ark:x.ark.gz", "x.h5"])
 def test_a_full_disk_leaves_nothing_and_says_so(tmp_path, out):
     source, folder = tmp_path / "x.ark", tmp_path / "out"

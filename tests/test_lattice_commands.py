@@ -93,6 +93,10 @@ def test_a_language_model_of_letters_is_suspected(folder, capsys):
         ("lattice-rescore", "--acwt 0.1 --lm-scale 3 --out DIR/words", "give --lm too"),
         ("lattice-rescore", "--acwt 0.1 --lm DIR/lm.arpa --lm-scale nan --out DIR/words", "--lm-scale nan"),
         ("lattice-rescore", "--acwt -1 --out DIR/words", "bad scales"),
+        ("lattice-rescore", "--acwt 1e308 --out DIR/words", "costs without bound"),
+        ("lattice-rescore", "--acwt 1 --lm DIR/lm.arpa --lm-scale 1e308 --out DIR/words", "costs without bound"),
+        ("lattice-rescore", "--acwt 1 --data DIR/other --out DIR/words", "no transcript of utterance s1-a"),
+        ("lattice-rescore", "--acwt 1 --lm DIR/two.arpa --out DIR/words", "s1-a: the language model can say none"),
         ("lattice-rescore", "--scales DIR/words.txt --out DIR/words", "not a scales.json"),
         ("lattice-rescore", "--acwt 1 --words DIR/few.txt --out DIR/words", "of other graphs"),
         ("lattice-rescore", "--acwt 1 --lattices DIR/words.txt --out DIR/words", "words.txt"),
@@ -105,6 +109,7 @@ def test_a_language_model_of_letters_is_suspected(folder, capsys):
 def test_what_does_not_fit_is_told_in_one_line(folder, capsys, command, options, complaint):
     (folder / "few.txt").write_text("<eps> 0\none 1\n")
     (folder / "poor.arpa").write_text(ARPA.replace("-2.0\tone", "-2.0\tbone"))
+    (folder / "two.arpa").write_text(ARPA.replace("\tone", "\tbone").replace("\tthree", "\ttree"))
     other = folder / "other"
     other.mkdir()
     (other / "text").write_text("s1-0 two\ns1-b two\n")
@@ -113,6 +118,23 @@ def test_what_does_not_fit_is_told_in_one_line(folder, capsys, command, options,
     assert complaint in errors
     assert "Traceback" not in errors
     assert not (folder / "words").exists()
+
+
+def test_inputs_are_not_written_over(folder, capsys):
+    before = (folder / "lat.gz").read_bytes()
+    common = ("lattice-rescore", "--acwt", "0.1", "--lattices", "ark:DIR/lat.gz")
+    for out in ("ark:DIR/lat.gz", "ark,scp:DIR/new.ark,DIR/lat.gz"):
+        assert run(folder, *common, "--lattices-out", out, "--out", "DIR/words") == 1
+        assert f"--lattices-out {folder}/lat.gz: is what --lattices names, too" in capsys.readouterr().err
+    assert run(folder, *common, "--out", "DIR/words.txt") == 1
+    assert "is what --words names, too" in capsys.readouterr().err
+    assert (folder / "lat.gz").read_bytes() == before
+
+
+def test_lists_do_not_replace_a_folder_of_something_else(folder, capsys):
+    assert run(folder, "lattice-nbest", "--acwt", "0.1", "--out", "DIR/data") == 1
+    assert "data: exists and holds something else" in capsys.readouterr().err
+    assert (folder / "data/text").read_text() == "s1-a two\ns1-b two\n"
 
 
 @pytest.mark.parametrize("command", ["lattice-nbest", "lattice-rescore"])

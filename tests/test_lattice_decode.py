@@ -195,6 +195,7 @@ def test_beams_that_do_not_fit_are_refused_before_anything_is_read(tmp_path, cap
     for beam in (5, 20, "nan"):
         assert "must be above the beam, 20" in error_of(capsys, "check-search", *files, "--wide-beam", beam)
     assert "must be above the beam" not in error_of(capsys, "check-search", *files, "--beam", 4, "--wide-beam", 5)
+    assert "must be 0, for all, or more" in error_of(capsys, "check-search", *files, "--max-utts", -1)
     files = [f"--{which}-{what}" for which in ("dev", "test") for what in ("feats", "data")]
     files = [word for name in ("--systems", "--graph", "--counts", *files) for word in (name, tmp_path / "none")]
     command = ("decode", *files, "--device", "cpu", "--out", tmp_path / "out", "--beam", 4)

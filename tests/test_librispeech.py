@@ -220,6 +220,12 @@ def prepare(*options: object) -> int:
     return run_main(module.main, module.build_parser(), [str(option) for option in options])
 
 
+@pytest.mark.parametrize("names", ["", "dev-clean-2,", "train-clean-5,,x"])
+def test_a_subset_without_a_name_is_refused(tmp_path, capsys, names):
+    assert prepare("--corpus", tmp_path, "--dev-subsets", names, "--out", tmp_path / "data") == 1
+    assert f"--dev-subsets {names}: name one or more" in capsys.readouterr().err
+
+
 def test_words_of_a_language_model_join_the_lexicon_and_those_of_test_the_lexicon_alone(corpus, tmp_path, capsys):
     lm, lexicon, out = tmp_path / "lm.arpa", tmp_path / "lexicon.txt", tmp_path / "data"
     lm.write_text(ARPA)

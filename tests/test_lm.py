@@ -352,6 +352,29 @@ def test_perturbed_copies_count_once(tmp_path):
     assert sorted(read_transcripts(tmp_path / "data")) == [("x", "1"), ("x", "2")]
 
 
+def test_transcripts_need_no_audio(tmp_path):
+    (tmp_path / "text").write_text("s1 x y\nsp0.9-s1 x y\n")
+    (tmp_path / "utt2uniq").write_text("s1 s1\nsp0.9-s1 s1\n")
+    assert read_transcripts(tmp_path) == [("x", "y")]
+    (tmp_path / "utt2uniq").unlink()
+    assert read_transcripts(tmp_path) == [("x", "y"), ("x", "y")]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path):
+    (tmp_path / "text").write_text("\ufeffa b\na \ufeffc\n")
+    assert read_text(tmp_path / "text") == [("a", "b"), ("a", "\ufeffc")]
+    assert read_vocabulary(tmp_path / "text") == ["a"]
+
+
+def test_a_text_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "text").write_text("a b\n")
+    (tmp_path / "link").symlink_to("text")
+    for out in ("text", "link"):
+        assert cli.main(["train-lm", "--text", str(tmp_path / "text"), "--out", str(tmp_path / out)]) == 1
+        assert f"--out {tmp_path / out}: is what --text names, too" in capsys.readouterr().err
+    assert (tmp_path / "text").read_text() == "a b\n"
+
+
 def test_commands(tmp_path, capsys):
     text, lm = tmp_path / "a.txt", tmp_path / "lm.arpa.gz"
     text.write_text("a b a\nb a\na c a b\n" * 3)

@@ -291,13 +291,16 @@ def test_parts_of_other_experiments_are_refused(experiment, tmp_path):
     nets = [experiment / "utterance/seed1", experiment / "speaker/seed1"]
     with pytest.raises(AsrKdError, match="differ in front end or CMVN"):
         export_model(tmp_path / "out", nets=nets, scales=Scales(0.1), **parts)
+    for bad in ({"acwt": 0.0}, {"acwt": float("nan")}, {"acwt": 0.1, "insertion_penalty": float("inf")}):
+        with pytest.raises(AsrKdError, match="the scale must be above 0, and both finite"):
+            Scales(**bad)
     (tmp_path / "counts").write_text(" [ 1 2 3 ]\n")
     with pytest.raises(AsrKdError, match="counts of 3 states"):
         export_model(tmp_path / "out", nets=nets[:1], scales=Scales(0.1), **{**parts, "counts": tmp_path / "counts"})
     assert not (tmp_path / "out").exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
-    with pytest.raises(AsrKdError, match="is no model directory; choose another"):
+    with pytest.raises(AsrKdError, match="holds something else than what would replace it"):
         export_model(tmp_path / "mine", nets=nets[:1], scales=Scales(0.1), **parts)
     assert (tmp_path / "mine/letter.txt").read_text() == "dear"
 

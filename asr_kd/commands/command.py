@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.config import add_config_options, config_from_args
+from asr_kd.errors import AsrKdError
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,29 @@ class Command:
 
     def _run(self, args: argparse.Namespace) -> None:
         args.values = None if self.config is None else config_from_args(args)
+        self._require_new_output(args)
         self.main(args)
+
+    def _require_new_output(self, args: argparse.Namespace) -> None:
+        """Raise AsrKdError where an output would replace a file that the command reads."""
+        files = {name: [file for file in _files_of(value) if file.is_file()] for name, value in vars(args).items()}
+        outputs = [(name, file) for name in _OUTPUTS for file in files.pop(name, [])]
+        for name, output in outputs:
+            if same := [other for other, inputs in files.items() if any(file.samefile(output) for file in inputs)]:
+                flag, other = (each.replace("_", "-") for each in (name, same[0]))
+                raise AsrKdError(f"--{flag} {output}: is what --{other} names, too; write to another file")
+
+
+_OUTPUTS = ("out", "lattices_out")
+
+
+def _files_of(value: Any) -> list[Path]:
+    """What an option names: a path, several, or a table of Kaldi's (ark,scp:FILE,FILE)."""
+    if isinstance(value, str) and value.startswith(("ark", "scp")):
+        return [Path(name) for name in value.partition(":")[2].split(",")]
+    if isinstance(value, list):
+        return [file for each in value for file in _files_of(each)]
+    return [value] if isinstance(value, Path) else []
 
 
 def command(

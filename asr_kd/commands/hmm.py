@@ -256,6 +256,7 @@ def check_search(args: argparse.Namespace) -> None:
     """
     import torch
 
+    from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.decode import Decoder
     from asr_kd.hmm.graph import Graph
     from asr_kd.hmm.search_errors import MAX_SHARE, compare_beams
@@ -268,10 +269,12 @@ def check_search(args: argparse.Namespace) -> None:
     config, device = resolve(DecodeConfig, args.values), resolve_device(args.device)
     if args.wide_beam is not None and not args.wide_beam > config.beam:
         raise AsrKdError(f"--wide-beam {args.wide_beam:g}: must be above the beam, {config.beam:g}")
+    if args.max_utts < 0:
+        raise AsrKdError(f"--max-utts {args.max_utts}: must be 0, for all, or more")
     reader, graph = FeatsReader(args.feats), Graph.load(args.graph)
-    log_post = log_posteriors(
-        load_nets([args.net], device), None, reader, FrameCache(device, torch.float32), torch.float32
-    )
+    nets = load_nets([args.net], device)
+    check_members(nets, reader, graph.model_digest)
+    log_post = log_posteriors(nets, None, reader, FrameCache(device, torch.float32), torch.float32)
     logliks = log_post - read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
     if args.wide_beam is not None:

@@ -1,6 +1,7 @@
 """`asr-kd import-kaldi`, `import-targets`: from what Kaldi, or anyone, trained."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -337,8 +338,8 @@ def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs:
     """Raise AsrKdError for options that do not go together."""
     from asr_kd.nnet.inference import COMBINATIONS
 
-    if not args.stored_temperature > 0:
-        raise AsrKdError(f"--stored-temperature {args.stored_temperature:g}: must be above 0")
+    if not 0 < args.stored_temperature < math.inf:
+        raise AsrKdError(f"--stored-temperature {args.stored_temperature:g}: must be above 0, and finite")
     if distill.combination not in COMBINATIONS:
         raise AsrKdError(
             f"--combination {distill.combination}: foreign teachers are averaged, {' or '.join(COMBINATIONS)}"

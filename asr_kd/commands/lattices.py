@@ -76,7 +76,11 @@ def lattice_nbest(args: argparse.Namespace) -> None:
     if args.n < 1:
         raise AsrKdError(f"--n {args.n}: must be at least 1")
     count = 0
-    with atomic_dir(args.out) as folder, open(folder / "text", "w") as text, open(folder / "costs", "w") as costs:
+    with (
+        atomic_dir(args.out, "costs") as folder,
+        open(folder / "text", "w", encoding="utf-8") as text,
+        open(folder / "costs", "w", encoding="utf-8") as costs,
+    ):
         for utt_id, lattice in lattices:
             for number, best in enumerate(nbest(lattice, args.n, acwt, penalty), 1):
                 text.write(" ".join([f"{utt_id}-{number}", *_names(words, best)]) + "\n")
@@ -108,10 +112,13 @@ def lattice_rescore(args: argparse.Namespace) -> None:
 
     (words, lattices), (acwt, penalty), (new, old) = _read(args), resolve_scales(args), _models(args)
     scale = 1.0 if args.lm_scale is None else args.lm_scale
+    refs = _references(args.data) if args.data else None
     hyps, used = {}, set()
 
     def rescored() -> "Iterator[tuple[str, Lattice]]":
         for utt_id, lattice in lattices:
+            if refs is not None:
+                _require_reference(args.data, refs, utt_id)
             try:
                 changed = rescore(lattice, words, new, old, scale) if new else lattice
             except AsrKdError as error:
@@ -128,8 +135,8 @@ def lattice_rescore(args: argparse.Namespace) -> None:
     if new and 2 * (lacked := sum(words[word - 1] not in new for word in used)) > len(used):
         log(f"warning: {args.lm} lacks {lacked} of the lattices' {len(used)} words: is it of other units?")
     write_hyps(args.out, hyps)
-    if args.data:
-        print(f"WER {_wer(args.data, hyps)}")
+    if refs is not None:
+        print(f"WER {_wer(refs, hyps)}")
 
 
 def _models(args: argparse.Namespace) -> "tuple[BackoffModel | None, LanguageModel | None]":
@@ -160,10 +167,15 @@ def _references(data_dir: Path) -> dict[str, list[str]]:
     return {utt_id: list(words) for utt_id, words in read_words(data_dir).items()}
 
 
-def _wer(data_dir: Path, hyps: dict[str, str]) -> str:
+def _require_reference(data_dir: Path, refs: dict[str, list[str]], utt_id: str) -> None:
+    if utt_id not in refs:
+        raise AsrKdError(f"{data_dir}/text: no transcript of utterance {utt_id}, which has a lattice")
+
+
+def _wer(references: dict[str, list[str]], hyps: dict[str, str]) -> str:
     from asr_kd.scoring.wer import count_errors
 
-    refs = {utt_id: " ".join(words) for utt_id, words in _references(data_dir).items()}
+    refs = {utt_id: " ".join(words) for utt_id, words in references.items()}
     counts, num_ref = count_errors(refs, {**dict.fromkeys(refs, ""), **hyps}, list(refs))
     total, absent = int(counts.sum()), len(refs.keys() - hyps.keys())
     return f"{100.0 * total / max(1, int(num_ref.sum())):.2f} % ({total} errors; {absent} utterances without a lattice)"
@@ -184,8 +196,7 @@ def lattice_oracle(args: argparse.Namespace) -> None:
     known = {word: number for number, word in enumerate(words, 1)}
     errors = num_ref = num_arcs = num_frames = count = 0
     for utt_id, lattice in lattices:
-        if utt_id not in refs:
-            raise AsrKdError(f"{args.data}/text: no transcript of utterance {utt_id}, which has a lattice")
+        _require_reference(args.data, refs, utt_id)
         ref = [known.get(word, -1) for word in refs[utt_id]]  # no lattice has a word −1
         errors, num_ref, count = errors + lattice.oracle_errors(ref), num_ref + len(ref), count + 1
         num_arcs += sum(map(len, lattice.tids)) // 4

@@ -108,6 +108,11 @@ def _decode_system(
             before = decoder.seconds
             hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty, path_pdf)
             seconds = forward_seconds + decoder.seconds - before
+            if unfinished := decoder.unfinished:
+                log(
+                    f"warning: {system.name}, {name}: {len(unfinished)} of {len(hyps)} utterances, such as "
+                    f"{unfinished[0]}, come to no end of the graph; their words are those of the best path that is left"
+                )
             if name == "test":
                 rtfs.append(seconds / (reader.layout.num_frames * reader.layout.frame_shift_ms / 1000.0))
             write_hyps(seed / f"{name}.txt", hyps)

@@ -89,10 +89,23 @@ def read_words(path: str | Path) -> dict[str, tuple[str, ...]]:
 
     Raises AsrKdError, naming file and line, where `text` is missing or breaks a rule of `line_rules`.
     """
-    table, problems = tables.read_table(Path(path) / "text")
+    return {utt_id: tuple(split_blanks(value)) for utt_id, value in _read_rows(Path(path) / "text").items()}
+
+
+def read_originals(path: str | Path) -> dict[str, str]:
+    """The utterance that each perturbed copy is of, by utt2uniq alone; none where that is missing.
+
+    Raises AsrKdError, naming file and line, where it breaks a rule of `line_rules`.
+    """
+    uniq = Path(path) / "utt2uniq"
+    return _read_rows(uniq) if uniq.exists() else {}
+
+
+def _read_rows(path: Path) -> dict[str, str]:
+    table, problems = tables.read_table(path)
     if problems:
         raise AsrKdError(str(problems[0]))
-    return {utt_id: tuple(split_blanks(value)) for utt_id, value in table.rows.items()}
+    return table.rows
 
 
 def to_utterances(data: DataDir) -> list[Utterance]:

@@ -48,7 +48,7 @@ class Lexicon:
         alone, elsewhere = set(), {SILENCE_PHONE}
         for word, pronunciations in self.entries.items():
             for pronunciation in pronunciations:
-                is_noise = _NO_SPEECH.fullmatch(word) and len(pronunciation) == 1
+                is_noise = is_no_speech(word) and len(pronunciation) == 1
                 (alone if is_noise else elsewhere).update(pronunciation)
         return sorted(alone - elsewhere)
 
@@ -61,6 +61,11 @@ class Lexicon:
     def unknown_word(self) -> str | None:
         """The entry that stands for words that the lexicon lacks (`<unk> SPN`), or None."""
         return next((word for word in UNKNOWN_WORDS if word in self.entries), None)
+
+
+def is_no_speech(word: str) -> bool:
+    """Whether a word is named as what is no speech: <noise>, [laughter], !SIL."""
+    return _NO_SPEECH.fullmatch(word) is not None
 
 
 def known_transcripts(
@@ -183,7 +188,7 @@ def _read_line(line: str, with_probs: bool) -> tuple[str, float, tuple[str, ...]
     for phone in fields:
         if _RESERVED_PHONE.fullmatch(phone):
             raise AsrKdError(f"{phone!r} is reserved and cannot be a phone")
-    if SILENCE_PHONE in fields and not (_NO_SPEECH.fullmatch(word) and len(fields) == 1):
+    if SILENCE_PHONE in fields and not (is_no_speech(word) and len(fields) == 1):
         raise AsrKdError(f"the silence phone {SILENCE_PHONE} may not occur in a word ({word!r})")
     return word, prob, tuple(fields)
 

@@ -97,7 +97,8 @@ def read_corpus(corpus: str | Path, any_version: bool, log: Callable[[str], None
             content = hashlib.sha256(samples.astype("<i2").tobytes()).hexdigest()
             lines.append(f"{utt_id} {content} {spoken.sentence}\n")
         if not sets[name]:
-            raise AsrKdError(f"{folder / official}: nothing can be used; first {next(iter(left_out.items()))}")
+            first = f"; the first, {names[0]}: {left_out[names[0]]}" if names else ""
+            raise AsrKdError(f"{folder / official}: has no recording that can be used{first}")
         digests[name] = hashlib.sha256("".join(lines).encode()).hexdigest()
         if not any_version:
             _check_version(folder / official, name, len(sets[name]), digests[name], log)
@@ -209,7 +210,7 @@ def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Calla
     train, dev = hold_out(corpus.sets["train"], dev_share)
     sets = {"train": train, "dev": dev, "test": corpus.sets["test"]}
     known = {word for each in train for word in each.words}
-    with atomic_dir(out_dir) as work:
+    with atomic_dir(out_dir, "lexicon_letters.txt") as work:
         utterances = {name: [_utterance(each, work) for each in spoken] for name, spoken in sets.items()}
         check_disjoint(utterances, by_speaker=False)
         for name, spoken in sets.items():

@@ -162,7 +162,7 @@ def split(sets: Mapping[str, Images], dev_images: int, num_images: int | None) -
 
 def write_sets(out: str | Path, sets: Mapping[str, tuple[int, Images]], log: Callable[[str], None]) -> None:
     """Make the folder `out` with SET.feats.h5 (pixels divided by 255) and SET.ali.h5 (digits as states and phones)."""
-    with atomic_dir(out) as work:
+    with atomic_dir(out, "train.feats.h5") as work:
         for name, (first, images) in sets.items():
             feats = work / f"{name}.feats.h5"
             _write_feats(feats, "test" if name == "test" else "train", first, images)

@@ -151,7 +151,8 @@ def sparse_targets(
         pdf = posterior.pdf
         if t2pdf is not None:
             if pdf.size and (pdf.min() < 1 or pdf.max() >= len(t2pdf)):
-                raise AsrKdError(f"{where} has transition-id {pdf.max()}, but the model has {len(t2pdf) - 1}")
+                found = f"has transition-ids from {pdf.min()} to {pdf.max()}"
+                raise AsrKdError(f"{where} {found}, but the model has those from 1 to {len(t2pdf) - 1}")
             pdf = t2pdf[pdf]
         if pdf.size and pdf.max() >= num_pdfs:
             raise AsrKdError(f"{where} has state {pdf.max()}, but the alignment has {num_pdfs}")

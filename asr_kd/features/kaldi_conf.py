@@ -12,6 +12,8 @@ from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 MAX_LETTERS = 1 << 14
 # Kaldi's defaults where ours differ.
 _KALDI_DEFAULTS = {"fbank": {"num_mel_bins": 23}, "mfcc": {}}
+# How Kaldi's programs take them (src/util/parse-options.cc).
+_TRUE, _FALSE = ("true", "t", "1", ""), ("false", "f", "0")
 # What does not change the features, or, dither, not beyond chance.
 _IGNORED = {
     *("dither", "allow-downsample", "allow-upsample", "max-feature-vectors", "min-duration", "channel", "verbose"),
@@ -75,9 +77,9 @@ def read_front_end(path: str | Path, kind: str) -> FrontEndOptions:
 
 def _value(kind: type, text: str, where: str) -> object:
     if kind is bool:
-        if text not in ("true", "false"):
+        if (lower := text.lower()) not in (*_TRUE, *_FALSE):
             raise AsrKdError(f"{where} is {text!r}, neither true nor false")
-        return text == "true"
+        return lower in _TRUE
     try:
         return kind(text)
     except ValueError:
@@ -101,6 +103,8 @@ def read_cmvn_options(path: str | Path | None) -> CmvnOptions:
     values = _values(path, found, {"norm-means": bool, "norm-vars": bool, "skip-dims": str})
     try:
         skipped = tuple(int(dim) for dim in values.pop("skip_dims", "").split(":") if dim)
+        if min(skipped, default=0) < 0:
+            raise ValueError(f"{min(skipped)} is no column")
     except ValueError as error:
         raise AsrKdError(f"{path}: --skip-dims is not a list such as 13:14:15 ({error})") from error
     options = CmvnOptions(**values, skip_dims=skipped)
@@ -110,11 +114,17 @@ def read_cmvn_options(path: str | Path | None) -> CmvnOptions:
 
 
 def read_delta_options(path: str | Path | None) -> tuple[int, int]:
-    """Order and window of a delta_opts; Kaldi's defaults, 2 and 2, for what it leaves out, or for None."""
+    """Order and window of a delta_opts; Kaldi's defaults, 2 and 2, for what it leaves out, or for None.
+
+    Raises AsrKdError for options that add-deltas lacks, and values that it refuses.
+    """
     if path is None:
         return 2, 2
     values = _values(path, read_options(path), {"delta-order": int, "delta-window": int})
-    return values.get("delta_order", 2), values.get("delta_window", 2)
+    order, window = values.get("delta_order", 2), values.get("delta_window", 2)
+    if order < 0 or window < 1:
+        raise AsrKdError(f"{path}: asks for derivatives up to order {order} over a window of {window}, which are none")
+    return order, window
 
 
 def _values(path: str | Path, found: Mapping[str, tuple[str, int]], types: Mapping[str, type]) -> dict:

@@ -20,6 +20,7 @@ from asr_kd.features.options import FrontEndOptions
 from asr_kd.hmm.const_fst import read_graph_fst
 from asr_kd.hmm.graph import Graph, GraphArcs
 from asr_kd.hmm.imported import ImportedHmm
+from asr_kd.hmm.transitions import Transitions
 from asr_kd.store.ali import FAILED, SUBSAMPLING, write_ali
 from asr_kd.store.exchange import FeatureSource, RecordedOptions
 from asr_kd.store.hdf5 import Layout
@@ -160,9 +161,28 @@ def import_graph(folder: Path, hmm: ImportedHmm) -> Graph:
             "another graph, or cut short"
         )
     try:
-        return Graph(arcs, hmm.t2pdf, hmm.num_pdfs, words[1:], hmm.digest, {})
+        graph = Graph(arcs, hmm.t2pdf, hmm.num_pdfs, words[1:], hmm.digest, {})
+        _require_states_of(arcs, hmm.transitions)
     except AsrKdError as error:
         raise AsrKdError(f"{fst}: {error}") from None
+    return graph
+
+
+def _require_states_of(arcs: GraphArcs, model: Transitions) -> None:
+    """Raise AsrKdError for a graph of another model, whose transition-ids may be numbers of this one, too.
+
+    Every graph has the self-loop of an HMM state on each node that arcs of the state lead to (graphs made with reorder,
+    as Kaldi's are) or leave, and none elsewhere.
+    """
+    is_loop = model.is_self_loop[arcs.ilabel]
+    loop_at = np.full(arcs.num_states, -1)
+    loop_at[arcs.source[is_loop]] = model.t2state[arcs.ilabel[is_loop]]
+    others = (arcs.ilabel > 0) & ~is_loop
+    state = model.t2state[arcs.ilabel[others]]
+    expected = np.where(np.isin(state, model.t2state[model.is_self_loop]), state, -1)
+    found = (loop_at[arcs.target[others]], loop_at[arcs.source[others]])
+    if (arcs.source != arcs.target)[is_loop].any() or not any((at == expected).all() for at in found):
+        raise AsrKdError("its self-loops are not those of the model's states; the graph is of another model")
 
 
 @dataclass(frozen=True)
@@ -212,7 +232,9 @@ class Processing:
         for utt_id, spk_id, feats in source.utts:
             if self.cmvn is not None and self.cmvn.norm_means:
                 if spk_id not in stats:
-                    raise AsrKdError(f"{self.stats}: has no statistics of speaker {spk_id!r}")
+                    raise AsrKdError(
+                        f"{self.stats}: has no statistics of speaker {spk_id!r}{_why(utt_id, spk_id, stats)}"
+                    )
                 try:
                     normalised = apply_cmvn(feats, stats[spk_id], norm_vars=self.cmvn.norm_vars)
                 except AsrKdError as error:
@@ -223,3 +245,10 @@ class Processing:
                     normalised[:, list(self.cmvn.skip_dims)] = feats[:, list(self.cmvn.skip_dims)]
                 feats = normalised
             yield utt_id, spk_id, feats if self.deltas is None or not len(feats) else add_deltas(feats, *self.deltas)
+
+
+def _why(utt_id: str, spk_id: str, stats: dict[str, np.ndarray]) -> str:
+    """What a speaker without statistics may come from."""
+    if utt_id in stats:
+        return "; they are of utterances: let utt2spk name each utterance as its own speaker"
+    return "; without utt2spk, each utterance is its own speaker" if spk_id == utt_id else ""

@@ -41,9 +41,20 @@ class ImportedHmm:
             tree = ContextTree.from_bytes(self.tree, "tree")
             if tree.num_pdfs != self.num_pdfs:
                 raise AsrKdError(f"the tree has {tree.num_pdfs} pdfs, but final.mdl has {self.num_pdfs}")
+            self._require_made_from(tree)
         highest = int(self.transitions.t2phone_id.max())
         if highest > len(self.phones):
             raise AsrKdError(f"final.mdl has phone {highest}, but phones.txt names {len(self.phones)}")
+
+    def _require_made_from(self, tree: ContextTree) -> None:
+        """Raise AsrKdError unless the states of each phone have the pdfs of the tree, as Kaldi makes them."""
+        pdfs: dict[tuple[int, int], set[int]] = {}
+        for phone, state, pdf in self.transitions.tuples[:, :3].tolist():
+            pdfs.setdefault((phone, state), set()).add(pdf)
+        for phone, states in self.transitions.topology.states.items():
+            for number, state in enumerate(states[:-1]):
+                if tree.pdfs_of(phone, state.pdf_class) != pdfs.get((phone, number), set()):
+                    raise AsrKdError(f"its phone {phone} has other pdfs than in the tree, which is of another model")
 
     @classmethod
     def read(cls, mdl: Path, tree: Path | None, lang: ImportedLang) -> "ImportedHmm":
@@ -52,7 +63,10 @@ class ImportedHmm:
         parse_model(data, mdl)  # for errors that name the file
         if tree is not None:
             ContextTree.from_bytes(tree_data, str(tree))
-        return cls(data, tree_data, lang)
+        try:
+            return cls(data, tree_data, lang)
+        except AsrKdError as error:
+            raise AsrKdError(f"{mdl}: {error}") from None
 
     @cached_property
     def transitions(self) -> Transitions:

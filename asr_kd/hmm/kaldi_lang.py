@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, parse_lexicon, read_lexicon
+from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, is_no_speech, parse_lexicon, read_lexicon
 from asr_kd.corpus.symbols import EPS, read_symbols
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lang import POSITIONS, position_phones
@@ -109,10 +109,13 @@ def _read(path: Path) -> str:
 
 
 def _without_positions(path: Path, lang: ImportedLang) -> Iterator[tuple[int, str]]:
-    """Lines of a lexicon from align_lexicon.txt: each word once before its phones, these without their marks."""
+    """Lines of a lexicon from align_lexicon.txt: each word once before its phones, these without their marks.
+
+    A word that is silence, as some recipes have it, is left out, unless its name says that it is no speech.
+    """
     seen = set()
     for number, line in enumerate(_read(path).removesuffix("\n").split("\n"), 1):
-        _, word, *phones = line.split() if len(line.split()) > 2 else (None, None)
+        word, _, *phones = line.split() if len(line.split()) > 2 else (None, None)
         if not phones:
             raise AsrKdError(f"{path}:{number}: is not `word word phone …`, but {line[:80]!r}")
         if word == EPS:  # silence between words
@@ -120,6 +123,8 @@ def _without_positions(path: Path, lang: ImportedLang) -> Iterator[tuple[int, st
         base = [phone[:-2] if phone.endswith(POSITIONS) else phone for phone in phones]
         if lang.position_dependent and lang.positioned(base) != tuple(phones):
             raise AsrKdError(f"{path}:{number}: the marks of its phones do not tell their positions in the word")
+        if base == [SILENCE_PHONE] and not is_no_speech(word):
+            continue
         shown = " ".join([word, *(base if lang.position_dependent else phones)])
         if shown not in seen:
             seen.add(shown)

@@ -98,11 +98,15 @@ class Lattice:
     def costs(self, acwt: float, insertion_penalty: float = 0.0) -> np.ndarray:
         """Cost of each arc, (num_arcs,): graph + acwt · acoustic, and the penalty where there is a word.
 
-        Raises AsrKdError for scales that are no scales.
+        Raises AsrKdError for scales that are no scales, or make costs too large to be added up.
         """
         if not (acwt >= 0 and np.isfinite(acwt)) or not np.isfinite(insertion_penalty):
             raise AsrKdError(f"bad scales: acwt {acwt}, insertion_penalty {insertion_penalty}")
-        return self.graph + acwt * self.acoustic + insertion_penalty * (self.word != 0)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused just below
+            costs = self.graph + acwt * self.acoustic + insertion_penalty * (self.word != 0)
+            if not np.isfinite(np.abs(costs).sum()):
+                raise AsrKdError(f"acwt {acwt} and insertion_penalty {insertion_penalty} make costs without bound")
+        return costs
 
     def costs_from_start(self, costs: np.ndarray) -> np.ndarray:
         """Cost of the best path from the start to each state, (num_states,), for the arcs' `costs`."""

@@ -159,7 +159,7 @@ def rescore(
             rows.append((numbers[key], number, word, graph, float(lattice.acoustic[arc]), lattice.tids[arc]))
         if len(rows) > MAX_ARCS:
             raise AsrKdError(f"the lattice grows beyond {MAX_ARCS} arcs with this language model; prune it first")
-    if not rows:
+    if not any(target == 0 for _, target, *_ in rows):
         raise AsrKdError("the language model can say none of the lattice's word sequences")
     return Lattice.from_arcs(1, 0, *zip(*rows, strict=True))
 

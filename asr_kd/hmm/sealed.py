@@ -19,8 +19,11 @@ from asr_kd.store.parsing import parse_json
 def sealed_folder(
     path: str | Path, record_name: str, file_format: str, version: int, record: dict[str, Any]
 ) -> Iterator[Path]:
-    """Yield a folder to write files into that becomes `path` as a whole; `record`, which has a digest, goes beside."""
-    with atomic_dir(path) as folder:
+    """Yield a folder to write files into that becomes `path` as a whole; `record`, which has a digest, goes beside.
+
+    Raises AsrKdError as atomic_dir does, and for a folder with something in it but no record.
+    """
+    with atomic_dir(path, record_name) as folder:
         yield folder
         record = {"format": file_format, "version": version, **record}
         (folder / record_name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

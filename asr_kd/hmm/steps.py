@@ -24,6 +24,7 @@ from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
 from asr_kd.lm.arpa import read_arpa
 from asr_kd.store.ali import FAILED, require_fit, write_ali
+from asr_kd.store.atomic import require_replaceable
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 
@@ -75,6 +76,7 @@ def train_hmm(
     Raises AsrKdError where more than config.max_oov_share of the utterances have words that the lexicon lacks, more
     than config.gmm_max_failed_share cannot be aligned, features have no transcript, or a key has an unknown value.
     """
+    require_replaceable(out_dir, RECORD)
     if config.gmm_context not in CONTEXTS:
         raise AsrKdError(f"gmm_context is {config.gmm_context!r}; choose one of {', '.join(CONTEXTS)}")
     tree = TreeOptions(
@@ -89,6 +91,7 @@ def train_hmm(
     made_from = _made_from(config, lang, feats, usable)
     out_dir = Path(out_dir)
     mono_dir = out_dir if config.gmm_context == "mono" else out_dir.with_name(out_dir.name + MONO_SUFFIX)
+    require_replaceable(mono_dir, RECORD)
     mono = _finished(mono_dir, made_from, progress)
     if mono is None:
         mono = _train_mono(lang, feats, usable, config, made_from, progress)
@@ -274,6 +277,7 @@ def make_graph(
     lexicon_path: a lexicon in place of the model's, with the same phones: other words, or letters. Raises AsrKdError
     where its phones differ.
     """
+    require_replaceable(out_dir, graphs.RECORD)
     model = HmmModel.load(hmm_dir)
     lang = lang_of(model, lexicon_path)
     grammar = load_grammar(lang, data_dir, lm, max_oov_share, progress)

@@ -87,6 +87,25 @@ class ContextTree:
             raise AsrKdError(f"the tree has no leaf for phones {windows[event]}, pdf-class {pdf_classes[event]}")
         return pdfs
 
+    def pdfs_of(self, phone: int, pdf_class: int) -> set[int]:
+        """The pdfs that a phone's state has in one context or another, as Kaldi's GetPdfInfo finds them."""
+        known = {self.central: phone, PDF_CLASS: pdf_class}
+        found: set[int] = set()
+        todo: list[Node | None] = [self.root]
+        while todo:
+            node = todo.pop()
+            if isinstance(node, Leaf):
+                found.add(node.pdf)
+            elif isinstance(node, Split):
+                if (value := known.get(node.key)) is None:
+                    todo += [node.yes, node.no]
+                else:
+                    todo.append(node.yes if value in node.values else node.no)
+            elif node is not None:
+                value = known.get(node.key)
+                todo += node.children if value is None else node.children[value : value + 1]
+        return found
+
     def to_bytes(self) -> bytes:
         """Kaldi's binary form, without the mark that a file begins with."""
         head = b"ContextDependency " + _int(self.context_width) + _int(self.central)

@@ -5,6 +5,7 @@ import itertools
 import re
 import zlib
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ _COUNT = re.compile(rb"ngram (\d{1,2}) ?= ?(\d{1,18})")
 
 
 def open_lines(path: str | Path) -> Iterator[bytes]:
-    """Lines of a file, without their ends; gunzipped where it is named *.gz.
+    """Lines of a file, without their ends and a byte order mark before the first; gunzipped where it is named *.gz.
 
     Raises AsrKdError where it cannot be read or has a line longer than MAX_LINE.
     """
@@ -36,7 +37,7 @@ def open_lines(path: str | Path) -> Iterator[bytes]:
                 number += 1
                 if len(line) == MAX_LINE and not line.endswith(b"\n"):
                     raise AsrKdError(f"{path}:{number}: a line of more than {MAX_LINE} bytes")
-                yield line.rstrip(b"\r\n")
+                yield (line.removeprefix(BOM_UTF8) if number == 1 else line).rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
         raise AsrKdError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
 

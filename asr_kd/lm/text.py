@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.datadir import read_originals, read_words
 from asr_kd.corpus.letters import letters_of
 from asr_kd.errors import AsrKdError
 from asr_kd.lm.arpa import open_lines
@@ -15,17 +15,15 @@ SPACE = "<space>"
 
 
 def read_transcripts(data_dir: str | Path) -> list[tuple[str, ...]]:
-    """Words of each utterance of a Kaldi data directory, in its order.
+    """Words of each utterance of a Kaldi data directory, in its order, by its `text` and utt2uniq alone.
 
     Perturbed copies (utt2uniq) count once: three times the same text has no n-gram that is seen once.
     """
-    seen: set[str] = set()
-    sentences = []
-    for utterance in read_data_dir(data_dir):
-        if utterance.uniq_id not in seen:
-            seen.add(utterance.uniq_id)
-            sentences.append(utterance.words)
-    return _checked(sentences, f"{data_dir}/text")
+    original_of = read_originals(data_dir)
+    sentences: dict[str, tuple[str, ...]] = {}
+    for utt_id, words in read_words(data_dir).items():
+        sentences.setdefault(original_of.get(utt_id, utt_id), words)
+    return _checked(list(sentences.values()), f"{data_dir}/text")
 
 
 def read_text(path: str | Path) -> list[tuple[str, ...]]:

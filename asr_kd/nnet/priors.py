@@ -55,7 +55,7 @@ def read_counts(path: str | Path) -> np.ndarray:
 
 
 def _log_priors(counts: np.ndarray, floor: float) -> np.ndarray:
-    if not floor > 0:
-        raise AsrKdError(f"prior_floor {floor:g}: must be above 0, or a state never seen would have no log prior")
+    if not 0 < floor < 1:
+        raise AsrKdError(f"prior_floor {floor:g}: must be above 0 and below 1: a state never seen has it as its prior")
     priors = np.maximum(counts / counts.sum(), floor)
     return np.log(priors / priors.sum()).astype(np.float32)

@@ -101,6 +101,7 @@ class SetDecoder:
     """Decodes log posteriors of whole sets with one graph and one vector of log priors (num_pdfs,).
 
     nj: processes; use it in a `with`, so that they end. seconds: of processor time that all searches took so far.
+    unfinished: the utterances of the last decode whose best path ends in no final state of the graph.
     """
 
     def __init__(self, graph, log_priors: np.ndarray, config: DecodeConfig, nj: int = 1):
@@ -112,6 +113,7 @@ class SetDecoder:
         limits = SearchLimits(config.beam, config.min_active, config.max_active, config.lattice_beam)
         self._workers = Workers(nj, Searcher, graph, limits)
         self.seconds = 0.0
+        self.unfinished: list[str] = []
 
     def __enter__(self) -> "SetDecoder":
         return self
@@ -138,9 +140,11 @@ class SetDecoder:
         path_pdf: (num_frames,) int, filled with the states of the best paths where given; left as it is where none is.
         """
         utt_ids = reader.layout.utt_ids if utt_ids is None else utt_ids
-        hyps = dict.fromkeys(utt_ids, "")
+        hyps, self.unfinished = dict.fromkeys(utt_ids, ""), []
         for utt_id, found in self._search(log_post, reader, utt_ids, acwt, insertion_penalty, lattice=False):
             hyps[utt_id] = " ".join(found.decoded.words)
+            if not found.decoded.complete:
+                self.unfinished.append(utt_id)
             if path_pdf is not None:
                 path_pdf[reader.layout.rows(utt_id)] = found.decoded.pdfs
         return hyps

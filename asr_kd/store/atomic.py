@@ -79,13 +79,29 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def require_replaceable(path: str | Path, mark: str) -> None:
+    """Raise AsrKdError where `path` is a folder of something else: not empty, but without the file `mark`.
+
+    A folder is replaced as a whole, and what somebody else keeps there would be lost.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / mark).exists() and any(path.iterdir()):
+        raise AsrKdError(
+            f"{path}: exists and holds something else than what would replace it (it has no {mark}); choose another "
+            "folder, or remove it"
+        )
+
+
 @contextlib.contextmanager
-def atomic_dir(path: str | Path) -> Iterator[Path]:
+def atomic_dir(path: str | Path, mark: str | None = None) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path` that replaces `path` as a whole on success.
 
-    Raises AsrKdError where it cannot be written, or `path` is there and no folder.
+    mark: a file that every output of this kind has, in subfolders perhaps. Raises AsrKdError where the folder cannot be
+    written, and where `path` is there and no folder, or one that require_replaceable refuses.
     """
     path = place_of_folder(path)
+    if mark is not None:
+        require_replaceable(path, mark)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

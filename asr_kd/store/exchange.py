@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,8 +80,8 @@ class ForeignFrontEnd:
     snip_edges: bool = True
 
     def __post_init__(self) -> None:
-        if not (self.sample_frequency > 0 and self.frame_length > 0 and self.frame_shift > 0):
-            raise AsrKdError("sample frequency, frame length and frame shift must be positive")
+        if not all(0 < value < math.inf for value in (self.sample_frequency, self.frame_length, self.frame_shift)):
+            raise AsrKdError("sample frequency, frame length and frame shift must be positive and finite")
         if self.sample_frequency != int(self.sample_frequency):
             raise AsrKdError(f"the sample frequency is {self.sample_frequency} Hz, which is not a whole number")
 
@@ -124,21 +125,25 @@ def source_of_feats(reader: FeatsReader) -> FeatureSource:
 def source_of_table(rspecifier: str, front_end: ForeignFrontEnd, utt2spk: str | Path | None = None) -> FeatureSource:
     """The matrices of one of Kaldi's tables; without utt2spk every utterance is its own speaker.
 
-    Raises AsrKdError for an empty table and for an utterance that utt2spk lacks.
+    Raises AsrKdError for a table without a frame and for an utterance that utt2spk lacks.
     """
     speakers = None if utt2spk is None else _read_utt2spk(Path(utt2spk))
     matrices = read_matrices(rspecifier)
-    first = next(matrices, None)
-    if first is None:
-        raise AsrKdError(f"{rspecifier}: holds no matrix")
+    begin = []  # up to the first with a frame, which tells how many columns there are
+    for utt_id, feats in matrices:
+        begin.append((utt_id, feats))
+        if len(feats):
+            break
+    else:
+        raise AsrKdError(f"{rspecifier}: holds no matrix with a frame")
 
     def utts() -> Iterator[tuple[str, str, np.ndarray]]:
-        for utt_id, feats in itertools.chain([first], matrices):
+        for utt_id, feats in itertools.chain(begin, matrices):
             if speakers is not None and utt_id not in speakers:
                 raise AsrKdError(f"{utt2spk}: has no line for {utt_id}, of which there are features in {rspecifier}")
             yield utt_id, utt_id if speakers is None else speakers[utt_id], feats
 
-    return FeatureSource(rspecifier, front_end.kind, front_end.options(first[1].shape[1]), utts())
+    return FeatureSource(rspecifier, front_end.kind, front_end.options(begin[-1][1].shape[1]), utts())
 
 
 def _read_utt2spk(path: Path) -> dict[str, str]:

@@ -246,6 +246,8 @@ def parse_wspecifier(wspecifier: str) -> Destination:
     archive, _, script = name.partition(",") if with_script else (name, "", "")
     if with_script and (archive == "-" or archive.endswith(".gz")):
         raise AsrKdError(f"{wspecifier!r}: a script needs an archive in a plain file to point into")
+    if with_script and archive == script:
+        raise AsrKdError(f"{wspecifier!r}: names one file as archive and script; name two")
     return Destination(archive, "t" in kinds, script)
 
 

@@ -3,5 +3,6 @@
 . "$root/recipes/common/stage.sh"
 options=(--out "$exp/data" --seed "$seed")
 [ -z "$corpus" ] || options+=(--corpus "$corpus")
+[ "$any_version" != true ] || options+=(--any-version)
 [ -z "$holdout_speaker" ] || options+=(--holdout-speaker "$holdout_speaker")
 run "$python" "$root/data_prep/prepare_fsdd.py" "${options[@]}"

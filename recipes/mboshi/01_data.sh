@@ -3,4 +3,5 @@
 . "$root/recipes/common/stage.sh"
 options=(--out "$exp/data")
 [ -z "$corpus" ] || options+=(--corpus "$corpus")
+[ "$any_version" != true ] || options+=(--any-version)
 run "$python" "$root/data_prep/prepare_mboshi.py" "${options[@]}"

@@ -2,7 +2,10 @@
 # Continuous speech in an under-resourced language: Mboshi, 4.5 hours of three speakers.
 recipe=mboshi
 usage='Downloads the Mboshi corpus (or takes --corpus: the repository, its full_corpus_newsplit, or a part; wav or flac),
-trains an ensemble, distils it into one net and scores both on the official dev set.'
-own_options=
+trains an ensemble, distils it into one net and scores both on the official dev set.
+Options of this recipe:
+  --any-version true  take recordings that are not those of the public corpus'
+any_version=false
+own_options="any_version"
 clean_suffix=
 . "$(dirname "${BASH_SOURCE[0]}")/../common/run_stages.sh"
