@@ -79,14 +79,14 @@ def seconds_of(work: Callable, clock: Clock, at_least: float) -> float:
     return taken / number
 
 
+@torch.no_grad()
 def largest_difference(nets: list[FrameClassifier], stacked: Stacked) -> float:
-    """Between weights of the stacked and the single nets, as a share of the largest weight."""
-    pairs = [
-        (linear.weight, stacked.weights[layer][member])
-        for member, net in enumerate(nets)
-        for layer, linear in enumerate(net.linear)
-    ]
-    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+    """Between parameters of the stacked and the single nets, as a share of the largest of a layer."""
+    pairs = []
+    for member, net in enumerate(nets):
+        for linear, weight, bias in zip(net.linear, stacked.weights, stacked.biases, strict=True):
+            pairs += [(linear.weight, weight[member]), (linear.bias, bias.view(len(nets), -1)[member])]
+    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-9)) for a, b in pairs)
 
 
 def measure(args: argparse.Namespace, spec: Net, device: torch.device, dtype: torch.dtype) -> None:

@@ -41,6 +41,9 @@ from asr_kd.store.targets import write_targets
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
 FEAT_DIM, UTT_FRAMES = 40, 250
+# Names and widths.
+COLUMNS = {"states": 7, "Mop/frame": 9, "kB/frame": 9, "copies": 6, "Gop/s": 7, "ceiling": 11, "whole": 11, "share": 6}
+COLUMNS |= dict.fromkeys(("nets", "mean", "keep", "write"), 6)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
@@ -231,10 +234,8 @@ def main(args: argparse.Namespace) -> None:
     what = f"{args.target_pruning} {args.top_k}" if args.top_k else "dense"
     nets = f"{args.num_members} nets of {args.num_hidden_layers}x{args.hidden_dim}"
     print(f"{machine(device)}; copies {bandwidth / 1e9:.1f} GB/s")
-    print(f"{nets}, {resolve_precision(args.precision, device)}; {what}; a second, shares of the whole")
-    print(
-        " states  Mop/frame   kB/frame  copies   Gop/s      ceiling        whole   share    nets    mean    keep   write"
-    )
+    print(f"{nets}, {resolve_precision(args.precision, device)}; {what}; frames and operations a second, and shares")
+    print("  ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for num_pdfs in sizes:
             measure_making(args, num_pdfs, Path(folder), bandwidth)
