@@ -71,16 +71,15 @@ def asr_kd(*words: object) -> Callable[[], int]:
 class Part:
     """A part of a recipe's training set: the commands that its stages are, and where they leave their files."""
 
-    def __init__(self, exp: Path, folder: Path, num_utts: int, dev: "Part | None" = None):
-        """dev: the part that training evaluates on and decoding chooses scales on; itself where there is none."""
-        self.exp, self.folder, self.dev = exp, folder, dev or self
+    def __init__(self, exp: Path, folder: Path, num_utts: int):
+        self.exp, self.folder = exp, folder
         self.data = folder / "data"
         self.clean = folder / "clean" if (exp / "data/train_clean").is_dir() else self.data
         for source, out in (("train", self.data), ("train_clean", self.clean)):
             if not out.exists():
                 data = load_data_dir(exp / "data" / source)
                 write_selection(data, spread(list(data.rows("utt2spk")), num_utts), out)
-        with FeatsReader(exp / "feats/train.fbank.h5") as reader:
+        with FeatsReader(exp / "feats/dev.fbank.h5") as reader:
             self.rate = float(reader.attrs["sample_rate"])
         # The first two nets of the ensemble, or whatever there is.
         self.nets = sorted(path.parent.resolve() for path in (exp / "nnet/member").glob("seed*/net.json"))[:2]
@@ -95,14 +94,15 @@ class Part:
 
     def stages(self) -> dict[str, Callable[[], object]]:
         """What each stage does, by name, in order."""
-        exp, here, dev = self.exp, self.folder, self.dev.folder
+        exp, here = self.exp, self.folder
         fbank, mfcc, ali = here / "fbank.h5", here / "mfcc.h5", here / "ali.h5"
         config, on_cpu = ("--config", exp / "config.yaml"), ("--device", "cpu")
         counts = ("--counts", here / "counts")
         aligned = ("--feats", mfcc, "--data", self.clean, *config)
-        labelled = ("--feats", fbank, "--ali", ali, "--dev-feats", dev / "fbank.h5", "--dev-ali", dev / "ali.h5")
-        decoded = ("--dev-feats", dev / "fbank.h5", "--dev-data", self.dev.data)
-        decoded += ("--test-feats", fbank, "--test-data", self.data, "--acwts", 0.1, "--insertion-penalties", 0)
+        dev_feats = ("--dev-feats", exp / "feats/dev.fbank.h5")
+        labelled = ("--feats", fbank, "--ali", ali, *dev_feats, "--dev-ali", exp / "ali/dev.h5")
+        decoded = (*dev_feats, "--dev-data", exp / "data/dev", "--test-feats", fbank, "--test-data", self.data)
+        decoded += ("--acwts", 0.1, "--insertion-penalties", 0, "--tuning-utts", 8)
         flat_start = (*aligned, "--lexicon", exp / "data/lexicon.txt", "--gmm-max-train-utts", 0)
         labels = ("--teachers", *self.nets, "--feats", fbank)
         decoder = ("--systems", here / "systems.yaml", "--graph", exp / "graph", *counts)
@@ -119,11 +119,11 @@ class Part:
 
 def measure(args: argparse.Namespace, folder: Path, number: int) -> dict[str, list[tuple[int, float, int]]]:
     """(frames, seconds, bytes) of every stage at every size, all made anew."""
-    parts: list[Part] = []
+    parts = []
     for factor in FACTORS:
         here = folder / f"{number}-{factor}"
         here.mkdir()
-        parts.append(Part(args.exp.resolve(), here, factor * args.num_utts, parts[0] if parts else None))
+        parts.append(Part(args.exp.resolve(), here, factor * args.num_utts))
     found: dict[str, list[tuple[int, float, int]]] = {}
     for name in parts[0].stages():
         if name == "flat start" and args.without_flat_start:
@@ -156,7 +156,7 @@ def _slope(x: list[int], y: list[float]) -> float:
 def main(args: argparse.Namespace) -> None:
     """Print one table."""
     torch.set_num_threads(1)
-    for needed in ("config.yaml", "data/train", "data/lexicon.txt", "hmm", "graph", "feats/train.fbank.h5"):
+    for needed in ("config.yaml", "data/train", "data/lexicon.txt", "hmm", "graph", "ali/dev.h5", "feats/dev.fbank.h5"):
         if not (args.exp / needed).exists():
             raise AsrKdError(f"{args.exp / needed} is missing; run the recipe to stage 4 first (--stop-stage 4)")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

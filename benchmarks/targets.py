@@ -224,6 +224,7 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     sizes = [int(size) for size in args.num_pdfs.split(",")]
     if args.losses:
+        print(machine(resolve_device(args.device)))
         print(f"a batch of {args.batch_size}; memory in float32 tensors of the logits' size")
         print("states   logits    target  plain ms   ours ms  ratio   plain    ours  memory")
         for num_pdfs in sizes:
