@@ -18,7 +18,7 @@ from asr_kd.config import DnnConfig
 def write_feats(path: Path, feats: torch.Tensor) -> None:
     """/feats, flat, as feats.h5 has it."""
     with h5py.File(path, "w") as file:
-        file.create_dataset("feats", data=feats.float().cpu().numpy(), chunks=(1024, FEAT_DIM))
+        file.create_dataset("feats", data=feats.numpy(), chunks=(min(1024, len(feats)), FEAT_DIM))
 
 
 class Windows(Dataset):
