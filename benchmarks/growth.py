@@ -117,21 +117,21 @@ class Part:
         }
 
 
-def measure(args: argparse.Namespace, folder: Path, number: int) -> dict[str, list[tuple[int, float, int]]]:
-    """(frames, seconds, bytes) of every stage at every size, all made anew."""
+def measure(args: argparse.Namespace, folder: Path, sizes: list[int]) -> dict[str, list[tuple[int, float, int]]]:
+    """(frames, seconds, bytes) of every stage for so many utterances, all made anew in `folder`."""
     parts = []
-    for factor in FACTORS:
-        here = folder / f"{number}-{factor}"
-        here.mkdir()
-        parts.append(Part(args.exp.resolve(), here, factor * args.num_utts))
+    for num_utts in sizes:
+        here = folder / str(num_utts)
+        here.mkdir(parents=True)
+        parts.append(Part(args.exp.resolve(), here, num_utts))
     found: dict[str, list[tuple[int, float, int]]] = {}
     for name in parts[0].stages():
         if name == "flat start" and args.without_flat_start:
             continue
-        for factor, part in zip(FACTORS, parts, strict=True):
+        for num_utts, part in zip(sizes, parts, strict=True):
             seconds, memory = measured(part.stages()[name], folder / "log")
             found.setdefault(name, []).append((part.num_frames, seconds, memory))
-            log(f"{name}, {factor} times: {part.num_frames:,} frames, {seconds:.2f} s, {memory >> 20} MiB")
+            log(f"{name} of {num_utts} utterances: {part.num_frames:,} frames, {seconds:.2f} s, {memory >> 20} MiB")
     return found
 
 
@@ -159,8 +159,10 @@ def main(args: argparse.Namespace) -> None:
     for needed in ("config.yaml", "data/train", "data/lexicon.txt", "hmm", "graph", "ali/dev.h5", "feats/dev.fbank.h5"):
         if not (args.exp / needed).exists():
             raise AsrKdError(f"{args.exp / needed} is missing; run the recipe to stage 4 first (--stop-stage 4)")
+    sizes = [factor * args.num_utts for factor in FACTORS]
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        print_table([measure(args, Path(folder), number) for number in range(args.rounds)])
+        measure(args, Path(folder) / "first", [2])  # numba compiles the search once, and keeps it
+        print_table([measure(args, Path(folder) / str(number), sizes) for number in range(args.rounds)])
 
 
 def build_parser() -> argparse.ArgumentParser:

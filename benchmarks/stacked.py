@@ -126,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     print(f"{machine(device)}; {Clock(args.clock, device).kind} time; {args.num_members} members, ms a step")
-    print("| net | batch | precision | one | in turn | stacked | in turn / stacked | stacked / one | difference |")
+    print("\n| net | batch | precision | one | in turn | stacked | in turn / stacked | stacked / one | difference |")
     print("|---|---:|---|---:|---:|---:|---:|---:|---:|")
     for text in args.nets.split(","):
         measure(args, Net.parse(text, args.num_pdfs), device, resolve_precision(args.precision, device))
