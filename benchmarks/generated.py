@@ -10,7 +10,7 @@ from asr_kd.store.hdf5 import Layout
 from asr_kd.training.data import LabelledSet
 
 FEAT_DIM, UTT_FRAMES = 40, 300
-BLOCK = 1 << 22  # frames made at a time
+BLOCK = 1 << 17  # frames made at a time: what making them takes beside them stays small
 
 
 def frames_and_states(

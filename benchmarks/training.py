@@ -133,10 +133,13 @@ class Trainer:
 
     def __init__(self, net: Net, sets: list[LabelledSet], dtype: torch.dtype, loss: Loss | None = None):
         self._net, self._sets, self._dtype, self._loss = net, sets, dtype, loss
-        self._num_steps = 4
+        self._num_steps = 0
 
     def measure(self, clock: Clock, seconds: float) -> dict[str, float]:
         """Speed in frames a second, and the shares of time outside the net's own step."""
+        if not self._num_steps:  # a few tell how many fill the time
+            self._num_steps = 4
+            self.measure(clock, seconds)
         config = replace(self._net.config, max_steps=self._num_steps)
         with Stopwatch(clock) as watch:
             history = train(config, self._sets, self._dtype, loss=self._loss).training["history"]
@@ -198,7 +201,7 @@ def measure(args: argparse.Namespace, nets: list[Net], clock: Clock, device: tor
                 sets = [labelled_set(size, net.num_pdfs, size, net.config, device, dtype) for size in sizes]
                 products = Products(net.dims, net.config.batch_size, device, dtype)
                 parts[dtype] = products, Trainer(net, sets, dtype), []
-            for number in range(args.rounds + 1):  # the first one warms up and finds out how many steps fill the time
+            for number in range(args.rounds + 1):  # the first one warms up
                 user = max(each.speed(clock, args.seconds) for each in plain)
                 for products, trainer, rounds in parts.values():
                     found = {"plain": user, "products": products.speed(clock, args.seconds)}
