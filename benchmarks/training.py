@@ -117,10 +117,10 @@ class Stopwatch:
         self.net += self._clock() - self._begin
 
     def _timed(self, name: str, part: str) -> Callable:
-        def timed(*args: object) -> object:
+        def timed(*args: object, **how: object) -> object:
             begin = self._clock()
             try:
-                return self._replaced[name](*args)
+                return self._replaced[name](*args, **how)
             finally:
                 setattr(self, part, getattr(self, part) + self._clock() - begin)
                 self.passes += name == "_order"
