@@ -33,6 +33,7 @@ SWEPT = {
 MAX_CONTEXT = 1000  # ten seconds; a net whose input is much longer fills the memory of any machine
 # Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
 TEMPERATURES = (1e-6, 1e6)
+SCHEDULES = ("linear", "cosine", "exponential", "constant", "newbob")
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class DnnConfig:
     keep_lr_iters: int
     min_iters: int
     weight_decay: float
+    average_share: float
     max_grad_norm: float
     batch_size: int
     num_epochs: int
@@ -138,8 +140,10 @@ class DnnConfig:
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
         shares = "null, or rates from 0 to below 1"
         _require(self, shares, lambda x: x is None or (x and all(0 <= y < 1 for y in x)), "dropout_schedule")
-        schedules = ("linear", "cosine", "exponential", "constant", "newbob")
-        _require(self, f"one of {', '.join(schedules)}", lambda x: x in schedules, "schedule")
+        _require(self, f"one of {', '.join(SCHEDULES)}", lambda x: x in SCHEDULES, "schedule")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "average_share")
+        if self.average_share and self.schedule == "newbob":
+            raise AsrKdError("average_share: schedule newbob goes back to weights of before; choose another")
         _require(self, "frame_acc, xent or last", lambda x: x in ("frame_acc", "xent", "last"), "keep_best")
         if self.schedule == "exponential":
             _require(self, "above 0 for exponential decay", lambda x: x > 0, "final_learning_rate_ratio")
@@ -176,6 +180,8 @@ class DistillConfig:
     student_start: str
     student_epochs: int
     student_learning_rate: float
+    student_schedule: str | None
+    student_average_share: float
     student_patience: int
     sweep_temperatures: list[float]
     sweep_soft_weights: list[float]
@@ -197,6 +203,9 @@ class DistillConfig:
         _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
         _require(self, "at least 0", lambda x: x >= 0, "student_patience")
+        names = f"null, or one of {', '.join(SCHEDULES)}"
+        _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl")
         _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")

@@ -204,6 +204,7 @@ FEATURES = {
     "newbob": ["--schedule", "newbob", "--learning-rate", 0.3, "--warmup-steps", 0, "--keep-best", "xent"],
     "budget": ["--max-steps", 50, "--steps-per-epoch", 13],
     "sgd": ["--optimizer", "sgd"],
+    "average": ["--schedule", "constant", "--average-share", 0.6],
 }
 
 
@@ -269,6 +270,39 @@ def test_patience_ends_a_run_that_gets_no_better(toy, tmp_path, capsys):
     assert training["stopped_by"] == "patience"
     assert len(training["history"]) == training["best_epoch"] + 3
     assert "ended by patience" in capsys.readouterr().err
+
+
+def test_the_net_is_the_mean_of_its_weights_after_each_of_the_last_steps(toy, tmp_path, monkeypatch):
+    """Of 20 steps in 4 epochs the last 13: from the 8th on, in the second epoch."""
+    options = ["--max-steps", 20, "--steps-per-epoch", 5, "--schedule", "constant", "--keep-best", "last"]
+    seen = []
+    clip = loop.clip_gradients
+
+    def watch(net, max_norm):  # before each step: the weights after the one before
+        seen.append({name: weight.detach().clone() for name, weight in net.named_parameters()})
+        clip(net, max_norm)
+
+    monkeypatch.setattr(loop, "clip_gradients", watch)
+    run("train", *sets(toy), *SMALL, *options, "--average-share", 0.65, "--out", tmp_path / "mean")
+    run("train", *sets(toy), *SMALL, *options, "--out", tmp_path / "last")
+    mean, last = (load_net(tmp_path / name / "seed1") for name in ("mean", "last"))
+    expected = [*seen[8:20], dict(last.net.named_parameters())]
+    for name, weight in mean.net.named_parameters():
+        assert torch.allclose(weight, torch.stack([each[name] for each in expected]).mean(dim=0), atol=1e-6)
+    dev = [[row["dev_xent"] for row in history(tmp_path / name / "seed1")] for name in ("mean", "last")]
+    assert dev[0][0] == dev[1][0]
+    assert all(one != other for one, other in zip(dev[0][1:], dev[1][1:], strict=True))
+
+
+def test_averages_that_cannot_be_are_refused(toy, tmp_path, capsys):
+    refused = {
+        "newbob goes back": ["--schedule", "newbob"],
+        "must all be as sparse": ["--prune-sparsity", 0.5, "--prune-end", 0.6],
+    }
+    for complaint, options in refused.items():
+        argv = ["train", *sets(toy), *SMALL, "--average-share", 0.5, *options, "--out", tmp_path]
+        assert main([str(arg) for arg in argv]) == 1
+        assert complaint in capsys.readouterr().err
 
 
 def test_newbob_goes_back_to_the_last_accepted_epoch_and_ends_by_itself(toy, tmp_path, monkeypatch):

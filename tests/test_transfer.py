@@ -543,17 +543,20 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp
     script = ["bash", str(Path(__file__).parents[1] / "recipes/paper/keep_the_gain.sh")]
     script += ["--base", str(base), "--out", str(tmp_path / "out"), "--device", "cpu", "--seeds", "1-2"]
     how = {"capture_output": True, "text": True, "env": {**os.environ, "ASR_KD_PYTHON": sys.executable}}
-    done = subprocess.run([*script, "--arms", "hard-x2,start-hard,soft,views,start-soft"], **how)
+    done = subprocess.run([*script, "--arms", "hard-x2,start-hard,soft,views,averaged-start-soft"], **how)
     assert done.returncode == 0, done.stderr
     rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
-    assert list(rows) == ["members", "ensemble", "hard-x2", "start-hard", "soft", "views", "start-soft"]
+    assert list(rows) == ["members", "ensemble", "hard-x2", "start-hard", "soft", "views", "averaged-start-soft"]
     assert sum(row["baseline"] for row in rows.values()) == 1
     # A pass of two teachers is two thirds of a step of training, in every epoch or once.
     assert [rows[arm]["cost"] for arm in ("hard-x2", "soft", "views")] == pytest.approx([2, 1 + 1 / 3, 1 + 2 / 3])
-    for arm in ("soft", "views", "start-soft"):
+    for arm in ("soft", "views", "averaged-start-soft"):
         assert set(rows[arm]["share"]) == {"value", "ci95", "p_at_least_086", "reason"}
     dev = [load_card(tmp_path / f"out/soft/seed{seed}")["training"] for seed in (1, 2)]
     best = [max(row["dev_frame_acc"] for row in each["history"]) for each in dev]
+    averaged = load_card(tmp_path / "out/averaged-start-soft/seed1")["training"]
+    assert averaged["config"]["average_share"] == 0.7
+    assert averaged["started_from"] is not None
     assert rows["soft"]["per_seed"] == pytest.approx(best)
     unknown = subprocess.run([*script, "--arms", "hrad"], **how)
     assert unknown.returncode == 2

@@ -121,6 +121,8 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_start",
         "student_epochs",
         "student_learning_rate",
+        "student_schedule",
+        "student_average_share",
         "student_patience",
         DnnConfig,
         CompressConfig,

@@ -12,7 +12,7 @@ from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, EnsembleConfig, resolve
 from asr_kd.distill.out_of_fold import Folds
-from asr_kd.distill.student import student_schedule
+from asr_kd.distill.student import as_long_as_students
 from asr_kd.distill.transfer import (
     TransferChoice,
     TransferSet,
@@ -125,9 +125,14 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     OUT,
     SEEDS,
     INITIALISE,
-    option("--student-schedule", "take the student's epochs and learning rate: the long baseline", action="store_true"),
+    option("--as-long-as-students", "with a student's epochs and patience: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_learning_rate", "student_patience", CompressConfig],
+    config=[
+        DnnConfig,
+        "student_epochs",
+        "student_patience",
+        CompressConfig,
+    ],
     by_torchrun=True,
 )
 def train(args: argparse.Namespace) -> None:
@@ -137,8 +142,8 @@ def train(args: argparse.Namespace) -> None:
     """
     seeds = parse_seeds(args.seeds)
     session = begin(args)
-    schedule = student_schedule(session.dnn, resolve(DistillConfig, args.values))
-    schedule = schedule if args.student_schedule else session.dnn
+    long = as_long_as_students(session.dnn, resolve(DistillConfig, args.values))
+    schedule = long if args.as_long_as_students else session.dnn
     starts = initial_nets(args.initialise, seeds, session)
     compress = resolve(CompressConfig, args.values)
     train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session, starts, compress)

@@ -19,13 +19,22 @@ from asr_kd.world import ALONE, World
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs, learning rate and patience."""
+    """The members' configuration with the student's epochs, learning rates, averaging and patience."""
     return replace(
-        dnn,
-        num_epochs=distill.student_epochs,
+        as_long_as_students(dnn, distill),
         learning_rate=distill.student_learning_rate,
-        patience=distill.student_patience or dnn.patience,
+        schedule=distill.student_schedule or dnn.schedule,
+        average_share=distill.student_average_share,
     )
+
+
+def as_long_as_students(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
+    """The members' configuration with the student's epochs and patience: the long baseline.
+
+    Its learning rates are the members': those that are good for soft targets are not for labels.
+    """
+    patience = distill.student_patience or dnn.patience
+    return replace(dnn, num_epochs=distill.student_epochs, patience=patience)
 
 
 def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig, unlike_parts: World = ALONE) -> Loss:

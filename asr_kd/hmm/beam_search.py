@@ -9,31 +9,18 @@ path and `arc` the arc between them. For lattices (Povey et al. 2012) every toke
 backwards finds all arcs between tokens, not those of best paths alone, that lie on a path within the lattice beam.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.hmm.compiled import compiled
 from asr_kd.hmm.graph_arcs import GraphArcs
-
-try:
-    from numba import njit
-except ImportError as error:
-    raise AsrKdError(f"the search needs numba ({error}); run: pip install numba") from error
 
 BEAM_DELTA = np.float32(0.5)  # Kaldi's: what the beam has to spare where max_active or min_active set it
 FIRST_TOKENS = 1 << 16
 ROUNDING = 1e-4  # by which costs of one path may differ, since searches sum them in other orders
-
-
-def compiled(function: Callable) -> Callable:
-    """Compiled when first called, kept on disk for later processes where there is a place for that."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # nowhere to keep it
-        return njit(nogil=True)(function)
 
 
 class NoPathError(AsrKdError):

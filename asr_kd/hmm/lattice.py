@@ -13,6 +13,8 @@ from functools import cached_property
 import numpy as np
 
 from asr_kd.errors import AsrKdError
+from asr_kd.hmm import lattice_passes
+from asr_kd.hmm.lattice_passes import Neighbours
 
 
 @dataclass(frozen=True)
@@ -104,22 +106,11 @@ class Lattice:
 
     def costs_from_start(self, costs: np.ndarray) -> np.ndarray:
         """Cost of the best path from the start to each state, (num_states,), for the arcs' `costs`."""
-        best = [np.inf] * self.num_states
-        best[0] = 0.0
-        for source, target, cost in zip(self.source.tolist(), self.target.tolist(), costs.tolist(), strict=True):
-            if best[source] + cost < best[target]:
-                best[target] = best[source] + cost
-        return np.array(best)
+        return lattice_passes.costs_from_start(self.source, self.target, costs, self.num_states)
 
     def costs_to_end(self, costs: np.ndarray) -> np.ndarray:
         """Cost of the best path from each state to the end, (num_states,), for the arcs' `costs`."""
-        best = [np.inf] * self.num_states
-        best[-1] = 0.0
-        columns = (self.source[::-1].tolist(), self.target[::-1].tolist(), costs[::-1].tolist())
-        for source, target, cost in zip(*columns, strict=True):
-            if cost + best[target] < best[source]:
-                best[source] = cost + best[target]
-        return np.array(best)
+        return lattice_passes.costs_to_end(self.source, self.target, costs, self.num_states)
 
     def pruned(self, beam: float, acwt: float, insertion_penalty: float = 0.0) -> "Lattice":
         """Without the arcs whose best path costs more than the best path of all by more than `beam`.
@@ -160,34 +151,12 @@ class Lattice:
 def _ranks(start: int, end: int, source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """New number of each state in topological order, (num_states,) int64; −1 where it is on no path to the end."""
     num_states = int(max(start, end, source.max(initial=0), target.max(initial=0))) + 1
-    following: list[list[int]] = [[] for _ in range(num_states)]
-    before: list[list[int]] = [[] for _ in range(num_states)]
-    for a, b in zip(source.tolist(), target.tolist(), strict=True):
-        following[a].append(b)
-        before[b].append(a)
-    useful = _reached(start, following) & _reached(end, before)
-    if start == end or start not in useful:
+    if min(start, end, source.min(initial=0), target.min(initial=0)) < 0:
+        raise AsrKdError("the lattice has states below 0")
+    following, before = Neighbours.of(source, target, num_states), Neighbours.of(target, source, num_states)
+    rank, num_useful, num_ranked = lattice_passes.topological_order(start, end, following, before)
+    if start == end or not num_useful:
         raise AsrKdError("the lattice has no path from its start to its end")
-    missing = {state: sum(other in useful for other in before[state]) for state in useful}
-    rank, ready, count = np.full(num_states, -1, dtype=np.int64), [start] if not missing[start] else [], 0
-    while ready:
-        state = ready.pop()
-        rank[state], count = count, count + 1
-        for other in following[state]:
-            if other in useful:
-                missing[other] -= 1
-                if not missing[other]:
-                    ready.append(other)
-    if count != len(useful):
+    if num_ranked != num_useful:
         raise AsrKdError("the lattice has a cycle")
     return rank
-
-
-def _reached(first: int, following: list[list[int]]) -> set[int]:
-    reached, waiting = {first}, [first]
-    while waiting:
-        for other in following[waiting.pop()]:
-            if other not in reached:
-                reached.add(other)
-                waiting.append(other)
-    return reached

@@ -10,13 +10,14 @@ import heapq
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.lattice import Lattice
+from asr_kd.hmm.lattice_passes import Arrivals, WordArcs, ways_to_words
 
 MAX_ARCS = 200_000  # of a determinised lattice; the beam is narrowed where it would have more
 _ROUNDING = 1e-6  # of costs, so that what is just within a beam is not left out
@@ -52,19 +53,18 @@ class _Step(NamedTuple):
     hypothesis: _Hypothesis
 
 
-# Excess of the best way to a state, the arc that it comes by, and the state before that: a plain tuple, since a search
-# makes them by the hundred thousand.
-_Arrival = tuple[float, int, int]
-_NEVER: _Arrival = (np.inf, -1, -1)
-
-
 class _Region(NamedTuple):
-    """best: arrival at each state that can be reached without a word; words: at (word, state behind it), 0 for the end;
-    ways: graph cost, acoustic cost and transition-ids to those states to which they were asked for.
+    """What can be reached from a state without a word, and the words behind that.
+
+    arc, before: of each state that is reached, in topological order, the arc of the best way to it and the place of the
+    state before it, (num_reached,) int64; words: word, state behind it (the end for 0), excess, arc and the place of
+    the state that the arc leaves; ways: by place, graph cost, acoustic cost and transition-ids, where they were asked
+    for.
     """
 
-    best: dict[int, _Arrival]
-    words: dict[tuple[int, int], _Arrival]
+    arc: np.ndarray
+    before: np.ndarray
+    words: list[tuple[int, int, float, int, int]]
     ways: dict[int, tuple[float, float, bytes]]
 
 
@@ -78,28 +78,30 @@ class _WordSteps:
         # What is left of the beam behind the best way to each state.
         self._left = (beam + _ROUNDING + to_end[0] - to_end - lattice.costs_from_start(costs)).tolist()
         excess = np.maximum(costs + to_end[lattice.target] - to_end[lattice.source], 0.0)
-        target = lattice.target.tolist()
-        self._arcs = list(zip(target, lattice.graph.tolist(), lattice.acoustic.tolist(), lattice.tids, strict=True))
-        # What a search step asks for, by state, and whether it ends a region.
-        ends = ((lattice.word != 0) | (lattice.target == self._end)).tolist()
-        steps = list(zip(excess.tolist(), range(len(ends)), target, lattice.word.tolist(), ends, strict=True))
-        self._leaving = [steps[begin:end] for begin, end in pairwise(lattice.first_arc.tolist())]
+        ends = (lattice.word != 0) | (lattice.target == self._end)
+        words = np.stack([lattice.word[ends], lattice.target[ends]], axis=1)
+        self._words, pair = np.unique(words, axis=0, return_inverse=True)
+        ending = np.full(len(ends), -1, dtype=np.int64)
+        ending[ends] = pair.reshape(-1)
+        self._steps = WordArcs(lattice.first_arc, lattice.target, ending, excess)
+        self._arrivals = Arrivals.of(lattice.num_states), Arrivals.of(len(self._words))
+        self._arcs = list(zip(lattice.graph.tolist(), lattice.acoustic.tolist(), lattice.tids, strict=True))
         self._known: dict[int, _Region] = {}
         self.start = _Hypothesis((0,), (_Way(0.0, 0.0, 0.0, b""),))
 
     def steps(self, hypothesis: _Hypothesis, budget: float) -> Iterator[_Step]:
         """Every next word, and the end, that exceeds the best path from `hypothesis` on by at most `budget`."""
-        best: dict[int, dict[int, tuple[float, _Way, _Region, _Arrival]]] = {}
+        best: dict[int, dict[int, tuple[float, _Way, _Region, int, int]]] = {}
         for state, way in zip(*hypothesis, strict=True):
             region = self._from(state)
-            for (word, target), arrival in region.words.items():
-                excess = way.excess + arrival[0]
+            for word, target, more, arc, place in region.words:
+                excess = way.excess + more
                 if excess <= budget and excess < best.setdefault(word, {}).get(target, (np.inf,))[0]:
-                    best[word][target] = (excess, way, region, arrival)
+                    best[word][target] = (excess, way, region, arc, place)
         for word, targets in sorted(best.items()):
             ways = {}
-            for target, (excess, way, region, arrival) in targets.items():
-                graph, acoustic, tids = self._along(region, arrival)
+            for target, (excess, way, *last) in targets.items():
+                graph, acoustic, tids = self._along(*last)
                 ways[target] = _Way(excess, way.graph + graph, way.acoustic + acoustic, way.tids + tids)
             yield _factored(word, ways)
 
@@ -107,42 +109,26 @@ class _WordSteps:
         """What can be reached from a state along arcs without a word, and one with a word behind them, as far as it is
         within the beam on the best way to the state.
         """
-        if source in self._known:
-            return self._known[source]
-        limit = self._left[source]
-        best: dict[int, _Arrival] = {source: (0.0, -1, -1)}
-        words: dict[tuple[int, int], _Arrival] = {}
-        waiting = [source]
-        while waiting:
-            state = heapq.heappop(waiting)  # states are in topological order: nothing better can come later
-            so_far = best[state][0]
-            for excess, arc, target, word, ends in self._leaving[state]:
-                excess += so_far
-                if excess > limit:
-                    continue
-                if ends:
-                    if excess < words.get((word, target), _NEVER)[0]:
-                        words[word, target] = (excess, arc, state)
-                elif target not in best:
-                    best[target] = (excess, arc, state)
-                    heapq.heappush(waiting, target)
-                elif excess < best[target][0]:
-                    best[target] = (excess, arc, state)
-        self._known[source] = _Region(best, words, {source: (0.0, 0.0, b"")})
+        if source not in self._known:
+            (arc, before), words = ways_to_words(source, self._left[source], self._steps, *self._arrivals)
+            columns = [column.tolist() for column in (*self._words[words[0]].T, *words[1:])]
+            self._known[source] = _Region(arc, before, list(zip(*columns, strict=True)), {0: (0.0, 0.0, b"")})
         return self._known[source]
 
-    def _along(self, region: _Region, arrival: _Arrival) -> tuple[float, float, bytes]:
-        """Graph cost, acoustic cost and transition-ids of the way to an arrival; those of its beginnings are kept."""
-        trail = [arrival]
-        while trail[-1][2] not in region.ways:
-            trail.append(region.best[trail[-1][2]])
-        graph, acoustic, tids = region.ways[trail[-1][2]]
+    def _along(self, region: _Region, arc: int, place: int) -> tuple[float, float, bytes]:
+        """Graph cost, acoustic cost and transition-ids of the way to a word; those of its beginnings are kept."""
+        trail = []
+        while place not in region.ways:
+            trail.append(place)
+            place = int(region.before[place])
+        way = region.ways[place]
         for passed in reversed(trail):
-            target, more_graph, more_acoustic, more_tids = self._arcs[passed[1]]
-            graph, acoustic, tids = graph + more_graph, acoustic + more_acoustic, tids + more_tids
-            if passed is not arrival:
-                region.ways[target] = (graph, acoustic, tids)
-        return graph, acoustic, tids
+            way = region.ways[passed] = self._extended(way, int(region.arc[passed]))
+        return self._extended(way, arc)
+
+    def _extended(self, way: tuple[float, float, bytes], arc: int) -> tuple[float, float, bytes]:
+        graph, acoustic, tids = self._arcs[arc]
+        return way[0] + graph, way[1] + acoustic, way[2] + tids
 
 
 def _factored(word: int, ways: dict[int, _Way]) -> _Step:

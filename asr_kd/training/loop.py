@@ -201,6 +201,8 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         state.loss_sum += loss * len(batch)
         state.num_frames += len(batch)
         state.step += 1
+        if state.step > run.num_steps_before_average:
+            state.add_to_average()
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
             _mean_loss(run, state)  # waits for the device
             state.seconds += time.perf_counter() - begin
@@ -256,7 +258,7 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
         "frames_per_second": state.num_frames / state.seconds,
         "num_frames": state.num_frames,
         "seconds": state.seconds,
-        **_evaluate(run, state.net),
+        **_evaluate(run, state.result),
     }
     verdict = state.schedule.after_epoch(row["epoch"], row["dev_xent"])
     if isinstance(state.schedule, Newbob):

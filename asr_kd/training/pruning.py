@@ -21,10 +21,15 @@ class Pruning:
     """
 
     def __init__(self, config: CompressConfig, dnn: DnnConfig, num_steps: int):
-        """Raises AsrKdError for a schedule of learning rates that may go back to a net of before."""
+        """Raises AsrKdError for a schedule that may go back to a net of before, and for averages with such nets."""
         if dnn.schedule == "newbob":
             raise AsrKdError(
                 "prune_sparsity: schedule newbob goes back to weights of before they were pruned; choose another"
+            )
+        if config.prune_end > 1.0 - dnn.average_share:
+            raise AsrKdError(
+                f"prune_end {config.prune_end:g}: weights are averaged over the last {dnn.average_share:g} of the "
+                "steps, which must all be as sparse; end pruning before, or set average_share to 0"
             )
         self._config = config
         self._begin = round(config.prune_begin * num_steps)

@@ -27,6 +27,7 @@ NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard"}
 WITHOUT_EFFECT = {
     "dropout_schedule": None,
     "input_dropout": 0.0,
+    "average_share": 0.0,
     "max_norm": 0.0,
     "label_smoothing": 0.0,
     "feature_noise": 0.0,
@@ -160,3 +161,9 @@ class Run:
     def num_steps(self) -> int:
         """Of the whole run: the budget, or num_epochs passes."""
         return self.config.max_steps or self.config.num_epochs * self.steps_per_pass
+
+    @property
+    def num_steps_before_average(self) -> int:
+        """After these the weights are averaged; all, where they never are."""
+        share = self.config.average_share
+        return min(round((1.0 - share) * self.num_steps), self.num_steps - 1) if share else self.num_steps

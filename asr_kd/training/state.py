@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from asr_kd.nnet.model import FrameClassifier
+from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, restore, snapshot
 from asr_kd.training.schedule import Schedule
 
@@ -14,8 +15,9 @@ from asr_kd.training.schedule import Schedule
 class TrainingState:
     """A run between two steps.
 
-    step: steps done. history: a row for every epoch. best: weights of the best epoch so far. accepted: snapshot after
-    the last epoch that the schedule accepted, where it may reject one. stopped: why training is over, or None.
+    average: of the weights of the last steps, once these have begun. step: steps done. history: a row for every epoch.
+    best: weights of the best epoch so far. accepted: snapshot after the last epoch that the schedule accepted, where it
+    may reject one. stopped: why training is over, or None.
     Of the epoch under way: loss_sum (a scalar on the device, nats), num_frames, seconds of steps.
     """
 
@@ -23,6 +25,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loss_sum: torch.Tensor
+    average: WeightAverage | None = None
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Tensors = field(default_factory=dict)
@@ -46,9 +49,19 @@ class TrainingState:
         self.loss_sum = torch.zeros_like(self.loss_sum)
         self.num_frames, self.seconds = 0, 0.0
 
+    @property
+    def result(self) -> FrameClassifier:
+        """The net that training would end with now: the mean, where there is one."""
+        return self.average.net if self.average else self.net
+
+    def add_to_average(self) -> None:
+        """Take the weights of this moment into the mean."""
+        self.average = self.average or WeightAverage(self.net)
+        self.average.add(self.net)
+
     def keep_best(self) -> None:
-        """Take the weights of this moment for the best."""
-        self.best = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
+        """Take the result of this moment for the best."""
+        self.best = {name: tensor.detach().clone() for name, tensor in self.result.state_dict().items()}
 
     def accept(self) -> None:
         """Remember this moment as one to go back to."""
@@ -64,6 +77,9 @@ class TrainingState:
         if self.loss_sum.is_cuda:
             random["cuda"] = torch.cuda.get_rng_state(self.loss_sum.device)
         parts = {"now": snapshot(self.net, self.optimizer), "best": self.best, "accepted": self.accepted}
+        if self.average:
+            parts["average"] = dict(self.average.net.state_dict())
+            progress["num_averaged"] = self.average.count
         plain = ("step", "history", "stopped", "num_frames", "seconds")
         return Checkpoint(
             {**parts, "random": random, "sums": {"loss": self.loss_sum}},
@@ -76,6 +92,9 @@ class TrainingState:
         restore(self.net, self.optimizer, parts["now"])
         self.schedule.restore(progress["schedule"])
         self.best, self.accepted = parts.get("best", {}), parts.get("accepted", {})
+        if "average" in parts:
+            self.average = WeightAverage(self.net)
+            self.average.restore(parts["average"], progress["num_averaged"])
         self.loss_sum = parts["sums"]["loss"].to(self.loss_sum.device)
         for name in ("step", "history", "stopped", "num_frames", "seconds"):
             setattr(self, name, progress[name])

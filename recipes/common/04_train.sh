@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The ensemble, whose members are the baseline on their own schedule, and the baseline on the student's schedule.
+# The ensemble, whose members are the baseline on their own schedule, and the baseline trained as long as students are.
 . "$root/recipes/common/stage.sh"
 require "$exp"/feats/{train,dev}.fbank.h5 "$exp"/ali/{train,dev}.h5
 
@@ -7,4 +7,4 @@ sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
 last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))
 run asr_kd train-ensemble "${sets[@]}" --first-seed "$seed" --out "$exp/nnet/member"
-run asr_kd train "${sets[@]}" --student-schedule --seeds "$seed-$last_seed" --out "$exp/nnet/baseline-long"
+run asr_kd train "${sets[@]}" --as-long-as-students --seeds "$seed-$last_seed" --out "$exp/nnet/baseline-long"

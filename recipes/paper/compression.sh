@@ -36,11 +36,13 @@ require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base/data/dev"
 temperature=$(value_of temperature)
 soft_targets ${#members[@]} "$temperature" "$out/targets.h5"
 folders=()
+# The rates of those on labels, whatever the base's students have, and no mean of weights that are not yet pruned.
+rates=(--student-learning-rate "$(value_of learning_rate)" --student-schedule null --student-average-share 0)
 for kind in $kind_list; do
   options=($(options_of "$kind"))
-  run asr_kd train "${sets[@]}" --student-schedule ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
-  run asr_kd distill --targets "$out/targets.h5" --student-start random "${sets[@]}" ${options[@]+"${options[@]}"} --seeds "$seeds" \
-    --out "$out/distilled/$kind"
+  run asr_kd train "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
+  run asr_kd distill --targets "$out/targets.h5" --student-start random "${rates[@]}" "${sets[@]}" ${options[@]+"${options[@]}"} \
+    --seeds "$seeds" --out "$out/distilled/$kind"
   folders+=("$out/labels/$kind/seed${seed_list[0]}")
 done
 

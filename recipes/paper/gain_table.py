@@ -100,7 +100,9 @@ def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float]) -> list[di
     estimates = Estimates(list(systems.values()), METRICS)
     values = {name: estimates.estimate(system, "frame_accuracy") for name, system in systems.items()}
     untaught = [
-        name for name in systems if name == MEMBERS or name.removeprefix("start-").startswith(("hard", "smoothing"))
+        name
+        for name in systems
+        if name == MEMBERS or name.removeprefix("averaged-").removeprefix("start-").startswith(("hard", "smoothing"))
     ]
     baseline = max(untaught, key=lambda name: values[name]["value"])
     rows = []

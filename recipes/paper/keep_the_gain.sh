@@ -2,7 +2,8 @@
 # Section 4 of Hinton, Vinyals & Dean 2015: how much of an ensemble's gain one net keeps, and what it takes.
 usage='Keeping the gain (Hinton, Vinyals & Dean 2015, section 4): how much of the ensemble'\''s gain a student keeps, arm by
 arm, and at what cost. An arm is a way of training: start-NAME begins with a member'\''s weights, NAME-xN trains N times as
-many epochs as a member, start-NAME-xN does both. The best on dev of the members and the arms without a teacher (hard,
+many epochs as a member, averaged-NAME keeps a high learning rate and takes the mean of the weights of the last steps;
+averaged-start-NAME-xN does all three. The best on dev of the members and the arms without a teacher (hard,
 hard-views, smoothing) is the baseline that all shares refer to. All other arms have soft targets alone at T = 1, unless
 their name says otherwise:
   hard            labels                            soft         soft targets, arithmetic mean
@@ -17,13 +18,17 @@ Options of this experiment:
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1")
   --folds N           of the arm `fold` (default 5)
+  --averaged-rate R   learning rate of averaged-NAME (default 0.003)
+  --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)
   --split NAME        shares are of this set, dev or test (default dev)'
 arms=hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views
 teachers=
 view_options="--time-warp 0.2 --freq-warp 0.1"
 folds=5
+averaged_rate=0.003
+average_share=0.7
 split=dev
-own_options="arms teachers view_options folds split"
+own_options="arms teachers view_options folds averaged_rate average_share split"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 . "$root/recipes/paper/nets.sh"
 
@@ -46,11 +51,12 @@ stored() {
 }
 
 hard() {
-  run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
+  run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
+    --out "$out/$arm" "$@"
 }
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
-    --combination arithmetic "${from[@]}" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
+    --combination arithmetic "${on_targets[@]}" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
 }
 of_ensemble() { stored "$1" "${@:2}" -- "${ensemble[@]}"; }
 
@@ -81,8 +87,16 @@ for arm in ${arms//,/ }; do
   times=1
   [ "$kind" = "$arm" ] || times=${arm##*-x}
   epochs=$((times * member_epochs))
-  start=() from=(--student-start random) # whatever the base's students do
-  [ "${kind#start-}" = "$kind" ] || { start=(--initialise "${starts[@]}"); from=(--student-start member); }
+  start=() # whatever the base's students do
+  on_labels=(--schedule "$(value_of schedule)" --average-share "$(value_of average_share)")
+  on_targets=(--student-start random --student-schedule null --student-average-share 0)
+  if [ "${kind#averaged-}" != "$kind" ]; then
+    on_labels=(--schedule constant --average-share "$average_share" --learning-rate "$averaged_rate")
+    on_targets=(--student-start random --student-schedule constant --student-average-share "$average_share")
+    on_targets+=(--student-learning-rate "$averaged_rate")
+  fi
+  kind=${kind#averaged-}
+  [ "${kind#start-}" = "$kind" ] || { start=(--initialise "${starts[@]}"); on_targets+=(--student-start member); }
   kind=${kind#start-}
   train_arm
 done

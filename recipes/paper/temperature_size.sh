@@ -19,7 +19,7 @@ for temperature in ${temperatures//,/ }; do
   soft_targets ${#members[@]} "$temperature" "$out/targets.T$temperature.h5"
 done
 for size in ${sizes//,/ }; do
-  run asr_kd train "${sets[@]}" --student-schedule --hidden-dim "$size" --seeds "$seeds" --out "$out/units$size/hard"
+  run asr_kd train "${sets[@]}" --as-long-as-students --hidden-dim "$size" --seeds "$seeds" --out "$out/units$size/hard"
   kind "$size units, labels" "$out/units$size/hard"
   for temperature in ${temperatures//,/ }; do
     run asr_kd distill --targets "$out/targets.T$temperature.h5" "${sets[@]}" ${soft_only[@]+"${soft_only[@]}"} \
