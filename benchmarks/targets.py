@@ -2,8 +2,10 @@
 """Soft targets of many states: how fast they are made, and what the loss on them takes, on generated data.
 
 A row for each number of states. The ceiling is the matrix products of the members' forward passes, on matrices that are
-there already. Beside it stand the whole of asr-kd soft-targets but for reading features, as a share of the ceiling's
-speed, and where the time goes: `nets` all of the forward passes and windows, `mean` softmax and mean over members,
+there already; operations are 2 for each of their weights; "copies" is how long reading windows, weights and values and
+writing values, logits and targets takes at the bandwidth at which memory is copied, as a share of the ceiling's time.
+Beside it stand the whole of asr-kd soft-targets but for reading features, as a share of the ceiling's speed, and where
+the time goes: `nets` all of the forward passes and windows, `mean` softmax and mean over members,
 `keep` choosing what is kept and bringing it to the CPU, `write` the file with its digests.
 
 --losses compares a batch's loss and gradient with those that autograd makes of the plain formula: time, and the largest
@@ -16,7 +18,6 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
 
 import torch
+from ceilings import Clock, copy_bandwidth, machine
 from torch.nn import functional
 
 from asr_kd.cli_common import run_main
@@ -39,18 +41,24 @@ from asr_kd.store.targets import write_targets
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
 FEAT_DIM, UTT_FRAMES = 40, 250
+# Names and widths.
+COLUMNS = {"states": 7, "Mop/frame": 9, "kB/frame": 9, "copies": 6, "Gop/s": 7, "ceiling": 11, "whole": 11, "share": 6}
+COLUMNS |= dict.fromkeys(("nets", "mean", "keep", "write"), 6)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     """What `work` takes: of CPU time, or until the GPU is done."""
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    clock = Clock("cpu", device)
     begin = clock()
     work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
     return clock() - begin
+
+
+def forward_bytes(net: FrameClassifier, block: int, dtype: torch.dtype) -> float:
+    """Bytes that a net's forward pass moves for each frame of a block, at least, if no cache helps."""
+    weights = sum(layer.weight.numel() for layer in net.linear)
+    values = sum(layer.in_features + layer.out_features for layer in net.linear)
+    return (weights / block + values) * dtype.itemsize
 
 
 @torch.inference_mode()
@@ -71,7 +79,7 @@ def forward(nets: list[FrameClassifier], frames: Frames, dtype: torch.dtype, blo
                 net(windows)
 
 
-def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path) -> None:
+def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path, bandwidth: float) -> None:
     """Print a row for one number of states."""
     config, device = resolve(DnnConfig), resolve_device(args.device)
     dtype = resolve_precision(args.precision, device)
@@ -111,9 +119,14 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path) -> Non
     t = {name: statistics.median(times[1:]) for name, times in found.items()}
     t["ceiling"] *= layout.num_frames / (layout.num_frames // block * block)
     whole = t["write"]
+    # Of a frame.
+    operations = 2 * len(nets) * sum(layer.weight.numel() for layer in nets[0].linear)
+    moved = len(nets) * forward_bytes(nets[0], block, dtype) + (4 * top_k + 2 if top_k else 2 * num_pdfs)
+    ceiling = layout.num_frames / t["ceiling"]
     parts = [t["nets"], t["mean"] - t["nets"], t["keep"] - t["mean"], t["write"] - t["keep"]]
     print(
-        f"{num_pdfs:7,}  {layout.num_frames / t['ceiling']:11,.0f}  {layout.num_frames / whole:11,.0f}  "
+        f"{num_pdfs:7,}  {operations / 1e6:9,.2f}  {moved / 1e3:9,.1f}  {moved * ceiling / bandwidth:6.2f}  "
+        f"{operations * ceiling / 1e9:7,.0f}  {ceiling:11,.0f}  {layout.num_frames / whole:11,.0f}  "
         f"{t['ceiling'] / whole:6.1%}  " + "  ".join(f"{part / whole:6.1%}" for part in parts),
         flush=True,
     )
@@ -211,23 +224,26 @@ def main(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
     sizes = [int(size) for size in args.num_pdfs.split(",")]
     if args.losses:
+        print(machine(resolve_device(args.device)))
         print(f"a batch of {args.batch_size}; memory in float32 tensors of the logits' size")
         print("states   logits    target  plain ms   ours ms  ratio   plain    ours  memory")
         for num_pdfs in sizes:
             measure_losses(args, num_pdfs)
         return
     device = resolve_device(args.device)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    bandwidth = copy_bandwidth(Clock("cpu", device), device)
     what = f"{args.target_pruning} {args.top_k}" if args.top_k else "dense"
     nets = f"{args.num_members} nets of {args.num_hidden_layers}x{args.hidden_dim}"
-    print(f"{name}; {nets}, {resolve_precision(args.precision, device)}; {what}; frames a second, shares of the whole")
-    print(" states      ceiling        whole   share    nets    mean    keep   write")
+    print(f"{machine(device)}; copies {bandwidth / 1e9:.1f} GB/s")
+    print(f"{nets}, {resolve_precision(args.precision, device)}; {what}; frames and operations a second, and shares")
+    print("  ".join(f"{name:>{width}}" for name, width in COLUMNS.items()))
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for num_pdfs in sizes:
-            measure_making(args, num_pdfs, Path(folder))
+            measure_making(args, num_pdfs, Path(folder), bandwidth)
 
 
-if __name__ == "__main__":
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--num-pdfs", default="62,741,14000", help="states, comma-separated (default 62,741,14000)")
     parser.add_argument("--num-members", type=int, default=10)
@@ -243,4 +259,8 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--folder", type=Path, help="for the file (default: the temporary folder)")
-    sys.exit(run_main(main, parser))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))

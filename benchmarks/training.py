@@ -1,180 +1,102 @@
 #!/usr/bin/env python3
-"""Training's frames per second against the loop that one would write by hand, and against its matrix products alone.
+"""Training's frames per second as a share of its matrix products alone, and against the loop that a user would write.
 
-All train the same net on the same generated frames with the same batch size on the same threads, in turn; medians of
-the rounds are printed. The plain loop is float32 over a DataLoader whose Dataset cuts one window a frame out of arrays
-in memory (kinder to it than a file), with 0 workers and with one for each thread, of which the faster counts. The
-ceiling is the products of forward pass, data gradient and weight gradient, on matrices that are there already. Outside
-of the net's own step (forward, loss, backward, clipping, optimiser) is all other time, first of the steps alone, then
-of an epoch of --num-frames with its checkpoint and the evaluation of a tenth as many frames.
+All train the same nets on the same generated frames on the same threads, in turn; medians of the rounds are printed.
+The ceiling is the products of forward pass, weight gradient and data gradient, on matrices that are there already.
+Operations are 6 for each weight (4 in the first layer), bytes those that are moved if no cache helps; "copies" is how
+long these bytes take at the bandwidth at which memory is copied, as a share of the products' time: far below 1, and the
+products are the ceiling. The user's loop is float32 over a DataLoader whose Dataset reads a window a frame from
+HDF5, with 0 workers and with one for each thread, of which the faster counts; by processor time, of which workers only
+take more, with 0. Outside of the net's own step (forward, loss, backward, clipping, optimiser) is all other time, first
+of the steps alone, then of an epoch of --num-frames with its checkpoint and the evaluation of a tenth as many frames;
+a GPU, which works on while Python prepares, has no such time.
+
+--synthetic-frames trains a student on so many frames and their --top-k targets, all made on the device, and says what
+they take there: the paper's scale without a corpus. A pass's order, drawn before it, counts by its share of the pass.
 
 --check-accuracy trains instead to the end in float32 and in the fast precision, over --seeds seeds, on generated states
 that overlap, and compares frame accuracies on dev. --check-memory writes features of --num-frames frames, trains some
-steps on hard labels and on stored soft targets, and compares the largest resident memory with the frames' own.
+steps on hard labels and on stored soft targets, and compares the largest resident memory with the frames' own. Both
+take the first of --nets.
 """
 
 import argparse
-import contextlib
-import io
-import multiprocessing
 import os
+import re
 import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
 
-import numpy as np
 import torch
+from ceilings import Clock, Cost, Products, copy_bandwidth, machine
+from generated import FEAT_DIM, UTT_FRAMES, frames_and_states, labelled_set, top_k_targets
+from plain_loop import PlainLoop, Windows, write_feats
 from torch import nn
-from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset
+from training_checks import check_accuracy, check_memory, name_of, train
 
 from asr_kd.cli_common import run_main
 from asr_kd.config import DistillConfig, DnnConfig, resolve
-from asr_kd.distill.soft_targets import StoredTargets
 from asr_kd.distill.student import student_loss
 from asr_kd.errors import AsrKdError
-from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.device import resolve_device, resolve_precision
-from asr_kd.nnet.frames import Cmvn, Frames
-from asr_kd.store.ali import write_ali
-from asr_kd.store.feats import FeatsReader
-from asr_kd.store.feats_writer import FeatsWriter
-from asr_kd.store.hdf5 import Layout
-from asr_kd.store.targets import TargetsReader, write_targets
 from asr_kd.training import loop
-from asr_kd.training.data import LabelledSet, load_set
-from asr_kd.training.loop import train_net
-from asr_kd.training.run import Run, hard_loss
+from asr_kd.training.data import LabelledSet
+from asr_kd.training.run import Loss
 
-FEAT_DIM, UTT_FRAMES = 40, 300
-
-
-def generated(num_frames: int, num_pdfs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Feats and states: states in runs of 3 to 11 frames, each a Gaussian around its own mean; Gaussians overlap."""
-    rng = np.random.default_rng(seed)
-    means = np.random.default_rng(0).normal(scale=0.35, size=(num_pdfs, FEAT_DIM)).astype(np.float32)
-    pdf = np.repeat(rng.integers(0, num_pdfs, num_frames // 3 + 1), rng.integers(3, 12, num_frames // 3 + 1))
-    pdf = pdf[:num_frames].astype(np.int64)
-    return means[pdf] + rng.standard_normal((num_frames, FEAT_DIM), dtype=np.float32), pdf
+# The paper's net at a quarter of its widths is the last one.
+NETS = "3x256:256,4x512:256,4x512:1024,8x640/3500:256"
+DEV_FRAMES = 10 * UTT_FRAMES  # beside --synthetic-frames
 
 
-def labelled_set(
-    num_frames: int, num_pdfs: int, seed: int, config: DnnConfig, device: torch.device, dtype: torch.dtype
-) -> LabelledSet:
-    """Generated frames as the training loop takes them, in utterances of UTT_FRAMES."""
-    feats, pdf = generated(num_frames, num_pdfs, seed)
-    num_utts = num_frames // UTT_FRAMES
-    layout = Layout.from_lengths([f"utt{u:06d}" for u in range(num_utts)], [UTT_FRAMES] * num_utts)
-    frames = Frames(feats, layout, config.left_context, config.right_context, device, dtype)
-    cmvn = Cmvn("global", np.zeros(FEAT_DIM, np.float32), np.ones(FEAT_DIM, np.float32))
-    labels = {"num_pdfs": num_pdfs, "model_digest": "generated"}
-    states = torch.from_numpy(pdf).int().to(device)
-    return LabelledSet(frames, states, num_pdfs, cmvn, {}, labels, f"{seed}", f"{seed}", num_utts)
+@dataclass(frozen=True)
+class Net:
+    """LAYERSxUNITS[/STATES][:BATCH], as --nets has it."""
 
+    name: str
+    config: DnnConfig
+    num_pdfs: int
 
-class Windows(Dataset):
-    """One window a frame, as one writes it by hand."""
+    @classmethod
+    def parse(cls, text: str, num_pdfs: int) -> "Net":
+        """Raises AsrKdError for anything else."""
+        found = re.fullmatch(r"(\d+)x(\d+)(?:/(\d+))?(?::(\d+))?", text)
+        if not found:
+            raise AsrKdError(f"--nets {text}: write LAYERSxUNITS/STATES:BATCH, as 4x512/500:256 or 4x512")
+        layers, units, states, batch = (int(part) if part else 0 for part in found.groups())
+        keys = {"num_hidden_layers": layers, "hidden_dim": units, "batch_size": batch or 256}
+        return cls(text.split(":")[0], resolve(DnnConfig, keys), states or num_pdfs)
 
-    def __init__(self, feats: np.ndarray, pdf: np.ndarray, config: DnnConfig):
-        self.feats, self.pdf = feats, pdf
-        self.context = np.arange(-config.left_context, config.right_context + 1)
-
-    def __len__(self) -> int:
-        return len(self.pdf)
-
-    def __getitem__(self, frame: int) -> tuple[torch.Tensor, int]:
-        first = frame - frame % UTT_FRAMES
-        rows = np.clip(frame + self.context, first, first + UTT_FRAMES - 1)
-        return torch.from_numpy(self.feats[rows].reshape(-1)), int(self.pdf[frame])
-
-
-class PlainLoop:
-    """A float32 nn.Sequential, AdamW, and a DataLoader; `speed` goes on where it stopped."""
-
-    def __init__(self, dims: list[int], config: DnnConfig, data: Dataset, device: torch.device, num_workers: int):
-        layers = [module for a, b in pairwise(dims) for module in (nn.Linear(a, b), nn.ReLU())]
-        self._net = nn.Sequential(*layers[:-1]).to(device)
-        self._optimizer = torch.optim.AdamW(self._net.parameters(), lr=config.learning_rate)
-        self._loader = DataLoader(data, config.batch_size, shuffle=True, num_workers=num_workers)
-        self._device = device
-
-    def speed(self, seconds: float) -> float:
-        """Frames per second over `seconds`, after the first batch has come (with workers that takes a while)."""
-        begin, frames = None, 0
-        for windows, pdf in self._loader:
-            if begin is None:
-                synchronize(self._device)
-                begin = time.perf_counter()
-            else:
-                frames += len(pdf)
-            self._optimizer.zero_grad()
-            loss = functional.cross_entropy(self._net(windows.to(self._device)), pdf.to(self._device))
-            loss.backward()
-            self._optimizer.step()
-            if time.perf_counter() - begin > seconds:
-                break
-        synchronize(self._device)
-        return frames / (time.perf_counter() - begin)
-
-
-class Products:
-    """The matrix products of a step and nothing else."""
-
-    def __init__(self, dims: list[int], batch_size: int, device: torch.device, dtype: torch.dtype):
-        make = lambda *shape: torch.randn(shape, device=device, dtype=dtype)  # noqa: E731
-        self._weights = [make(b, a) for a, b in pairwise(dims)]
-        self._values = [make(batch_size, dim) for dim in dims]
-        self._batch_size, self._device = batch_size, device
-
-    def speed(self, seconds: float) -> float:
-        """Frames per second over `seconds`."""
-        synchronize(self._device)
-        begin, frames = time.perf_counter(), 0
-        while time.perf_counter() - begin < seconds:
-            for layer, weight in enumerate(self._weights):
-                torch.mm(self._values[layer], weight.t())
-            for layer, weight in reversed(list(enumerate(self._weights))):
-                torch.mm(self._values[layer + 1].t(), self._values[layer])
-                if layer:  # features get no gradient
-                    torch.mm(self._values[layer + 1], weight)
-            frames += self._batch_size
-            if self._device.type == "cuda" and frames % (50 * self._batch_size) == 0:
-                synchronize(self._device)
-        synchronize(self._device)
-        return frames / (time.perf_counter() - begin)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """float32 or bfloat16."""
-    return str(dtype).removeprefix("torch.")
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    @property
+    def dims(self) -> list[int]:
+        """Widths from inputs to states."""
+        inputs = FEAT_DIM * (self.config.left_context + 1 + self.config.right_context)
+        return [inputs, *[self.config.hidden_dim] * self.config.num_hidden_layers, self.num_pdfs]
 
 
 class Stopwatch:
-    """While entered, what train_net's parts take: `step` the net's own, `epoch_end` what follows the steps."""
+    """While entered, seconds of train_net's parts.
 
-    def __init__(self, device: torch.device):
-        self._device, self._begin = device, 0.0
-        self.step = self.epoch_end = 0.0
+    `steps`: all of them; of that `net`: the net's own, and `order`: drawn for `passes` passes. `epoch_end`: what comes
+    after.
+    """
+
+    def __init__(self, clock: Clock):
+        self._clock, self._begin = clock, 0.0
+        self.steps = self.net = self.order = self.epoch_end = 0.0
+        self.passes = 0
 
     def __enter__(self) -> "Stopwatch":
-        self._replaced = {name: getattr(loop, name) for name in ("make_optimizer", "evaluate", "save_checkpoint")}
+        parts = {"_train_epoch": "steps", "_order": "order", "evaluate": "epoch_end", "save_checkpoint": "epoch_end"}
+        self._replaced = {name: getattr(loop, name) for name in ("make_optimizer", *parts)}
         loop.make_optimizer = self._make_optimizer
-        loop.evaluate = self._timed("evaluate")
-        loop.save_checkpoint = self._timed("save_checkpoint")
+        for name, part in parts.items():
+            setattr(loop, name, self._timed(name, part))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -182,201 +104,202 @@ class Stopwatch:
             setattr(loop, name, function)
 
     def _make_optimizer(self, net: nn.Module, config: DnnConfig) -> torch.optim.Optimizer:
-        net.register_forward_pre_hook(lambda *_: self._start())
         optimizer = self._replaced["make_optimizer"](net, config)
-        optimizer.register_step_post_hook(lambda *_: self._stop())
+        if not self._clock.waits:  # for the GPU to be done, in every step: it would be slower
+            net.register_forward_pre_hook(lambda net, _: self._start() if net.training else None)
+            optimizer.register_step_post_hook(lambda *_: self._stop())
         return optimizer
 
     def _start(self) -> None:
-        synchronize(self._device)
-        self._begin = time.perf_counter()
+        self._begin = self._clock()
 
     def _stop(self) -> None:
-        synchronize(self._device)
-        self.step += time.perf_counter() - self._begin
+        self.net += self._clock() - self._begin
 
-    def _timed(self, name: str) -> Callable:
-        def timed(*args: object) -> object:
-            begin = time.perf_counter()
+    def _timed(self, name: str, part: str) -> Callable:
+        def timed(*args: object, **how: object) -> object:
+            begin = self._clock()
             try:
-                return self._replaced[name](*args)
+                return self._replaced[name](*args, **how)
             finally:
-                self.epoch_end += time.perf_counter() - begin
+                setattr(self, part, getattr(self, part) + self._clock() - begin)
+                self.passes += name == "_order"
 
         return timed
 
 
-def train(config: DnnConfig, sets: list[LabelledSet], dtype: torch.dtype, seed: int = 1) -> dict:
-    """The training record of train_net, which is silent here."""
-    data, dev = sets
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        run = Run(Path(folder), seed, config, data, dev, data.labelled, hard_loss(data), {"kind": "hard"}, dtype)
-        return train_net(run).training
+class Trainer:
+    """train_net on the same sets again and again, as many steps as fill the time."""
+
+    def __init__(self, net: Net, sets: list[LabelledSet], dtype: torch.dtype, loss: Loss | None = None):
+        self._net, self._sets, self._dtype, self._loss = net, sets, dtype, loss
+        self._num_steps = 0
+
+    def measure(self, clock: Clock, seconds: float) -> dict[str, float]:
+        """Speed in frames a second, and the shares of time outside the net's own step."""
+        if not self._num_steps:  # a few tell how many fill the time
+            self._num_steps = 4
+            self.measure(clock, seconds)
+        config = replace(self._net.config, max_steps=self._num_steps)
+        with Stopwatch(clock) as watch:
+            history = train(config, self._sets, self._dtype, loss=self._loss).training["history"]
+        num_frames = sum(row["num_frames"] for row in history)
+        of_pass = num_frames / (watch.passes * self._sets[0].frames.layout.num_frames)
+        taken = watch.steps - watch.order * (1 - min(1.0, of_pass))
+        speed = num_frames / taken
+        self._num_steps = max(4, int(seconds * speed / config.batch_size))
+        epoch = self._sets[0].frames.layout.num_frames / speed
+        outside = float("nan") if clock.waits else 1 - watch.net / taken
+        epoch_end = watch.epoch_end / len(history)
+        return {
+            "ours": speed,
+            "outside": outside,
+            "outside_epoch": (outside * epoch + epoch_end) / (epoch + epoch_end),
+            "order": watch.order / watch.passes,
+        }
 
 
-def measure(args: argparse.Namespace, config: DnnConfig, device: torch.device, dtypes: list[torch.dtype]) -> None:
-    """Print the table of speeds."""
-    dims = [FEAT_DIM * (config.left_context + 1 + config.right_context)]
-    dims += [config.hidden_dim] * config.num_hidden_layers + [args.num_pdfs]
-    sizes = (args.num_frames, args.num_frames // 10)
-    sets = {dtype: [labelled_set(n, args.num_pdfs, n, config, device, dtype) for n in sizes] for dtype in dtypes}
-    data = Windows(*generated(args.num_frames, args.num_pdfs, args.num_frames), config)
-    num_threads = torch.get_num_threads()
-    plain = [PlainLoop(dims, config, data, device, num_workers) for num_workers in (0, num_threads)]
-    products = {dtype: Products(dims, config.batch_size, device, dtype) for dtype in dtypes}
-    rows: dict[torch.dtype, list[dict[str, float]]] = {dtype: [] for dtype in dtypes}
-    budget = dict.fromkeys(dtypes, 20)
-    for number in range(args.rounds + 1):  # the first one warms up and finds out how many steps fill the time
-        plain_speed = max(each.speed(args.seconds) for each in plain)
-        for dtype in dtypes:
-            ceiling = products[dtype].speed(args.seconds)
-            with Stopwatch(device) as watch:
-                record = train(replace(config, max_steps=budget[dtype]), sets[dtype], dtype)
-            ours = record["frames_per_second"]
-            budget[dtype] = max(20, int(args.seconds * ours / config.batch_size))
-            outside = 1 - watch.step / record["train_seconds"]
-            epoch = args.num_frames / ours
-            row = {"ours": ours, "plain": plain_speed, "ratio": ours / plain_speed, "ceiling": ceiling}
-            row |= {"share": ours / ceiling, "outside": outside}
-            row["outside_epoch"] = (outside * epoch + watch.epoch_end) / (epoch + watch.epoch_end)
-            rows[dtype] += [row] * (number > 0)
+HEADER = """
+| net | batch | precision | Mop a frame | kB a frame | copies | products Gop/s | products fr/s | ours fr/s | of products | user's fr/s | ours / user's | outside the step | with epoch's end |
+|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""  # noqa: E501 - a table
+
+
+def print_row(net: Net, dtype: torch.dtype, bandwidth: float, rounds: list[dict[str, float]]) -> None:
+    """One configuration, medians of its rounds; ratios are taken within a round."""
+    rounds = [{**each, "share": each["ours"] / each["products"]} for each in rounds]
+    if "plain" in rounds[0]:
+        rounds = [{**each, "ratio": each["ours"] / each["plain"]} for each in rounds]
+    m = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
+    cost = Cost.of(net.dims, net.config.batch_size, dtype)
+    peer = f"{m['plain']:,.0f} | {m['ratio']:.2f}" if "plain" in m else "– | –"
     print(
-        f"{config.num_hidden_layers}x{config.hidden_dim} on {dims[0]} inputs, {args.num_pdfs} states, batches of "
-        f"{config.batch_size}, {num_threads} threads, {device}; medians of {args.rounds} rounds"
+        f"| {net.name} | {net.config.batch_size} | {name_of(dtype)} | {cost.operations / 1e6:.2f} | "
+        f"{cost.bytes / 1e3:.1f} | {cost.bytes * m['products'] / bandwidth:.2f} | "
+        f"{cost.operations * m['products'] / 1e9:,.0f} | {m['products']:,.0f} | {m['ours']:,.0f} | {m['share']:.0%} | "
+        f"{peer} | {m['outside']:.1%} | {m['outside_epoch']:.1%} |".replace("nan%", "–"),
+        flush=True,
     )
-    print("precision    ours fr/s  plain fr/s  ratio  ceiling fr/s  of ceiling  outside the step  with epoch's end")
-    for dtype, found in rows.items():
-        m = {key: statistics.median(row[key] for row in found) for key in found[0]}
-        print(
-            f"{name_of(dtype):10s}  {m['ours']:10,.0f}  {m['plain']:10,.0f}  {m['ratio']:5.2f}  {m['ceiling']:12,.0f}  "
-            f"{m['share']:10.0%}  {m['outside']:16.1%}  {m['outside_epoch']:16.1%}"
+
+
+def begin_table(args: argparse.Namespace, clock: Clock, device: torch.device) -> float:
+    """Print what machine it is; returns the bytes a second at which it copies memory."""
+    bandwidth = copy_bandwidth(clock, device)
+    print(f"{machine(device)}; {clock.kind} time, medians of {args.rounds} rounds; copies {bandwidth / 1e9:.1f} GB/s")
+    return bandwidth
+
+
+def measure(args: argparse.Namespace, nets: list[Net], clock: Clock, device: torch.device, fast: torch.dtype) -> None:
+    """Print the table of speeds."""
+    bandwidth = begin_table(args, clock, device)
+    print(HEADER)
+    for net in nets:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            plain = plain_loops(net, args.num_frames, Path(folder) / "feats.h5", clock, device)
+            parts = {}
+            for dtype in dict.fromkeys([torch.float32, fast]):
+                sizes = (args.num_frames, args.num_frames // 10)
+                sets = [labelled_set(size, net.num_pdfs, size, net.config, device, dtype) for size in sizes]
+                products = Products(net.dims, net.config.batch_size, device, dtype)
+                parts[dtype] = products, Trainer(net, sets, dtype), []
+            for number in range(args.rounds + 1):  # the first one warms up
+                user = max(each.speed(clock, args.seconds) for each in plain)
+                for products, trainer, rounds in parts.values():
+                    found = {"plain": user, "products": products.speed(clock, args.seconds)}
+                    found |= trainer.measure(clock, args.seconds)
+                    rounds += [found] * (number > 0)
+        for dtype, (_, _, rounds) in parts.items():
+            print_row(net, dtype, bandwidth, rounds)
+
+
+def plain_loops(net: Net, num_frames: int, path: Path, clock: Clock, device: torch.device) -> list[PlainLoop]:
+    """The user's loop over a file of generated frames, once for each number of workers worth trying."""
+    feats, pdf = frames_and_states(num_frames, net.num_pdfs, 1, torch.device("cpu"), torch.float32)
+    write_feats(path, feats)
+    workers = {0, torch.get_num_threads()} if clock.kind == "wall" else {0}
+    return [PlainLoop(net.dims, net.config, Windows(path, pdf.numpy(), net.config), device, each) for each in workers]
+
+
+def measure_synthetic(
+    args: argparse.Namespace, nets: list[Net], clock: Clock, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Print the table of speeds on --synthetic-frames, and what they take."""
+    bandwidth = begin_table(args, clock, device)
+    print(
+        f"{args.synthetic_frames:,} frames of {FEAT_DIM} in {name_of(dtype)}, the {args.top_k} largest targets of each"
+    )
+    print(HEADER)
+    notes = []
+    for net in nets:
+        begin = clock()
+        sizes = (args.synthetic_frames, DEV_FRAMES)
+        sets = [labelled_set(size, net.num_pdfs, size, net.config, device, dtype) for size in sizes]
+        targets = top_k_targets(args.synthetic_frames, net.num_pdfs, min(args.top_k, net.num_pdfs), device)
+        made = clock() - begin
+        trainer = Trainer(net, sets, dtype, student_loss(sets[0], targets, resolve(DistillConfig)))
+        products, rounds = Products(net.dims, net.config.batch_size, device, dtype), []
+        for number in range(args.rounds + 1):
+            found = {"products": products.speed(clock, args.seconds), **trainer.measure(clock, args.seconds)}
+            rounds += [found] * (number > 0)
+        print_row(net, dtype, bandwidth, rounds)
+        order, speed = (statistics.median(each[key] for each in rounds) for key in ("order", "ours"))
+        notes.append(
+            f"{net.name}, batch {net.config.batch_size}: made in {made:.1f} s; order of a pass {order:.1f} s; a pass "
+            f"{args.synthetic_frames / speed / 3600:,.2f} h; {peak_memory(device)}"
         )
-    for dtype, found in rows.items():
-        bound = statistics.median(row["ceiling"] / row["plain"] for row in found)
-        print(
-            f"the plain float32 loop reaches {1 / bound:.0%} of the rate of the matrix products in {name_of(dtype)}: "
-            f"nothing that computes in it can be more than {bound:.2f} times as fast here"
-        )
+        del sets, targets, trainer  # the next net's must fit beside nothing
+    print("", *notes, sep="\n")
 
 
-def check_accuracy(args: argparse.Namespace, config: DnnConfig, device: torch.device, fast: torch.dtype) -> None:
-    """Print dev frame accuracies in both precisions."""
-    accuracy: list[np.ndarray] = []
-    for dtype in (torch.float32, fast):
-        sizes = (args.num_frames, args.num_frames // 4)
-        sets = [labelled_set(n, args.num_pdfs, n, config, device, dtype) for n in sizes]
-        records = [train(config, sets, dtype, seed) for seed in range(1, args.seeds + 1)]
-        accuracy.append(np.array([max(row["dev_frame_acc"] for row in record["history"]) for record in records]))
-        print(f"{name_of(dtype):10s}  dev frame accuracies {', '.join(f'{value:.2f}' for value in accuracy[-1])} %")
-    a, b = accuracy
-    difference, error = b.mean() - a.mean(), float(np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / len(a)))
-    verdict = "within" if abs(difference) <= 2 * error else "not within"
-    print(f"difference {difference:+.3f} points, {verdict} two standard errors over the seeds ({error:.3f} each)")
-
-
-def check_memory(args: argparse.Namespace, config: DnnConfig, device: torch.device) -> None:
-    """Print what training holds beside its frames (and its stored targets), each in a process of its own."""
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        path = Path(folder)
-        for name, num_frames in (("train", args.num_frames), ("dev", args.num_frames // 10)):
-            write_set(path, name, num_frames, args.num_pdfs)
-        write_stored_targets(path, args.num_pdfs)
-        for targets in (None, "dense.h5", "top20.h5"):
-            work = (path, targets, replace(config, max_steps=20), device)
-            process = multiprocessing.get_context("spawn").Process(target=print_peak, args=work)
-            process.start()
-            process.join()
-
-
-def write_set(folder: Path, name: str, num_frames: int, num_pdfs: int) -> None:
-    """`name`.feats.h5 and `name`.ali.h5 of noise."""
-    rng = np.random.default_rng(num_frames)
-    with FeatsWriter(folder / f"{name}.feats.h5", kind="fbank", options=FbankOptions(), sample_rate=16000) as writer:
-        for u in range(num_frames // UTT_FRAMES):
-            writer.append(f"{name}{u:06d}", name, rng.standard_normal((UTT_FRAMES, FEAT_DIM), dtype=np.float32))
-    layout = FeatsReader(folder / f"{name}.feats.h5").layout
-    pdf = rng.integers(0, num_pdfs, layout.num_frames)
-    write_ali(folder / f"{name}.ali.h5", layout, pdf, num_pdfs=num_pdfs, model_digest="generated", sil_pdfs=[])
-
-
-def write_stored_targets(folder: Path, num_pdfs: int) -> None:
-    """dense.h5 and top20.h5 for the training set, all mass spread evenly."""
-    with FeatsReader(folder / "train.feats.h5") as reader:
-        layout, content_digest = reader.layout, reader.content_digest
-    attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["generated"], "model_digest": "generated"}
-    attributes["content_digest"] = content_digest
-    for top_k, name in ((None, "dense.h5"), (20, "top20.h5")):
-        width = top_k or num_pdfs
-
-        def block(rows: slice, width: int = width) -> dict[str, np.ndarray]:
-            n = rows.stop - rows.start
-            prob = np.full((n, width), 1 / num_pdfs, np.float32)
-            return {"prob": prob, "pdf": np.tile(np.arange(width), (n, 1)), "tail": 1 - prob.sum(axis=1)}
-
-        begins = range(0, layout.num_frames, 8192)
-        blocks = ((rows, block(rows)) for b in begins if (rows := slice(b, min(b + 8192, layout.num_frames))))
-        write_targets(folder / name, layout, blocks, num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
-
-
-def print_peak(folder: Path, targets: str | None, config: DnnConfig, device: torch.device) -> None:
-    """Train and print the largest resident memory of this process."""
-    shape = {"left_context": config.left_context, "right_context": config.right_context}
-    shape |= {"device": device, "dtype": torch.float32}
-    data = load_set(folder / "train.feats.h5", folder / "train.ali.h5", cmvn="utterance", **shape)
-    dev = load_set(folder / "dev.feats.h5", folder / "dev.ali.h5", cmvn=data.cmvn, **shape)
-    held = sum(each.frames.layout.num_frames * FEAT_DIM * 4 for each in (data, dev))
-    loss, out = hard_loss(data), folder / "net"
-    if targets:
-        reader = TargetsReader(folder / targets)
-        held += (folder / targets).stat().st_size
-        stored = StoredTargets.from_readers([reader], device)
-        loss = student_loss(data, stored, resolve(DistillConfig))
-    with contextlib.redirect_stderr(io.StringIO()):
-        train_net(Run(out, 1, config, data, dev, data.labelled, loss, {"kind": str(targets)}, torch.float32))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    what = f"frames and {targets}" if targets else "frames"
-    print(f"{what:22s}  {held / 1e6:8,.0f} MB  peak {peak / 1e6:8,.0f} MB  difference {(peak - held) / 1e6:7,.0f} MB")
+def peak_memory(device: torch.device) -> str:
+    """The most that this process held on the GPU, or in memory."""
+    if device.type == "cuda":
+        return f"at most {torch.cuda.max_memory_allocated(device) / 1e9:.1f} GB of the GPU"
+    return f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2:.2f} GiB resident"
 
 
 def main(args: argparse.Namespace) -> None:
+    """Print what was asked for."""
     device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
-    config = resolve(
-        DnnConfig,
-        {
-            "num_hidden_layers": args.num_hidden_layers,
-            "hidden_dim": args.hidden_dim,
-            "batch_size": args.batch_size,
-            "num_epochs": args.num_epochs,
-        },
-    )
-    if args.num_frames < 10 * UTT_FRAMES or args.num_frames % (20 * UTT_FRAMES):
-        raise AsrKdError(f"--num-frames {args.num_frames}: must be a multiple of {20 * UTT_FRAMES}")
-    fast = resolve_precision(args.precision, device)
+    nets = [Net.parse(text, args.num_pdfs) for text in args.nets.split(",")]
+    for name, number in (("num-frames", args.num_frames), ("synthetic-frames", args.synthetic_frames)):
+        if number and (number < 10 * UTT_FRAMES or number % (20 * UTT_FRAMES)):
+            raise AsrKdError(f"--{name} {number}: must be a multiple of {20 * UTT_FRAMES}")
+    fast, clock = resolve_precision(args.precision, device), Clock(args.clock, device)
     if args.check_memory:
-        check_memory(args, config, device)
+        check_memory(args, nets[0].config, device)
     elif args.check_accuracy:
-        check_accuracy(args, config, device, fast)
+        check_accuracy(args, replace(nets[0].config, num_epochs=args.num_epochs), device, fast)
+    elif args.synthetic_frames:
+        measure_synthetic(args, nets, clock, device, fast)
     else:
-        measure(args, config, device, [torch.float32] + [fast] * (fast != torch.float32))
+        measure(args, nets, clock, device, fast)
 
 
-if __name__ == "__main__":
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-hidden-layers", type=int, default=4)
-    parser.add_argument("--hidden-dim", type=int, default=512)
-    parser.add_argument("--num-pdfs", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--nets", default=NETS, help=f"LAYERSxUNITS[/STATES][:BATCH], comma-separated (default {NETS})")
+    parser.add_argument("--num-pdfs", type=int, default=500, help="states where a net names none (default 500)")
     parser.add_argument("--num-frames", type=int, default=60_000, help="generated; a tenth or quarter more are dev's")
+    parser.add_argument(
+        "--synthetic-frames", type=int, default=0, help="train a student on so many, made on the device"
+    )
+    parser.add_argument("--top-k", type=int, default=20, help="targets of each of --synthetic-frames (default 20)")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in a round (default 2)")
     parser.add_argument("--threads", type=int, default=0, help="default: one for each core")
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="on a CPU (default wall)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="auto", help="the fast one: auto, float32 or bfloat16")
     parser.add_argument("--check-accuracy", action="store_true", help="compare dev accuracies in place of speeds")
     parser.add_argument("--check-memory", action="store_true", help="compare resident memory in place of speeds")
-    parser.add_argument("--folder", type=Path, help="for the files of --check-memory (default: the temporary folder)")
+    parser.add_argument("--folder", type=Path, help="for files (default: the temporary folder)")
     parser.add_argument("--seeds", type=int, default=3, help="of --check-accuracy")
     parser.add_argument("--num-epochs", type=int, default=4, help="of --check-accuracy")
-    sys.exit(run_main(main, parser))
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))

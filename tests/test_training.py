@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from asr_kd.cli import main
 from asr_kd.config import DnnConfig, resolve
+from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
 from asr_kd.nnet.inference import mean_log_posteriors, of_type
@@ -32,7 +33,7 @@ from asr_kd.store.feats import FeatsReader, content_digest
 from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.hdf5 import Layout, read_layout, seal
 from asr_kd.store.targets import TargetsReader
-from asr_kd.training import loop
+from asr_kd.training import data, loop
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.optimizer import clip_gradients
 from asr_kd.training.run import WITHOUT_EFFECT, Run, hard_loss
@@ -347,6 +348,12 @@ def toy_set(toy: dict, left: int = 3, right: int = 1) -> LabelledSet:
     return load_set(
         toy["feats"], toy["ali"], cmvn="utterance", device=torch.device("cpu"), dtype=torch.float32, **context
     )
+
+
+def test_more_frames_than_are_counted_are_refused(toy, monkeypatch):
+    monkeypatch.setattr(data, "MAX_FRAMES", 10)
+    with pytest.raises(AsrKdError, match=r"at most 10 frames, these are \d+; take a part"):
+        toy_set(toy)
 
 
 def test_label_smoothing_is_the_cross_entropy_with_smoothed_targets(toy):
