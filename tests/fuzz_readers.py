@@ -42,7 +42,7 @@ from asr_kd.hmm.imported import ImportedHmm
 from asr_kd.hmm.kaldi_lang import read_lang
 from asr_kd.hmm.kaldi_model import KaldiModel, read_mdl
 from asr_kd.hmm.model import HmmModel
-from asr_kd.hmm.tree import ContextTree, Leaf, Split, Table
+from asr_kd.hmm.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
 from asr_kd.model_card import scores_of
 from asr_kd.nnet.net_dir import load_net, save_net
 from asr_kd.nnet.priors import read_counts
@@ -164,7 +164,8 @@ for name in ("phones.txt", "phones/align_lexicon.txt", "phones/silence.csl"):
 def imported_hmm(name: str):
     def make(folder: Path) -> Path:
         lang = read_lang([a_lang_folder("phones.txt")(folder).parent], None, None, lambda _: None)
-        tree = ContextTree(Table(0, tuple(map(Leaf, range(TOPOLOGY_TRANSITIONS.num_pdfs)))), 1, 0)
+        of_phones = [Table(PDF_CLASS, tuple(map(Leaf, pdfs))) for pdfs in ((0, 1), (2, 3), (4, 3))]
+        tree = ContextTree(Table(0, (None, *of_phones)), 1, 0)
         ImportedHmm(MODEL, tree.to_bytes(), lang).save(folder / "hmm")
         return folder / "hmm" / name
 

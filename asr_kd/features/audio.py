@@ -66,10 +66,11 @@ class AudioFile:
                 raise AsrKdError(
                     f"{self.name}: is truncated, its header declares {self.num_samples} samples, {missing} are missing"
                 )
-        samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        with np.errstate(over="ignore"):
+            samples = np.concatenate(blocks) * np.float32(INT16_SCALE)
         if not np.isfinite(samples).all():
             raise AsrKdError(f"{self.name}: holds samples that are NaN or infinite")
-        return samples * np.float32(INT16_SCALE)
+        return samples
 
 
 def read_audio(
