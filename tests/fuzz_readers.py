@@ -1,5 +1,6 @@
 """Every reader of strangers' files, registered for fuzz.py: one `register` for each kind of file."""
 
+import gzip
 import importlib.util
 import json
 from pathlib import Path
@@ -24,6 +25,8 @@ from made_up_systems import make_system
 from asr_kd.config import load_yaml
 from asr_kd.corpus.datadir import read_data_dir
 from asr_kd.corpus.lexicon import read_lexicon
+from asr_kd.corpus.librispeech import read_genders, read_subset
+from asr_kd.corpus.mboshi import read_corpus as read_mboshi
 from asr_kd.corpus.mnist import read_idx
 from asr_kd.corpus.symbols import read_symbols
 from asr_kd.corpus.tables import read_table
@@ -41,8 +44,12 @@ from asr_kd.hmm.import_kaldi import read_alignments
 from asr_kd.hmm.imported import ImportedHmm
 from asr_kd.hmm.kaldi_lang import read_lang
 from asr_kd.hmm.kaldi_model import KaldiModel, read_mdl
+from asr_kd.hmm.lattice import Lattice
+from asr_kd.hmm.lattice_table import read_lattices, write_lattices
 from asr_kd.hmm.model import HmmModel
 from asr_kd.hmm.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
+from asr_kd.lm.arpa import read_arpa
+from asr_kd.lm.text import read_text, read_vocabulary
 from asr_kd.model_card import scores_of
 from asr_kd.nnet.net_dir import load_net, save_net
 from asr_kd.nnet.priors import read_counts
@@ -302,6 +309,66 @@ register("posterior-text", holding(POST_TEXT, "post.ark"), sparse)
 register("posterior-binary", holding(binary_posteriors(), "post.ark"), sparse)
 
 
+# --- language models, lattices
+
+ARPA = """\\data\\
+ngram 1=5
+ngram 2=3
+
+\\1-grams:
+-99\t<s>\t-0.3
+-0.5\t</s>
+-1.5\t<unk>
+-0.7\ta\t-0.2
+-0.9\tb\t-0.1
+
+\\2-grams:
+-0.4\t<s> a
+-0.3\ta b
+-0.2\tb </s>
+
+\\end\\
+"""
+
+
+def a_language_model(path: Path) -> int:
+    model = read_arpa(path)
+    for level in model.levels:
+        assert np.isfinite(level.log_prob).all()
+    return len(model.words)
+
+
+register("arpa", holding(ARPA, "lm.arpa"), a_language_model)
+register("arpa.gz", holding(gzip.compress(ARPA.encode(), mtime=0), "lm.arpa.gz"), a_language_model)
+register("lm-text", holding("a b\nb\nb a a\n", "lm.txt"), lambda path: len(read_text(path)))
+register("lm-vocabulary", holding("a\nb\nc\n", "words"), lambda path: len(read_vocabulary(path)))
+
+
+def a_lattice(kind: str):
+    def make(folder: Path) -> Path:
+        states = [0, 0, 1, 2], [1, 2, 2, 3]
+        costs = [1.5, 0.5, 0.25, 2.0], [-10.0, -10.25, -1.0, 3.0]
+        columns = (np.array(column) for column in (*states, [4, 3, 4, 0], *costs))
+        tids = [np.array(each, "<i4").tobytes() for each in ([9], [7, 8], [9], [11])]
+        lattice = Lattice.from_arcs(0, 3, *columns, tids)
+        write_lattices(f"{kind}:{folder}/lat", [("u", lattice), ("v", lattice)])
+        return folder / "lat"
+
+    return make
+
+
+def lattices_of(path: Path) -> int:
+    count = 0
+    for _, lattice in read_lattices(f"ark:{path}"):
+        assert (lattice.source < lattice.target).all()
+        count += len(lattice.tids)
+    return count
+
+
+register("lattices", a_lattice("ark"), lattices_of)
+register("lattices-text", a_lattice("ark,t"), lattices_of)
+
+
 # --- our own files: always the same, for as a donor, whole in another's place, each is right
 
 FRAMES = RNG.normal(size=(LAYOUT.num_frames, 4)).astype(np.float32)
@@ -527,5 +594,52 @@ register("audio-float.wav", sound("FLOAT", "wav"), samples)
 register("audio.flac", sound("PCM_16", "flac"), samples)
 register("audio.ogg", sound("VORBIS", "ogg"), samples)
 register("wav-list", holding("a a.wav\nb b.flac\n", "list"), lambda path: len(read_wav_list(str(path))))
+CHAPTER = "19-141-0000 HE TOOK A BOX\n19-141-0001 NO\n"
+SPEAKERS = ";ID |SEX| SUBSET | MINUTES | NAME\n19 | F | train-clean-5 | 0.5 | A\n26 | M | train-clean-5 | 0.5 | B\n"
+
+
+def librispeech(name: str):
+    def make(folder: Path) -> Path:
+        chapter = folder / "train-clean-5/19/141"
+        chapter.mkdir(parents=True)
+        for number in range(2):
+            (chapter / f"19-141-000{number}.flac").touch()  # its transcripts alone are read
+        (chapter / "19-141.trans.txt").write_text(CHAPTER)
+        (folder / "SPEAKERS.TXT").write_text(SPEAKERS)
+        return folder / name
+
+    return make
+
+
+register(
+    "librispeech/trans.txt",
+    librispeech("train-clean-5/19/141/19-141.trans.txt"),
+    lambda path: len(read_subset(path.parents[2])),
+)
+register(
+    "librispeech/SPEAKERS.TXT",
+    librispeech("SPEAKERS.TXT"),
+    lambda path: len(read_genders(path.parent / "train-clean-5")),
+)
+
+
+def mboshi(ending: str):
+    def make(folder: Path) -> Path:
+        for split in ("train", "dev"):
+            (folder / split).mkdir()
+            name = folder / split / "abiayi_2015-09-08-11-31-39_samsung-SM-T530_mdw_elicit_Dico18_1"
+            soundfile.write(f"{name}.wav", NOISE, 16000, subtype="PCM_16")
+            Path(f"{name}.mb.cleaned").write_text("ambángé á lebá\n")
+        return Path(f"{name}{ending}")
+
+    return make
+
+
+for ending in (".wav", ".mb.cleaned"):
+    register(
+        f"mboshi{ending}",
+        mboshi(ending),
+        lambda path: len(read_mboshi(path.parents[1], any_version=True, log=lambda _: None).left_out),
+    )
 IDX = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (2, 3, 3)) + bytes(range(18))
 register("idx", holding(IDX), lambda path: read_idx(path.read_bytes(), 3, str(path)).shape)
