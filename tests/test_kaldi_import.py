@@ -38,7 +38,7 @@ from asr_kd.hmm.mdl import format_mdl
 KALDI = Path(__file__).parents[2] / "shared/reference/kaldi_system"
 needs_reference = pytest.mark.skipif(not KALDI.is_dir(), reason="../shared/reference (made by Kaldi) is not there")
 SHAPE = ["--device", "cpu", "--hidden-dim", 24, "--num-hidden-layers", 1, "--left-context", 1, "--right-context", 1]
-SHAPE += ["--learning-rate", 0.02, "--student-learning-rate", 0.02, "--batch-size", 64, "--warmup-steps", 10]
+SHAPE += ["--learning-rate", 0.02, "--batch-size", 64, "--warmup-steps", 10]
 SYSTEMS = """\
 - {name: baseline, role: baseline, nets: [[nnet/member/seed1]]}
 - {name: ensemble, role: ensemble, combination: arithmetic, nets: [[nnet/member/seed1, nnet/member/seed2]]}
@@ -215,7 +215,8 @@ def finished(kaldi_folder, imported) -> Path:
     assert run("train", *sets, *dev, *SHAPE, *ensemble) == 0
     teachers = [exp / f"nnet/member/seed{seed}" for seed in (1, 2)]
     assert run("soft-targets", "--teachers", *teachers, *sets[:2], "--device", "cpu", "--out", exp / "targets.h5") == 0
-    student = ("--targets", exp / "targets.h5", "--student-epochs", 8, "--out", exp / "nnet/student")
+    student = ("--targets", exp / "targets.h5", "--student-epochs", 8)
+    student += ("--student-learning-rate", 0.02, "--out", exp / "nnet/student")
     assert run("distill", *sets, *dev, *SHAPE, *student) == 0
     decoding = [f"--{s}-{what}" for s in ("dev", "test") for what in ("feats", "data")]
     places = [exp / "feats/dev.fbank.h5", data / "dev", exp / "feats/test.fbank.h5", data / "test"]
