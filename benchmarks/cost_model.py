@@ -35,7 +35,7 @@ from asr_kd.cli_common import run_main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.distill.soft_targets import pack
 from asr_kd.nnet.inference import mean_log_posteriors
-from asr_kd.nnet.model import Architecture, new_net
+from asr_kd.nnet.model import new_net
 
 CPU = torch.device("cpu")
 FRAMES_PER_HOUR = 360_000
@@ -110,11 +110,9 @@ def measure_targets(args: argparse.Namespace, clock: Clock) -> None:
     for text in names:
         members, _, shape = text.partition("*")
         net, num_members = Net.parse(shape, 500), int(members)
-        config, num_pdfs = net.config, net.num_pdfs
-        context = (config.left_context, config.right_context)
-        sizes = (FEAT_DIM, config.num_hidden_layers, config.hidden_dim, num_pdfs)
-        nets = [new_net(Architecture(*context, *sizes), seed).eval() for seed in range(num_members)]
-        frames = labelled_set(600, num_pdfs, 1, config, CPU, torch.float32).frames
+        num_pdfs = net.num_pdfs
+        nets = [new_net(net.architecture, seed).eval() for seed in range(num_members)]
+        frames = labelled_set(600, num_pdfs, 1, net.config, CPU, torch.float32).frames
         found = []
         for _ in range(args.rounds + 1):
             begin, number = clock(), 0

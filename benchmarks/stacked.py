@@ -16,13 +16,12 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
 
 import torch
 from ceilings import Clock, machine
-from generated import FEAT_DIM
 from torch import nn
 from training import Net, name_of
 
 from asr_kd.cli_common import run_main
 from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
-from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
+from asr_kd.nnet.model import FrameClassifier, new_net
 from asr_kd.training.cross_entropy import Term, cross_entropy, hard_targets
 from asr_kd.training.optimizer import make_optimizer
 
@@ -92,9 +91,7 @@ def largest_difference(nets: list[FrameClassifier], stacked: Stacked) -> float:
 def measure(args: argparse.Namespace, spec: Net, device: torch.device, dtype: torch.dtype) -> None:
     """Print a row."""
     config, clock = spec.config, Clock(args.clock, device)
-    sizes = (FEAT_DIM, config.num_hidden_layers, config.hidden_dim, spec.num_pdfs)
-    architecture = Architecture(config.left_context, config.right_context, *sizes)
-    nets = [new_net(architecture, seed).to(device) for seed in range(args.num_members)]
+    nets = [new_net(spec.architecture, seed).to(device) for seed in range(args.num_members)]
     stacked = Stacked(nets)
     windows = torch.randn(config.batch_size, spec.dims[0], device=device)
     labels = torch.randint(spec.num_pdfs, (config.batch_size,), device=device)

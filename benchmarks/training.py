@@ -45,6 +45,7 @@ from asr_kd.config import DistillConfig, DnnConfig, resolve
 from asr_kd.distill.student import student_loss
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import resolve_device, resolve_precision
+from asr_kd.nnet.model import Architecture
 from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.run import Loss
@@ -73,10 +74,17 @@ class Net:
         return cls(text.split(":")[0], resolve(DnnConfig, keys), states or num_pdfs)
 
     @property
+    def architecture(self) -> Architecture:
+        """Its shape on generated frames."""
+        c = self.config
+        sizes = (FEAT_DIM, c.num_hidden_layers, c.hidden_dim, self.num_pdfs)
+        return Architecture(c.left_context, c.right_context, *sizes)
+
+    @property
     def dims(self) -> list[int]:
         """Widths from inputs to states."""
-        inputs = FEAT_DIM * (self.config.left_context + 1 + self.config.right_context)
-        return [inputs, *[self.config.hidden_dim] * self.config.num_hidden_layers, self.num_pdfs]
+        a = self.architecture
+        return [a.feat_dim * a.window, *[a.hidden_dim] * a.num_hidden_layers, a.num_pdfs]
 
 
 class Stopwatch:

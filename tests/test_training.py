@@ -737,7 +737,7 @@ def test_an_utterance_of_one_frame_has_a_window():
 
 
 def test_the_training_side_imports_without_librosa_torchaudio_and_the_kaldi_wheels():
-    blocked = ["tensorboard", "librosa", "torchaudio", "kaldi_hmm_gmm", "kaldifst", "espeakng_loader"]
+    blocked = ["tensorboard", "librosa", "torchaudio", "kaldi_hmm_gmm", "kaldifst", "numba", "espeakng_loader"]
     program = (
         f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked}]; "
         "from asr_kd.cli import main; import asr_kd.scoring.report, asr_kd.scoring.results, asr_kd.features.fbank; "

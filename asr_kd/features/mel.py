@@ -5,6 +5,9 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FrontEndOptions
 
+# Mel energies (n, num_mel_bins), and the energy (n,) of the windows where that is used.
+MelBlock = tuple[torch.Tensor, torch.Tensor | None]
+
 
 def mel_scale(freq: torch.Tensor) -> torch.Tensor:
     """Hz to mel (Kaldi's, which is HTK's)."""

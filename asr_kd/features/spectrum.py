@@ -12,10 +12,9 @@ import numpy as np
 import torch
 
 from asr_kd.features.deltas import add_deltas
-from asr_kd.features.mel import mel_matrix
+from asr_kd.features.mel import MelBlock, mel_matrix
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.features.spectrum_cpu import BLOCK_FRAMES, MelBlock, mel_blocks
-from asr_kd.features.window import apart, covered, pack, place, window_function
+from asr_kd.features.window import BLOCK_FRAMES, apart, covered, pack, place, window_function
 
 # Kaldi floors energies at the smallest float32 step before the logarithm: silence is log(1.19e-7) = -15.94.
 ENERGY_FLOOR = torch.finfo(torch.float32).eps
@@ -127,6 +126,8 @@ def analyse(
     rows = place(utterances, options, 0 if arrays else apart(options))
     num_rows = -(-rows[-1].stop // block) * block
     if arrays:
+        from asr_kd.features.spectrum_cpu import mel_blocks  # numba, which tensors do not need
+
         blocks = mel_blocks(utterances, options, use_power)
     else:
         signal = pack(utterances, rows, options, num_rows, block)

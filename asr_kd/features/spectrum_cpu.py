@@ -12,18 +12,14 @@ import numpy as np
 import torch
 
 from asr_kd.compiled import compiled
-from asr_kd.features.mel import mel_matrix
+from asr_kd.features.mel import MelBlock, mel_matrix
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.features.window import num_frames, window_function
+from asr_kd.features.window import BLOCK_FRAMES, num_frames, window_function
 
-# Large enough that the calls themselves cost little, small enough that a block stays in the caches of a core.
-BLOCK_FRAMES = 256
 # Frames side by side where filters are applied, so that one instruction does the same for several of them ...
 LANES = 64
 # ... and a row of them is this long: rows a power of two apart would compete for the same lines of the cache.
 LANE_STRIDE = LANES + 16
-# Mel energies (n, num_mel_bins), and the energy (n,) of the windows where that is used.
-MelBlock = tuple[torch.Tensor, torch.Tensor | None]
 # A sum of numba is in the order that is written, one element at a time, unless it may be taken apart.
 compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
 compiled_pass = functools.partial(compiled, fastmath={"contract"})

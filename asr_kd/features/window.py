@@ -10,6 +10,8 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FrontEndOptions
 
 VECTOR = 64
+# Large enough that the calls themselves cost little, small enough that a block stays in the caches of a core.
+BLOCK_FRAMES = 256
 
 
 def num_frames(num_samples: int, options: FrontEndOptions) -> int:
