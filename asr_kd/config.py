@@ -184,6 +184,7 @@ class DistillConfig:
     student_learning_rate: float
     student_schedule: str | None
     student_average_share: float
+    student_view_share: float | None
     student_patience: int
     sweep_temperatures: list[float]
     sweep_soft_weights: list[float]
@@ -208,6 +209,7 @@ class DistillConfig:
         names = f"null, or one of {', '.join(SCHEDULES)}"
         _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
+        _require(self, "null, or from 0 to 1", lambda x: x is None or 0 <= x <= 1, "student_view_share")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl", "online_members")
         _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")

@@ -456,6 +456,18 @@ def test_keys_without_effect_do_not_make_a_net_be_trained_again(toy, tmp_path):
     assert {key: getattr(defaults, key) for key in WITHOUT_EFFECT} == WITHOUT_EFFECT
 
 
+def test_views_of_students_alone_leave_members_as_they_are(members, toy, tmp_path):
+    views = ["--freq-warp", 0.1, "--view-share", 0]
+    run("train", *sets(toy), "--seeds", 1, "--num-epochs", 4, *SMALL, *views, "--out", tmp_path / "member")
+    cards = [load_card(each)["training"] for each in (tmp_path / "member/seed1", members[0])]
+    assert cards[0]["fingerprint"] == cards[1]["fingerprint"]
+    views += ["--student-view-share", 0.5, "--student-epochs", 1]
+    run("train", *sets(toy), *SMALL, *views, "--as-long-as-students", "--out", tmp_path / "long")
+    run("distill", *sets(toy), *SMALL, *views, "--teachers", *members, "--out", tmp_path / "student")
+    for name in ("long", "student"):
+        assert load_card(tmp_path / name / "seed1")["training"]["config"]["view_share"] == 0.5
+
+
 @pytest.mark.parametrize("max_norm", [1e-3, 0.5, 5.0, 1e9])
 def test_clipping_is_torchs_bit_for_bit(max_norm):
     ours, theirs = (new_net(Architecture(1, 1, 4, 2, 8, 5), seed=3) for _ in range(2))

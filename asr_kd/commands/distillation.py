@@ -124,6 +124,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_learning_rate",
         "student_schedule",
         "student_average_share",
+        "student_view_share",
         "student_patience",
         DnnConfig,
         CompressConfig,

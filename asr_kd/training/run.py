@@ -50,6 +50,18 @@ WITHOUT_EFFECT = {
     "keep_best": "frame_acc",
     "patience": 0,
 }
+# Keys of the views, none of which has an effect where no window is seen so.
+OF_VIEWS = {
+    "feature_noise",
+    "time_warp",
+    "freq_warp",
+    "time_masks",
+    "time_mask_width",
+    "freq_masks",
+    "freq_mask_width",
+    "image_jitter",
+    "view_share",
+}
 
 
 def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
@@ -97,10 +109,11 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Digest of what the weights depend on, but for the numbers of threads and processes, which are recorded."""
+        left_out = NOT_IN_WEIGHTS if self.config.view_share else NOT_IN_WEIGHTS | OF_VIEWS
         config = {
             key: value
             for key, value in asdict(self.config).items()
-            if key not in NOT_IN_WEIGHTS and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
+            if key not in left_out and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
         }
         return fingerprint(
             seed=self.seed,
