@@ -150,8 +150,8 @@ def distill(args: argparse.Namespace) -> None:
         targets, key = _stored(args, session)
     else:
         members = _load_teachers(args, session, [config.combination])
-        targets, values = _online(members, config.temperature, config.combination, config, session)
-        key = _key(members, config.combination, values, args.values)
+        targets = _online(members, config.temperature, config.combination, config, session)
+        key = _key(members, config.combination, "online", args.values)
     starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
     compress = resolve(CompressConfig, args.values)
     for seed in seeds:
@@ -210,6 +210,8 @@ def _how_called(combination: str, values: dict[str, Any]) -> dict[str, int]:
 
 def _key(members: Sequence[TrainedNet], combination: str, values: str, config_values: dict[str, Any]) -> dict[str, Any]:
     called = _how_called(combination, config_values)
+    if values == "online" and config_values["online_members"]:
+        called["online_members"] = config_values["online_members"]
     return {"members": [member.digest for member in members], "combination": combination, "values": values, **called}
 
 
@@ -267,11 +269,10 @@ def sweep(args: argparse.Namespace) -> None:
 
 def _online(
     members: Sequence[TrainedNet], temperature: float, combination: str, config: DistillConfig, session: Session
-) -> tuple[OnlineTargets, str]:
-    """Soft targets of every batch as the student sees it, and what their values are, for the fingerprint."""
-    called, drawn = _how_called(combination, session.values), config.online_members
-    targets = OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=drawn)
-    return targets, f"online, {drawn} drawn" if drawn else "online"
+) -> OnlineTargets:
+    """Soft targets of every batch as the student sees it."""
+    called = _how_called(combination, session.values)
+    return OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=config.online_members)
 
 
 def _sweep_targets(
@@ -279,7 +280,7 @@ def _sweep_targets(
 ) -> tuple[SoftTargets, str]:
     """Soft targets of one setting, and what their values are, for the fingerprint."""
     if config.online_targets:
-        return _online(members, temperature, combination, config, session)
+        return _online(members, temperature, combination, config, session), "online"
     values = f"top{config.top_k}" if config.top_k else "dense"
     if config.kept.keys() != {"top_k"}:
         values = json.dumps(config.kept)
