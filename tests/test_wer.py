@@ -458,6 +458,14 @@ def seed_counts(path):
     return {kind: int(count) for count, kind in re.findall(r"(\d+) (ins|del|sub)", path.read_text())}
 
 
+def test_tables_of_an_earlier_run_do_not_stay(tmp_path):
+    ref, a, b = (GOLDEN / f"plain.{name}.trn" for name in ("ref", "a", "b"))
+    assert score_words_of(tmp_path, "--ref", ref, "--hyp", a, "--hyp", b, "--num-resamples", "10") == 0
+    assert (tmp_path / "out" / "comparisons.csv").exists()
+    assert score_words_of(tmp_path, "--ref", ref, "--hyp", a, "--num-resamples", "10") == 0
+    assert not list((tmp_path / "out").glob("comparisons.*"))
+
+
 def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):
     ref, a, b = (GOLDEN / f"plain.{name}.trn" for name in ("ref", "a", "b"))
     options = ("--weights", "sclite", "--num-resamples", "500")
