@@ -324,3 +324,16 @@ def test_members_that_lack_a_fold_lack_the_same_utterances(toy, tmp_path):
         cards = [load_card(tmp_path / name / seed)["training"] for name in ("resident", "streamed")]
         assert cards[0]["transfer"] == cards[1]["transfer"]
         assert cards[0]["num_train_frames"] == cards[1]["num_train_frames"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--top-k", 3, "--target-pruning", "random"], ["--top-k-kl", 0.01], ["--top-k", "null"]]
+)
+def test_soft_targets_of_frames_on_disk_are_the_same_file(toy, tmp_path, options, monkeypatch):
+    monkeypatch.setattr("asr_kd.nnet.frames.BLOCK_FRAMES", 300)
+    run("train", *sets(toy), *SMALL, "--num-epochs", 1, "--out", tmp_path)
+    argv = ["soft-targets", "--teachers", tmp_path / "seed1", "--feats", toy["feats"], "--device", "cpu", *options]
+    argv += ["--precision", "float32"]
+    run(*argv, "--out", tmp_path / "whole.h5")
+    run(*argv, "--resident-frames", 500, "--out", tmp_path / "read.h5")
+    assert (tmp_path / "read.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()

@@ -21,7 +21,7 @@ from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.distill.student import train_student
 from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.frames import Frames, FramesOnDisk
 from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json, write_text
@@ -54,7 +54,16 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     ),
     path("--utt2uniq", "for --out-of-fold: originals of perturbed copies, where names do not tell", required=False),
     DEVICE,
-    config=["temperature", "combination", "top_k", "top_k_kl", "target_pruning", "top_n", "precision"],
+    config=[
+        "temperature",
+        "combination",
+        "top_k",
+        "top_k_kl",
+        "target_pruning",
+        "top_n",
+        "precision",
+        "resident_frames",
+    ],
     by_torchrun=True,
 )
 def soft_targets(args: argparse.Namespace) -> None:
@@ -79,7 +88,8 @@ def soft_targets(args: argparse.Namespace) -> None:
 
     def work() -> None:
         a = members[0].net.architecture
-        frames = Frames.from_reader(
+        fits = reader.layout.num_frames <= args.values["resident_frames"] or not args.values["resident_frames"]
+        frames = (Frames.from_reader if fits else FramesOnDisk)(
             reader, members[0].cmvn, a.left_context, a.right_context, compute.device, compute.dtype
         )
         shared = {"dtype": compute.dtype, "unseen": unseen, "world": args.world}

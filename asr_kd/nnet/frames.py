@@ -194,3 +194,36 @@ class Frames:
         """The windows of block_rows: (rows, windows)."""
         for rows in self.block_rows(batch_size, world):
             yield rows, self.windows(torch.arange(rows.start, rows.stop, device=self.device))
+
+
+class FramesOnDisk(Frames):
+    """As Frames, but none is held: the utterances that windows are asked for are read for them.
+
+    For what goes through all frames in order, of sets that do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        reader: FeatsReader,
+        cmvn: Cmvn,
+        left_context: int,
+        right_context: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Windows raise AsrKdError as Cmvn.normaliser says."""
+        self.layout, self.feat_dim, self.device = reader.layout, reader.feat_dim, device
+        self.window = left_context + 1 + right_context
+        self._normalised = cmvn.normaliser(reader)
+        self._shape = (left_context, right_context, device, dtype)
+
+    def windows(self, index: torch.Tensor) -> torch.Tensor:
+        """See Frames; frames that lie far apart are read one after the other."""
+        first, last = int(index.min()), int(index.max())
+        if last - first > BLOCK_FRAMES:
+            return torch.cat([self.windows(half) for half in index.chunk(2)])
+        offsets = self.layout.offsets
+        begin, end = np.searchsorted(offsets, [first, last], side="right").tolist()
+        utts = slice(begin - 1, end)
+        frames = Frames(self._normalised(utts), self.layout.part(utts), *self._shape)
+        return frames.windows(index - int(offsets[utts.start]))
