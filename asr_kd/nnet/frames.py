@@ -87,13 +87,15 @@ class Cmvn:
 
         return normalised
 
-    def _norms(self, reader: FeatsReader) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Sequence[str]]:
-        """Mean and inverse deviation of every group of utterances, and each utterance's group."""
+    def _norms(self, reader: FeatsReader) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and inverse deviation of groups of utterances, (num_groups, 2, feat_dim), and each utterance's group."""
         if self.fixed:
-            return {"": (self.mean, self.istd)}, [""] * reader.layout.num_utts
-        groups = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
-        totals = pool(reader.cmvn_stats, groups)
-        return {group: mean_and_istd(stats, norm_vars=True) for group, stats in totals.items()}, groups
+            return np.array([[self.mean, self.istd]]), np.zeros(reader.layout.num_utts, dtype=int)
+        names = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
+        totals = pool(reader.cmvn_stats, names)
+        norms = np.array([mean_and_istd(stats, norm_vars=True) for stats in totals.values()])
+        number = {name: group for group, name in enumerate(totals)}
+        return norms.reshape(-1, 2, reader.feat_dim), np.array([number[name] for name in names], dtype=int)
 
 
 def joined_layout(readers: Sequence[FeatsReader]) -> Layout:
