@@ -29,7 +29,7 @@ import torch
 from ceilings import Clock, machine
 from generated import UTT_FRAMES
 from growth import asr_kd, measured
-from training import Net, name_of
+from training import Net, Stopwatch, name_of
 from training_checks import train, write_set, write_stored_targets
 
 from asr_kd.cli_common import run_main
@@ -41,7 +41,7 @@ from asr_kd.nnet.device import resolve_device, resolve_precision
 from asr_kd.store.targets import TargetsReader, TargetsRows
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.run import Loss, hard_loss
-from asr_kd.training.stream import Stream, StreamedIndex, StreamedSet, load_or_stream
+from asr_kd.training.stream import Stream, StreamedSet, load_or_stream
 
 
 class Arm:
@@ -83,12 +83,11 @@ class Arm:
 
     def train_pass(self) -> dict[str, float]:
         """Frames a second of a pass, by the clock and by processor time, and the share that it waited."""
-        self.waited, cpu = 0.0, time.process_time()
-        config = replace(self.net.config, num_epochs=1)
-        record = train(config, self.sets, self._how["dtype"], loss=self.loss, index=self.index).training
-        cpu = time.process_time() - cpu
+        self.waited, config = 0.0, replace(self.net.config, num_epochs=1)
+        with Stopwatch(Clock("cpu", self._how["device"])) as watch:
+            record = train(config, self.sets, self._how["dtype"], loss=self.loss, index=self.index).training
         taken, frames = record["train_seconds"], record["num_train_frames"]
-        return {"wall": frames / taken, "cpu": frames / cpu, "waited": self.waited / taken}
+        return {"wall": frames / taken, "cpu": frames / watch.steps, "waited": self.waited / taken}
 
     def read_alone(self) -> float:
         """Frames a second, of processor time on a CPU, of a pass of which nothing but the order is used."""
@@ -139,7 +138,8 @@ def measure_memory(args: argparse.Namespace, folder: Path) -> None:
     print("| frames | streamed, MiB | resident, MiB |")
     print("|---:|---:|---:|")
     for size in (int(text) for text in args.sizes.split(",")):
-        write_set(folder, str(size), size, args.num_pdfs)
+        # Apart, so that what is measured does not begin with what this took.
+        measured(lambda size=size: write_set(folder, str(size), size, args.num_pdfs), folder / "log")
         paths = ["--feats", folder / f"{size}.feats.h5", "--ali", folder / f"{size}.ali.h5"]
         paths += ["--dev-feats", folder / "dev.feats.h5", "--dev-ali", folder / "dev.ali.h5"]
         net = ["--num-hidden-layers", 1, "--hidden-dim", 16, "--num-epochs", 1, "--device", args.device]

@@ -112,7 +112,7 @@ def test_every_frame_comes_once_a_pass_with_its_neighbours(data):
     number_of_pass = data.draw(st.integers(0, 3))
     ends = [index.groups(3, number_of_pass + turn)[1] for turn in (0, 1)]
     fewest = min(int(np.diff(each, prepend=0)[:-1].min(initial=len(expected))) for each in ends)
-    refused = pytest.raises(AsrKdError, match="resident_frames: half of them hold but")
+    refused = pytest.raises(AsrKdError, match="resident_frames: half of so many hold only")
     with refused if fewest < len(expected) else contextlib.nullcontext():
         for turn in (0, 1):
             index.order(3, number_of_pass + turn, fewest + 1)
@@ -308,7 +308,7 @@ def test_what_needs_all_frames_refuses_a_part(toy, tmp_path, capsys):
     refused = {
         "asr-kd sweep without online_targets needs all frames": ["sweep", "--teachers", net],
         "asr-kd train-specialists needs all frames": ["train-specialists", "--generalist", net],
-        "half of them hold but": ["train", "--batch-size", 300],
+        "half of so many hold only": ["train", "--batch-size", 300],
     }
     for complaint, argv in refused.items():
         argv = [argv[0], *sets(toy), *SMALL, *argv[1:], *HALF_OF_TOY, "--out", tmp_path / "out"]

@@ -350,12 +350,12 @@ class StreamedOrder:
 
     def __init__(self, index: StreamedIndex, seed: int, number_of_pass: int, batch_size: int):
         """Raises AsrKdError where there are groups of less than a batch."""
-        self._index, self._seed, self._number_of_pass, self._batch_size = index, seed, number_of_pass, batch_size
+        self._index, self._seed, self._number_of_pass = index, seed, number_of_pass
         self._groups, self._ends = index.groups(seed, number_of_pass)
         fewest = int(np.diff(self._ends, prepend=0)[:-1].min(initial=batch_size))
         if fewest < batch_size:
             raise AsrKdError(
-                f"resident_frames: half of them hold but {fewest} frames to train on, less than a batch of "
+                f"resident_frames: half of so many hold only {fewest} frames to train on, fewer than a batch of "
                 f"{batch_size}; set more, or a smaller batch_size"
             )
 
