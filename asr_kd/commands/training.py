@@ -134,7 +134,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     INITIALISE,
     option("--as-long-as-students", "with a student's epochs and patience: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_patience", CompressConfig],
+    config=[DnnConfig, "student_epochs", "student_patience", "student_view_share", CompressConfig],
     by_torchrun=True,
 )
 def train(args: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from asr_kd.world import ALONE, World
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs, learning rates, averaging and patience."""
+    """The members' configuration with the student's epochs, views, learning rates, averaging and patience."""
     return replace(
         as_long_as_students(dnn, distill),
         learning_rate=distill.student_learning_rate,
@@ -29,12 +29,13 @@ def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
 
 
 def as_long_as_students(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs and patience: the long baseline.
+    """The members' configuration with the student's epochs, views and patience: the long baseline.
 
     Its learning rates are the members': those that are good for soft targets are not for labels.
     """
     patience = distill.student_patience or dnn.patience
-    return replace(dnn, num_epochs=distill.student_epochs, patience=patience)
+    view_share = dnn.view_share if distill.student_view_share is None else distill.student_view_share
+    return replace(dnn, num_epochs=distill.student_epochs, patience=patience, view_share=view_share)
 
 
 def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfig, unlike_parts: World = ALONE) -> Loss:

@@ -40,6 +40,7 @@ WITHOUT_EFFECT = {
     "freq_masks": 0,
     "freq_mask_width": 8,
     "image_jitter": 0,
+    "view_share": 1.0,
     "schedule": "linear",
     "start_halving_impr": 0.01,
     "end_halving_impr": 0.001,
@@ -50,6 +51,18 @@ WITHOUT_EFFECT = {
     "steps_per_epoch": None,
     "keep_best": "frame_acc",
     "patience": 0,
+}
+# Keys of the views, none of which has an effect where no window is seen so.
+OF_VIEWS = {
+    "feature_noise",
+    "time_warp",
+    "freq_warp",
+    "time_masks",
+    "time_mask_width",
+    "freq_masks",
+    "freq_mask_width",
+    "image_jitter",
+    "view_share",
 }
 
 
@@ -98,10 +111,11 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Digest of what the weights depend on, but for the numbers of threads and processes, which are recorded."""
+        left_out = NOT_IN_WEIGHTS if self.config.view_share else NOT_IN_WEIGHTS | OF_VIEWS
         config = {
             key: value
             for key, value in asdict(self.config).items()
-            if key not in NOT_IN_WEIGHTS and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
+            if key not in left_out and not (key in WITHOUT_EFFECT and value == WITHOUT_EFFECT[key])
         }
         return fingerprint(
             seed=self.seed,

@@ -93,11 +93,14 @@ class StreamedFrames:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that are on the device together, and whose frames `index` takes, in the order of so many a pass."""
+    """Blocks that are on the device together, and whose frames `index` takes, in an order that `seed` gives.
+
+    number: over all passes of a run. Neighbours lie in different halves, and each in the same one after a kill: rows
+    are the same then, which a loss may look at.
+    """
 
     index: "StreamedIndex"
     seed: int
-    number_of_pass: int
     number: int
     blocks: list[np.ndarray] = field(compare=False, repr=False)
 
@@ -176,9 +179,10 @@ class Stream:
         """
         wanted = [*groups, then][:2]
         for group in wanted:
-            if not any(half.group == group for half in self._halves):
-                self._begin(next(half for half in self._halves if half.group not in wanted), group)
-        return [self._rows(next(half for half in self._halves if half.group == group)) for group in groups]
+            half = self._halves[group.number % 2]
+            if half.group != group:
+                self._begin(half, group)
+        return [self._rows(self._halves[group.number % 2]) for group in groups]
 
     def stop(self) -> None:
         """Let the thread stop at the next block, and forget what is on the device."""
@@ -220,7 +224,7 @@ class Stream:
                 found.append((begin + np.flatnonzero(is_wanted)).astype(np.int32))
                 lengths.append(self._layout.lengths[of_set])
                 begin += len(pdf)
-            generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number_of_pass, group.number))
+            generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number))
             rows = torch.from_numpy(np.concatenate(found))
             rows = rows[torch.randperm(len(rows), generator=generator)].to(self.device)
         return rows, torch.from_numpy(half.first + np.cumsum(np.concatenate(lengths)))
@@ -317,8 +321,8 @@ class StreamedIndex:
         """The groups of a pass, and how many frames to train on have come by the end of each."""
         order = np.random.default_rng(mixed_seed(seed, number_of_pass)).permutation(len(self._blocks))
         dealt = [order[group] for group in deal(self._sizes[order], self.stream.group_frames)]
-        blocks = [[self._blocks[block] for block in group] for group in dealt]
-        groups = [Group(self, seed, number_of_pass, number, each) for number, each in enumerate(blocks)]
+        blocks, first = [[self._blocks[block] for block in group] for group in dealt], number_of_pass * len(dealt)
+        groups = [Group(self, seed, number, each) for number, each in enumerate(blocks, first)]
         return groups, np.cumsum([self._takes[group].sum() for group in dealt])
 
     def sample(self, at_most: int) -> torch.Tensor:
@@ -326,7 +330,7 @@ class StreamedIndex:
         utts, longest = np.flatnonzero(self._counts), self.stream.frames.layout.lengths.max()
         number = min(len(utts), at_most / self._counts[utts].mean(), self.stream.group_frames / longest)
         spread = np.linspace(0, len(utts) - 1, max(1, int(number))).round().astype(int)
-        group = Group(self, -1, 0, 0, [utts[spread]])  # no run has this seed
+        group = Group(self, -1, 0, [utts[spread]])  # no run has this seed
         return self.stream.hold([group], group)[0]
 
 
@@ -334,12 +338,18 @@ def deal(sizes: np.ndarray, group_frames: int) -> list[np.ndarray]:
     """Blocks of these sizes, in their order, in groups of about equal ones: the numbers of the blocks of each.
 
     A block is in the group that its middle falls into, so that a group is larger than group_frames by one block at
-    most.
+    most. Where that left a group without blocks, the next takes its place: their number depends on the total alone.
+
+    sizes: each at most group_frames.
     """
     total = int(sizes.sum())
     num_groups = -(-total // group_frames)
     group = (2 * np.cumsum(sizes) - sizes) * num_groups // (2 * total)
-    return np.split(np.arange(len(sizes)), np.flatnonzero(np.diff(group)) + 1)
+    place = np.arange(len(sizes))
+    group = np.minimum.accumulate(group - place) + place  # none is passed over,
+    group = np.minimum(group, place)
+    group = np.maximum(group, num_groups - len(sizes) + place)  # and there is a block for each of the last
+    return np.split(place, np.flatnonzero(np.diff(group)) + 1)
 
 
 class StreamedOrder:
