@@ -30,6 +30,8 @@ SWEPT = {
     "combination": "sweep_combinations",
 }
 
+# Frames on the device are counted in int32, in half the memory of int64: 5965 h at 10 ms.
+MAX_FRAMES = (1 << 31) - 1
 MAX_CONTEXT = 1000  # ten seconds; a net whose input is much longer fills the memory of any machine
 # Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
 TEMPERATURES = (1e-6, 1e6)
@@ -123,9 +125,11 @@ class DnnConfig:
     checkpoint_minutes: float
     tensorboard: bool
     precision: str
+    resident_frames: int
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no net can be trained with."""
+        _require(self, f"from 0 to {MAX_FRAMES:,}", lambda x: 0 <= x <= MAX_FRAMES, "resident_frames")
         _require(self, "at least 1", lambda x: x >= 1, "hidden_dim", "batch_size", "num_epochs")
         _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "max_steps", "steps_per_epoch")
         _require(self, "above 0", lambda x: 0 < x < math.inf, "learning_rate", "checkpoint_minutes")

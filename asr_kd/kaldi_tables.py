@@ -16,7 +16,6 @@ from asr_kd.nnet.frames import BLOCK_FRAMES, Frames
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout
 from asr_kd.store.kaldi_posterior import Posterior, generator_of, rand_prune
 from asr_kd.store.targets import stream_targets
 
@@ -47,11 +46,10 @@ def log_posteriors(
     block_frames = max(1, min(BLOCK_FRAMES, MAX_POSTERIORS // a.num_pdfs))
     how = {"combination": combination, "temperature": temperature, "dtype": dtype, "top_n": top_n}
     for utts, feats in first.cmvn.normalised_blocks(reader, block_frames):
-        utt_ids, lengths = layout.utt_ids[utts], layout.lengths[utts]
-        part = Layout.from_lengths(utt_ids, lengths, layout.frame_shift_ms, layout.snip_edges)
+        part = layout.part(utts)
         frames = Frames(feats, part, a.left_context, a.right_context, device, dtype)
         log_post = np.concatenate([rows.cpu().numpy() for _, rows in joint_log_posteriors(nets, frames, **how)])
-        for utt_id in utt_ids:
+        for utt_id in part.utt_ids:
             yield utt_id, log_post[part.rows(utt_id)]
 
 

@@ -25,6 +25,7 @@ from asr_kd.store.targets import TargetsReader, write_targets
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Loss, Run, hard_loss
+from asr_kd.training.stream import StreamedIndex
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -33,13 +34,19 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def train(
-    config: DnnConfig, sets: list[LabelledSet], dtype: torch.dtype, seed: int = 1, loss: Loss | None = None
+    config: DnnConfig,
+    sets: list[LabelledSet],
+    dtype: torch.dtype,
+    seed: int = 1,
+    loss: Loss | None = None,
+    index: StreamedIndex | torch.Tensor | None = None,
 ) -> TrainedNet:
-    """train_net, silent and on hard labels unless told otherwise."""
+    """train_net, silent and on the hard labels of all frames unless told otherwise."""
     data, dev = sets
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         loss = loss or hard_loss(data)
-        return train_net(Run(Path(folder), seed, config, data, dev, data.labelled, loss, {"kind": "measured"}, dtype))
+        index = data.labelled if index is None else index
+        return train_net(Run(Path(folder), seed, config, data, dev, index, loss, {"kind": "measured"}, dtype))
 
 
 def check_accuracy(args: argparse.Namespace, config: DnnConfig, device: torch.device, fast: torch.dtype) -> None:

@@ -17,7 +17,7 @@ from asr_kd.nnet.model import Architecture, new_net
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SUITES = yaml.safe_load((FOLDER / "everything.yaml").read_text())
-HERE = ("training.py", "stacked.py", "targets.py", "fbank_device.py", "cost_model.py")
+HERE = ("training.py", "streamed.py", "stacked.py", "targets.py", "fbank_device.py", "cost_model.py")
 ENTRIES = [entry for entries in SUITES.values() for entry in entries]
 # Each kind once: tiny, many are the same.
 COMMANDS = {

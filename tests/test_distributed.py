@@ -174,6 +174,7 @@ def test_each_process_of_a_machine_has_its_gpu(monkeypatch):
 OPTIONS = {
     "plain": [],
     "augmented and clipped": ["--time-masks", 1, "--feature-noise", 0.2, "--time-warp", 0.1, "--max-grad-norm", 0.3],
+    "streamed": ["--resident-frames", 500, "--time-masks", 1],
     "pruned and bounded": ["--prune-sparsity", 0.5, "--prune-every", 7, "--max-norm", 1.0, "--label-smoothing", 0.1],
     "newbob": [
         "--optimizer",
@@ -191,7 +192,8 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize(
-    ("size", "name"), [(4, "plain"), (4, "augmented and clipped"), (2, "pruned and bounded"), (2, "newbob")]
+    ("size", "name"),
+    [(4, "plain"), (4, "augmented and clipped"), (2, "streamed"), (2, "pruned and bounded"), (2, "newbob")],
 )
 def test_one_net_trained_together_is_that_of_one_process(toy, tmp_path, size, name):
     argv = ["train", *sets(toy), *SMALL, *OPTIONS[name]]

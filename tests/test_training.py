@@ -23,7 +23,7 @@ from asr_kd.config import DnnConfig, resolve
 from asr_kd.distill.soft_targets import OnlineTargets
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FbankOptions
-from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
+from asr_kd.nnet.frames import Cmvn, Frames
 from asr_kd.nnet.inference import mean_log_posteriors, of_type
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.nnet.net_dir import load_card, load_net, weights_digest
@@ -32,7 +32,7 @@ from asr_kd.store import tensors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader, content_digest
 from asr_kd.store.feats_writer import FeatsWriter
-from asr_kd.store.hdf5 import Layout, read_layout, seal
+from asr_kd.store.hdf5 import Layout, blocks_of_utterances, read_layout, seal
 from asr_kd.store.targets import TargetsReader
 from asr_kd.training import data, loop
 from asr_kd.training.data import LabelledSet, load_set
@@ -353,7 +353,7 @@ def toy_set(toy: dict, left: int = 3, right: int = 1) -> LabelledSet:
 
 def test_more_frames_than_are_counted_are_refused(toy, monkeypatch):
     monkeypatch.setattr(data, "MAX_FRAMES", 10)
-    with pytest.raises(AsrKdError, match=r"at most 10 frames, these are \d+; take a part"):
+    with pytest.raises(AsrKdError, match=r"at most 10 frames, these are \d+; stream them"):
         toy_set(toy)
 
 
@@ -485,7 +485,7 @@ def test_clipping_is_torchs_bit_for_bit(max_norm):
 def test_any_context_cuts_the_windows_that_clamped_indices_give(lengths, left, right, block_frames):
     layout = Layout.from_lengths([f"u{n}" for n in range(len(lengths))], lengths)
     feats = np.random.default_rng(1).normal(size=(layout.num_frames, 3)).astype(np.float32)
-    utts = list(_blocks_of_utterances(layout.offsets, block_frames))
+    utts = list(blocks_of_utterances(layout.offsets, block_frames))
     assert [u for part in utts for u in range(part.start, part.stop)] == list(range(len(lengths)))
     first = np.repeat(layout.offsets[:-1], lengths)[:, None]
     last = np.repeat(layout.offsets[1:], lengths)[:, None] - 1

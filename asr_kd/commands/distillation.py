@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,13 +21,16 @@ from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.distill.student import train_student
 from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.frames import Frames, FramesOnDisk
 from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.targets import TargetsReader
+from asr_kd.store.targets import TargetsReader, TargetsRows
 from asr_kd.training.data import digest_of
+from asr_kd.training.stream import StreamedSet
+
+AnyTargets = TypeVar("AnyTargets", TargetsReader, TargetsRows)
 
 
 def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
@@ -51,7 +54,16 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
     ),
     path("--utt2uniq", "for --out-of-fold: originals of perturbed copies, where names do not tell", required=False),
     DEVICE,
-    config=["temperature", "combination", "top_k", "top_k_kl", "target_pruning", "top_n", "precision"],
+    config=[
+        "temperature",
+        "combination",
+        "top_k",
+        "top_k_kl",
+        "target_pruning",
+        "top_n",
+        "precision",
+        "resident_frames",
+    ],
     by_torchrun=True,
 )
 def soft_targets(args: argparse.Namespace) -> None:
@@ -76,7 +88,8 @@ def soft_targets(args: argparse.Namespace) -> None:
 
     def work() -> None:
         a = members[0].net.architecture
-        frames = Frames.from_reader(
+        fits = reader.layout.num_frames <= args.values["resident_frames"] or not args.values["resident_frames"]
+        frames = (Frames.from_reader if fits else FramesOnDisk)(
             reader, members[0].cmvn, a.left_context, a.right_context, compute.device, compute.dtype
         )
         shared = {"dtype": compute.dtype, "unseen": unseen, "world": args.world}
@@ -171,21 +184,25 @@ def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, 
     files = [(args.targets, args.feats)]
     if args.extra_targets:
         files.append((args.extra_targets, args.extra_feats))
-    readers = [_fitting_targets(targets, FeatsReader(feats), args, session) for targets, feats in files]
+    is_streamed = isinstance(session.train, StreamedSet)
+    kind = TargetsRows if is_streamed else TargetsReader
+    readers = [_fitting_targets(kind(targets), FeatsReader(feats), args, session) for targets, feats in files]
     key = {
         "members": readers[0].members,
         "combination": readers[0].combination,
         "values": " ".join(reader.digest for reader in readers),
     }
+    if is_streamed:
+        return StoredTargets.from_stream(readers, session.train.stream), key
     return StoredTargets.from_readers(readers, session.device), key
 
 
-def _fitting_targets(path: Path, feats: FeatsReader, args: argparse.Namespace, session: Session) -> TargetsReader:
+def _fitting_targets(reader: AnyTargets, feats: FeatsReader, args: argparse.Namespace, session: Session) -> AnyTargets:
     """Targets of these features and of the states at hand; raises AsrKdError if they are of others."""
-    reader, train = TargetsReader(path), session.train
+    train = session.train
     for key in ("temperature", "combination"):
         if key in vars(args) and args.values[key] != getattr(reader, key):
-            raise AsrKdError(f"--{key} {args.values[key]}: {path} was made with {getattr(reader, key)}")
+            raise AsrKdError(f"--{key} {args.values[key]}: {reader.path} was made with {getattr(reader, key)}")
     reader.require_fit(
         feats.layout,
         feats.content_digest,
@@ -248,6 +265,8 @@ def sweep(args: argparse.Namespace) -> None:
     """
     config = resolve(DistillConfig, args.values)
     session = begin(args)
+    if not config.online_targets:
+        session.require_resident("asr-kd sweep without online_targets")
     members = _load_teachers(args, session, config.sweep_combinations)
     starts = initial_nets(_first_weights(args, config, [args.seed]), [args.seed], session)
     rows = []

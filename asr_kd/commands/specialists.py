@@ -45,6 +45,7 @@ def train_specialists(args: argparse.Namespace) -> None:
     generalist = load_net(args.generalist)
     args.values |= _shape_of(generalist, args)
     config, session = resolve(SpecialistsConfig, args.values), begin(args)
+    session.require_resident("asr-kd train-specialists")
     _require_same_inputs(args, generalist, session.train)
     generalist.net.to(session.device)
     how = {

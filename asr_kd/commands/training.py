@@ -31,6 +31,7 @@ from asr_kd.store.atomic import write_json
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.loop import train_net
 from asr_kd.training.run import Run, hard_loss
+from asr_kd.training.stream import StreamedSet, load_or_stream
 from asr_kd.world import ALONE, World
 
 OUT = path("--out", "one folder a seed is made below this one")
@@ -72,6 +73,11 @@ class Session:
         """The training set, with the labels that may be looked at."""
         return self.transfer.train
 
+    def require_resident(self, command: str) -> None:
+        """Raise AsrKdError where the training set is streamed, for what wants all of it at once."""
+        if isinstance(self.train, StreamedSet):
+            raise AsrKdError(f"resident_frames: {command} needs all frames on the device; leave it at 0")
+
 
 def begin(args: argparse.Namespace) -> Session:
     """Load what TRAINING_SETS, TRANSFER, DEVICE and the configuration name; record the run in OUT/run.json.
@@ -86,7 +92,8 @@ def begin(args: argparse.Namespace) -> Session:
         "dtype": compute.dtype,
     }
     choice = transfer_choice(args)
-    train = load_set(args.feats, args.ali, cmvn=dnn.cmvn, extra_feats=vars(args).get("extra_feats"), **shape)
+    of_train = {"cmvn": dnn.cmvn, "extra_feats": vars(args).get("extra_feats"), "resident_frames": dnn.resident_frames}
+    train = load_or_stream(args.feats, args.ali, **of_train, **shape)
     dev = load_set(args.dev_feats, args.dev_ali, cmvn=train.cmvn, **shape)
     if (dev.labels, dev.front_end) != (train.labels, train.front_end):
         raise AsrKdError(f"{args.dev_ali}: its states or features are not those of {args.ali}")

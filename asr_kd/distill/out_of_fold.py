@@ -18,6 +18,7 @@ from asr_kd.nnet.inference import combine, of_type
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import read_transfer_utts
 from asr_kd.store.hdf5 import Layout
+from asr_kd.training.stream import StreamedIndex
 from asr_kd.world import ALONE, World
 
 
@@ -31,13 +32,17 @@ class Folds:
         if not 2 <= num_folds <= len(place):
             raise AsrKdError(f"--folds {num_folds}: must lie between 2 and the number of utterances, {len(place)}")
         self._num_folds, self._seed = num_folds, seed
-        fold_of_utt = np.array([place[name] % num_folds for name in originals])
-        self.fold_of_frame = np.repeat(fold_of_utt, layout.lengths)
+        self._fold_of_utt = np.array([place[name] % num_folds for name in originals])
+        self._lengths = layout.lengths
 
     def without(self, transfer: TransferSet, fold: int) -> TransferSet:
         """`transfer` less one fold; raises AsrKdError where nothing is left."""
-        stays = torch.from_numpy(self.fold_of_frame != fold).to(transfer.index.device)
-        index = transfer.index[stays[transfer.index.long()]]
+        held_out, index = self._fold_of_utt == fold, transfer.index
+        if isinstance(index, StreamedIndex):
+            index = index.without(held_out)
+        else:
+            stays = torch.from_numpy(np.repeat(~held_out, self._lengths)).to(index.device)
+            index = index[stays[index.long()]]
         if not len(index):
             raise AsrKdError(f"--folds {self._num_folds}: without fold {fold} no frame is left to train on")
         record = {"folds": self._num_folds, "held_out_fold": fold, "fold_seed": self._seed}

@@ -19,9 +19,10 @@ from asr_kd.nnet.frames import Frames, front_end
 from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.targets import TargetsReader, read_parts, write_part, write_targets
+from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
+from asr_kd.training.stream import Stream
 from asr_kd.world import ALONE, World
 
 
@@ -65,21 +66,12 @@ class StoredTargets:
         self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
     ):
         self.temperature = temperature
-        self._prob, self._pdf = prob, pdf
-        self._tail = tail if tail is not None and tail.any() else None  # none of targets drawn at random
+        self._prob, self._pdf, self._tail = prob, pdf, tail
 
     @classmethod
     def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
         """Those of one targets.h5 after another; raises AsrKdError where they differ in kind."""
-        first = readers[0]
-        for reader in readers:
-            for key in ("temperature", "combination"):
-                if getattr(reader, key) != getattr(first, key):
-                    raise AsrKdError(
-                        f"{reader.path}: has {key} {getattr(reader, key)}, {first.path} {getattr(first, key)}"
-                    )
-            if reader.prob.shape[1] != first.prob.shape[1] or (reader.pdf is None) != (first.pdf is None):
-                raise AsrKdError(f"{reader.path}: keeps more or fewer targets a frame than {first.path}")
+        require_one_kind(readers)
 
         def joined(name: str) -> torch.Tensor | None:
             arrays = [getattr(reader, name) for reader in readers]
@@ -88,7 +80,13 @@ class StoredTargets:
             tensors = [torch.from_numpy(array).to(device) for array in arrays]
             return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-        return cls(first.temperature, joined("prob"), joined("pdf"), joined("tail"))
+        return cls(readers[0].temperature, joined("prob"), joined("pdf"), _unless_empty(joined("tail")))
+
+    @classmethod
+    def from_stream(cls, readers: Sequence[TargetsRows], stream: Stream) -> "StoredTargets":
+        """Those of the frames that a stream has on the device; raises AsrKdError where files differ in kind."""
+        require_one_kind(readers)
+        return cls(readers[0].temperature, *stream.add_targets(readers))
 
     @classmethod
     def from_members(
@@ -125,7 +123,7 @@ class StoredTargets:
             prob[rows], pdf[rows] = found.prob, found.pdf
             if found.tail is not None:
                 tail[rows] = found.tail
-        return cls(temperature, prob, pdf, tail)
+        return cls(temperature, prob, pdf, _unless_empty(tail))
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """See SoftTargets; the windows are not looked at."""
@@ -173,6 +171,22 @@ class OnlineTargets:
         with autocast(windows.device, self._dtype):
             logits = torch.stack([net(windows) for net in self._answering(index)])
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
+
+
+def _unless_empty(tail: torch.Tensor | None) -> torch.Tensor | None:
+    """Tails, but none of targets drawn at random, which have no mass there."""
+    return tail if tail is not None and tail.any() else None
+
+
+def require_one_kind(readers: Sequence[TargetsReader | TargetsRows]) -> None:
+    """Raise AsrKdError unless all were made at one temperature by one mean, and keep alike of a frame."""
+    first = readers[0]
+    for reader in readers:
+        for key in ("temperature", "combination"):
+            if getattr(reader, key) != getattr(first, key):
+                raise AsrKdError(f"{reader.path}: has {key} {getattr(reader, key)}, {first.path} {getattr(first, key)}")
+        if reader.prob.shape[1] != first.prob.shape[1] or (reader.pdf is None) != (first.pdf is None):
+            raise AsrKdError(f"{reader.path}: keeps more or fewer targets a frame than {first.path}")
 
 
 def check_members(

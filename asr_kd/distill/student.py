@@ -98,7 +98,6 @@ def train_student(
         "label_use": distill.label_use,
         **targets_key,
     }
-    some_unlabelled = bool((transfer.train.pdf[transfer.index.long()] < 0).any())
     return train_net(
         Run(
             out=out,
@@ -107,7 +106,7 @@ def train_student(
             train=transfer.train,
             dev=dev,
             transfer_index=transfer.index,
-            loss=student_loss(transfer.train, targets, distill, world if some_unlabelled else ALONE),
+            loss=student_loss(transfer.train, targets, distill, world if transfer.has_unlabelled else ALONE),
             loss_key=loss_key,
             dtype=dtype,
             transfer=transfer.record,

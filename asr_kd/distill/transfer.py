@@ -18,6 +18,7 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.training.data import LabelledSet, digest_of
+from asr_kd.training.stream import StreamedIndex, StreamedSet
 
 _COPY = re.compile(r"(sp\d+\.\d+-)+")
 
@@ -85,12 +86,20 @@ class TransferChoice:
 class TransferSet:
     """Frames to train on, index (n,) int32, of a set in which those keep their labels that may be looked at.
 
+    Of a StreamedSet they are a StreamedIndex, which hides labels itself.
     record: what was chosen, for net.json; empty if nothing was.
     """
 
     train: LabelledSet
-    index: torch.Tensor
+    index: torch.Tensor | StreamedIndex
     record: dict[str, Any]
+
+    @property
+    def has_unlabelled(self) -> bool:
+        """Whether a frame to train on has no label that may be looked at."""
+        if isinstance(self.index, StreamedIndex):
+            return self.index.has_unlabelled
+        return bool((self.train.pdf[self.index.long()] < 0).any())
 
 
 def choose(train: LabelledSet, choice: TransferChoice) -> TransferSet:
@@ -98,23 +107,30 @@ def choose(train: LabelledSet, choice: TransferChoice) -> TransferSet:
 
     Raises AsrKdError where the choice leaves no frame, or names what is not there.
     """
-    layout, pdf = train.frames.layout, train.pdf.cpu().numpy()
+    layout = train.frames.layout
     own = np.arange(layout.num_utts) < train.num_own_utts
     chosen, labelled = _chosen_utts(layout.utt_ids[: train.num_own_utts], choice)
     chosen, labelled = (np.concatenate([utts, ~own[train.num_own_utts :]]) for utts in (chosen, labelled))
     lengths = layout.lengths
-    frames = np.repeat(chosen, lengths) & _states_wanted(pdf, choice, train.num_pdfs)
-    if choice.labelled_share < 1:
-        pdf = np.where(np.repeat(labelled, lengths), pdf, FAILED).astype(np.int32)
-        train = replace(train, pdf=torch.from_numpy(pdf).to(train.pdf.device), ali_digest=digest_of(pdf))
-    else:
-        frames &= (pdf != FAILED) | np.repeat(~own, lengths)
-    if not frames.any():
-        raise AsrKdError("the transfer set that was asked for holds not one frame")
+
+    def select(utts: slice, pdf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        frames = np.repeat(chosen[utts], lengths[utts]) & _states_wanted(pdf, choice, train.num_pdfs)
+        if choice.labelled_share < 1:
+            return np.where(np.repeat(labelled[utts], lengths[utts]), pdf, FAILED).astype(np.int32), frames
+        return pdf, frames & ((pdf != FAILED) | np.repeat(~own[utts], lengths[utts]))
+
     record = choice.record
     if not own.all():
         record |= {"num_extra_utts": int((~own).sum()), "num_extra_frames": int(lengths[~own].sum())}
-    index = torch.from_numpy(np.flatnonzero(frames).astype(np.int32)).to(train.pdf.device)
+    if isinstance(train, StreamedSet):
+        index = StreamedIndex(train.stream, select, {"chosen": choice.record, "labelled": digest_of(labelled)})
+    else:
+        pdf, frames = select(slice(None), train.pdf.cpu().numpy())
+        if choice.labelled_share < 1:
+            train = replace(train, pdf=torch.from_numpy(pdf).to(train.pdf.device), ali_digest=digest_of(pdf))
+        index = torch.from_numpy(np.flatnonzero(frames).astype(np.int32)).to(train.pdf.device)
+    if not len(index):
+        raise AsrKdError("the transfer set that was asked for holds not one frame")
     return TransferSet(train, index, record)
 
 

@@ -1,6 +1,6 @@
 """Normalised features, resident on the device, from which one gather takes the windows of a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.hdf5 import Layout, blocks_of_utterances
 from asr_kd.world import ALONE, World
 
 # Frames that are read and normalised at a time: some tens of megabytes.
@@ -58,9 +58,19 @@ class Cmvn:
 
         Raises AsrKdError naming an utterance whose values are not finite, or not those of its digest.
         """
+        normalised = self.normaliser(reader)
+        for utts in blocks_of_utterances(reader.layout.offsets, block_frames):
+            yield utts, normalised(utts)
+
+    def normaliser(self, reader: FeatsReader) -> Callable[[slice], np.ndarray]:
+        """What reads and normalises utterances of `reader` that follow each other: (n, feat_dim) float32.
+
+        It raises AsrKdError as normalised_blocks does.
+        """
         norms, groups = self._norms(reader)
         offsets = reader.layout.offsets
-        for utts in _blocks_of_utterances(offsets, block_frames):
+
+        def normalised(utts: slice) -> np.ndarray:
             begin = offsets[utts.start]
             feats = reader.read_rows(slice(int(begin), int(offsets[utts.stop])))
             for u in range(utts.start, utts.stop):
@@ -73,25 +83,42 @@ class Cmvn:
                     raise AsrKdError(
                         f"{reader.path}: features of {reader.layout.utt_ids[u]} are not finite; extract them again"
                     )
-            yield utts, feats
+            return feats
 
-    def _norms(self, reader: FeatsReader) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Sequence[str]]:
-        """Mean and inverse deviation of every group of utterances, and each utterance's group."""
+        return normalised
+
+    def _norms(self, reader: FeatsReader) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and inverse deviation of groups of utterances, (num_groups, 2, feat_dim), and each utterance's group."""
         if self.fixed:
-            return {"": (self.mean, self.istd)}, [""] * reader.layout.num_utts
-        groups = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
-        totals = pool(reader.cmvn_stats, groups)
-        return {group: mean_and_istd(stats, norm_vars=True) for group, stats in totals.items()}, groups
+            return np.array([[self.mean, self.istd]]), np.zeros(reader.layout.num_utts, dtype=int)
+        names = reader.spk_ids if self.mode == "speaker" else reader.layout.utt_ids
+        totals = pool(reader.cmvn_stats, names)
+        norms = np.array([mean_and_istd(stats, norm_vars=True) for stats in totals.values()])
+        number = {name: group for group, name in enumerate(totals)}
+        return norms.reshape(-1, 2, reader.feat_dim), np.array([number[name] for name in names], dtype=int)
 
 
-def _blocks_of_utterances(offsets: np.ndarray, block_frames: int) -> Iterator[slice]:
-    """Runs of whole utterances of about `block_frames` frames, at least one utterance each."""
-    begin, num_utts = 0, len(offsets) - 1
-    while begin < num_utts:
-        end = int(np.searchsorted(offsets, offsets[begin] + block_frames, side="right")) - 1
-        end = min(max(end, begin + 1), num_utts)
-        yield slice(begin, end)
-        begin = end
+def joined_layout(readers: Sequence[FeatsReader]) -> Layout:
+    """That of the frames of several files one after another; raises AsrKdError where they hold an utterance twice."""
+    layout = readers[0].layout
+    if len(readers) == 1:
+        return layout
+    utt_ids = [utt_id for reader in readers for utt_id in reader.layout.utt_ids]
+    lengths = np.concatenate([reader.layout.lengths for reader in readers])
+    return Layout.from_lengths(utt_ids, lengths, layout.frame_shift_ms, layout.snip_edges)
+
+
+def windows_of(feats: torch.Tensor, offsets: torch.Tensor, context: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The windows of rows `index` (batch,) int64: (batch, window * feat_dim), a new tensor.
+
+    feats: (num_rows, feat_dim); offsets: where utterances begin and end; context: (window,) rows from the middle one.
+    """
+    utt_end = torch.searchsorted(offsets, index, right=True)
+    first, last = offsets[utt_end - 1], offsets[utt_end] - 1
+    rows = torch.clamp(index[:, None] + context, first[:, None], last[:, None])
+    # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which would hold
+    # a tenth more in memory.
+    return feats.index_select(0, rows.flatten()).view(len(index), len(context) * feats.shape[1])
 
 
 class Frames:
@@ -147,11 +174,7 @@ class Frames:
         dtype: torch.dtype = torch.float32,
     ) -> "Frames":
         """The frames of several files one after another; raises AsrKdError where they hold an utterance twice."""
-        layout = readers[0].layout
-        if len(readers) > 1:
-            utt_ids = [utt_id for reader in readers for utt_id in reader.layout.utt_ids]
-            lengths = np.concatenate([reader.layout.lengths for reader in readers])
-            layout = Layout.from_lengths(utt_ids, lengths, layout.frame_shift_ms, layout.snip_edges)
+        layout = joined_layout(readers)
         feats = torch.empty((layout.num_frames, readers[0].feat_dim), dtype=dtype, device=device)
         begin = 0
         for reader in readers:
@@ -162,12 +185,7 @@ class Frames:
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows of frames `index` (batch,) int64: (batch, window * feat_dim), a new tensor."""
-        utt_end = torch.searchsorted(self._offsets, index, right=True)
-        first, last = self._offsets[utt_end - 1], self._offsets[utt_end] - 1
-        rows = torch.clamp(index[:, None] + self._context, first[:, None], last[:, None])
-        # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which
-        # would hold a tenth more in memory.
-        return self._feats.index_select(0, rows.flatten()).view(len(index), self.window * self.feat_dim)
+        return windows_of(self._feats, self._offsets, self._context, index)
 
     def block_rows(self, batch_size: int = 8192, world: World = ALONE) -> Iterator[slice]:
         """The rows of all windows in order, block by block; of several processes, each has its share of the blocks."""
@@ -178,3 +196,36 @@ class Frames:
         """The windows of block_rows: (rows, windows)."""
         for rows in self.block_rows(batch_size, world):
             yield rows, self.windows(torch.arange(rows.start, rows.stop, device=self.device))
+
+
+class FramesOnDisk(Frames):
+    """As Frames, but none is held: the utterances that windows are asked for are read for them.
+
+    For what goes through all frames in order, of sets that do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        reader: FeatsReader,
+        cmvn: Cmvn,
+        left_context: int,
+        right_context: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """Windows raise AsrKdError as Cmvn.normaliser says."""
+        self.layout, self.feat_dim, self.device = reader.layout, reader.feat_dim, device
+        self.window = left_context + 1 + right_context
+        self._normalised = cmvn.normaliser(reader)
+        self._shape = (left_context, right_context, device, dtype)
+
+    def windows(self, index: torch.Tensor) -> torch.Tensor:
+        """See Frames; frames that lie far apart are read one after the other."""
+        first, last = int(index.min()), int(index.max())
+        if last - first > BLOCK_FRAMES:
+            return torch.cat([self.windows(half) for half in index.chunk(2)])
+        offsets = self.layout.offsets
+        begin, end = np.searchsorted(offsets, [first, last], side="right").tolist()
+        utts = slice(begin - 1, end)
+        frames = Frames(self._normalised(utts), self.layout.part(utts), *self._shape)
+        return frames.windows(index - int(offsets[utts.start]))

@@ -19,7 +19,16 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.hdf5 import Layout, create_h5, open_h5, read_layout, readable, require_sealed, write_layout
+from asr_kd.store.hdf5 import (
+    Layout,
+    blocks_of_utterances,
+    create_h5,
+    open_h5,
+    read_layout,
+    readable,
+    require_sealed,
+    write_layout,
+)
 
 FORMAT_NAME = "asr_kd.ali"
 FAILED = -1
@@ -57,6 +66,9 @@ def _check(
     partly = (failed_frames > 0) & (failed_frames < layout.lengths)
     if partly.any():
         raise AsrKdError(f"{where}: utterance {layout.utt_ids[int(partly.argmax())]!r} is aligned only in part")
+
+
+_OTHER_VALUES = "{}: its states are not those of its values_digest; remove it and make it again"
 
 
 def digest_of(pdf: np.ndarray, phone: np.ndarray | None, tid: np.ndarray | None = None) -> str:
@@ -136,7 +148,7 @@ class AliReader:
             values_digest = file.attrs.get("values_digest")  # files of before 0.2 have none
             _check(str(path), self.layout, self.pdf, self.num_pdfs, self.sil_pdfs, self.phone, self.tid)
             if values_digest is not None and values_digest != digest_of(self.pdf, self.phone, self.tid):
-                raise AsrKdError(f"{path}: its states are not those of its values_digest; remove it and make it again")
+                raise AsrKdError(_OTHER_VALUES.format(path))
             require_sealed(file)
 
     @property
@@ -145,6 +157,48 @@ class AliReader:
         first = self.layout.offsets[:-1][self.layout.lengths > 0]
         with_frames = [u for u, n in zip(self.layout.utt_ids, self.layout.lengths, strict=True) if n > 0]
         return [u for u, state in zip(with_frames, self.pdf[first], strict=True) if state == FAILED]
+
+
+class AliRows:
+    """Read the states of some utterances of an ali.h5 at a time, for alignments that are not small.
+
+    layout, num_pdfs, model_digest: as of AliReader; num_labelled: frames that have a state; digest: SHA-256 over the
+    values. All values are read once to begin with, and checked as AliReader checks them.
+
+    Raises AsrKdError for what is not a whole, consistent ali.h5.
+    """
+
+    def __init__(self, path: str | Path, block_frames: int = 1 << 20) -> None:
+        self.path = Path(path)
+        self._file = open_h5(path, FORMAT_NAME)
+        with readable(path):
+            attrs = self._file.attrs
+            self.layout = read_layout(self._file)
+            self.num_pdfs, self.model_digest = int(attrs["num_pdfs"]), str(attrs["model_digest"])
+            self._pdf = self._file["pdf"]
+            silence = self._file["sil_pdfs"][:].astype(np.int64)
+            for name in ("pdf", "phone", "tid"):
+                if name in self._file and self._file[name].shape != (self.layout.num_frames,):
+                    raise AsrKdError(f"{path}: /{name} does not fit its {self.layout.num_frames} frames")
+            digest, self.num_labelled = hashlib.sha256(), 0
+            for utts in blocks_of_utterances(self.layout.offsets, block_frames):
+                pdf = self.read(utts)
+                _check(str(path), self.layout.part(utts), pdf, self.num_pdfs, silence, None, None)
+                self.num_labelled += int((pdf != FAILED).sum())
+                digest.update(pdf.astype("<i4").tobytes())
+            for name in ("phone", "tid"):
+                for begin in range(0, self.layout.num_frames if name in self._file else 0, block_frames):
+                    digest.update(self._file[name][begin : begin + block_frames].astype("<i4").tobytes())
+            self.digest = digest.hexdigest()
+            if attrs.get("values_digest", self.digest) != self.digest:
+                raise AsrKdError(_OTHER_VALUES.format(path))
+            require_sealed(self._file)
+
+    def read(self, utts: slice) -> np.ndarray:
+        """The states of utterances that follow each other, (n,) of the stored type; raises AsrKdError if damaged."""
+        offsets = self.layout.offsets
+        with readable(self.path):
+            return self._pdf[offsets[utts.start] : offsets[utts.stop]]
 
 
 def require_fit(ali: Layout, feats: Layout, names: tuple[str, str]) -> None:

@@ -262,6 +262,11 @@ class Layout:
         u = self.index[utt_id]
         return slice(int(self.offsets[u]), int(self.offsets[u + 1]))
 
+    def part(self, utts: slice) -> "Layout":
+        """The layout of some utterances that follow each other."""
+        offsets = self.offsets[utts.start : utts.stop + 1]
+        return Layout(self.utt_ids[utts], offsets - offsets[0], self.frame_shift_ms, self.snip_edges)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 over utterance ids, frame counts, frame shift and snip_edges, in order."""
@@ -281,6 +286,19 @@ class Layout:
             raise AsrKdError(f"utterance id {duplicate!r} occurs twice")
         offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))]).astype(np.int64)
         return cls(tuple(utt_ids), offsets, frame_shift_ms, snip_edges)
+
+
+def blocks_of_utterances(offsets: np.ndarray, block_frames: int) -> Iterator[slice]:
+    """Runs of whole utterances of at most `block_frames` frames, or of one utterance that is longer.
+
+    offsets: (num_utts + 1,), as of a Layout.
+    """
+    begin, num_utts = 0, len(offsets) - 1
+    while begin < num_utts:
+        end = int(np.searchsorted(offsets, offsets[begin] + block_frames, side="right")) - 1
+        end = min(max(end, begin + 1), num_utts)
+        yield slice(begin, end)
+        begin = end
 
 
 def write_layout(file: h5py.File, layout: Layout) -> None:

@@ -29,7 +29,7 @@ def require_readable(path: Path) -> None:
     """
     if sys.platform != "linux":
         return
-    identity = _identity(path)
+    identity = identity_of(path)
     if identity in _readable:
         return
     with warnings.catch_warnings():
@@ -50,10 +50,11 @@ def require_readable(path: Path) -> None:
 
 def written_here(path: Path) -> None:
     """Tell that this process wrote a file: it need not be tried."""
-    _readable.add(_identity(path))
+    _readable.add(identity_of(path))
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def identity_of(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to, or another takes its place."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
@@ -160,36 +161,21 @@ def _check_digest(path: Path, stored: str | None, found: str) -> None:
         raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
 
 
-class TargetsReader:
-    """A targets.h5, read whole.
+class _Targets:
+    """What a targets.h5 says of its values."""
 
-    prob (num_frames, k or num_pdfs) float16; pdf (num_frames, k) uint16 or int32, tail (num_frames,) float16, or None.
-    """
-
-    def __init__(self, path: str | Path):
-        """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
-        self.path = Path(path)
-        with open_h5(path, FORMAT) as file, readable(path):
-            self.layout = read_layout(file)
-            self.num_pdfs = int(file.attrs["num_pdfs"])
-            self.temperature = float(file.attrs["temperature"])
-            self.combination = str(file.attrs["mean"])
-            self.content_digest = str(file.attrs["content_digest"])
-            self.model_digest = str(file.attrs["model_digest"])
-            self.members = list(file.attrs["members"])
-            self.prob = file["prob"][:]
-            self.pdf = file["pdf"][:] if "pdf" in file else None
-            self.tail = file["tail"][:] if "tail" in file else None
-            values_digest = file.attrs.get("values_digest")
-            self._check()
-            _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
-            require_sealed(file)
-
-    def _check(self) -> None:
-        _check_shapes(self.path, self.layout, self.num_pdfs, self.prob, self.pdf, self.tail)
-        _check_values(self.path, self.num_pdfs, self.prob, self.pdf, self.tail)
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self.layout = read_layout(file)
+        self.num_pdfs = int(file.attrs["num_pdfs"])
+        self.temperature = float(file.attrs["temperature"])
+        self.combination = str(file.attrs["mean"])
+        self.content_digest = str(file.attrs["content_digest"])
+        self.model_digest = str(file.attrs["model_digest"])
+        self.members = list(file.attrs["members"])
         if not 0 < self.temperature < np.inf:
-            raise AsrKdError(f"{self.path}: its temperature is {self.temperature}")
+            raise AsrKdError(f"{path}: its temperature is {self.temperature}")
+        _check_shapes(path, self.layout, self.num_pdfs, *(file.get(name) for name in ("prob", "pdf", "tail")))
 
     def require_fit(
         self, layout: Layout, content_digest: str, num_pdfs: int, model_digest: str, *, allow_views: bool = False
@@ -209,6 +195,25 @@ class TargetsReader:
             raise AsrKdError(f"{self.path}: targets over {self.num_pdfs} states, but the alignment has {num_pdfs}")
         if self.model_digest != model_digest:
             raise AsrKdError(f"{self.path}: targets over states of another HMM than the alignment's")
+
+
+class TargetsReader(_Targets):
+    """A targets.h5, read whole.
+
+    prob (num_frames, k or num_pdfs) float16; pdf (num_frames, k) uint16 or int32, tail (num_frames,) float16, or None.
+    """
+
+    def __init__(self, path: str | Path):
+        """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
+        with open_h5(path, FORMAT) as file, readable(path):
+            super().__init__(Path(path), file)
+            self.prob = file["prob"][:]
+            self.pdf = file["pdf"][:] if "pdf" in file else None
+            self.tail = file["tail"][:] if "tail" in file else None
+            values_digest = file.attrs.get("values_digest")
+            _check_values(self.path, self.num_pdfs, self.prob, self.pdf, self.tail)
+            _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
+            require_sealed(file)
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Mean soft target of every state over frames `rows` (n,) int64, (num_pdfs,) float64.
@@ -231,3 +236,35 @@ class TargetsReader:
         for array in (self.prob, self.pdf, self.tail):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+
+class TargetsRows(_Targets):
+    """A targets.h5 of which some frames are read at a time.
+
+    prob, pdf, tail: data sets of the shapes and types of TargetsReader's arrays, pdf and tail None where dense;
+    has_tail: whether a frame has mass in its tail; digest: of the values, as it stands in the file. All values are read
+    once to begin with, and checked as TargetsReader checks them.
+    """
+
+    def __init__(self, path: str | Path, block_frames: int = 1 << 17):
+        """Raises AsrKdError as TargetsReader does, and for files of before 0.2, which have no digest."""
+        self._file = open_h5(path, FORMAT)
+        with readable(path):
+            super().__init__(Path(path), self._file)
+            self.prob, self.pdf, self.tail = (self._file.get(name) for name in ("prob", "pdf", "tail"))
+            self.digest, self.has_tail = stored_digest(path), False
+            digests = [hashlib.sha256() for _ in range(3)]
+            for begin in range(0, self.layout.num_frames, block_frames):
+                arrays = self.read(slice(begin, begin + block_frames))
+                _check_values(self.path, self.num_pdfs, *arrays)
+                self.has_tail |= arrays[2] is not None and bool(arrays[2].any())
+                for digest, array in zip(digests, arrays, strict=True):
+                    digest.update(b"" if array is None else array.tobytes())
+            found = " ".join(digest.hexdigest() for digest in digests)
+            _check_digest(self.path, self._file.attrs["values_digest"], found)
+            require_sealed(self._file)
+
+    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """prob, pdf and tail of frames `rows`; raises AsrKdError if they cannot be read."""
+        with readable(self.path):
+            return tuple(None if dataset is None else dataset[rows] for dataset in (self.prob, self.pdf, self.tail))

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from asr_kd.config import MAX_FRAMES
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn, Frames, front_end
-from asr_kd.store.ali import FAILED, AliReader, require_fit
+from asr_kd.store.ali import FAILED, AliReader, AliRows, require_fit
 from asr_kd.store.feats import FeatsReader
-
-# Frames are counted in int32, in half the memory of int64: 5965 h at 10 ms.
-MAX_FRAMES = torch.iinfo(torch.int32).max
 
 
 @dataclass
@@ -64,23 +62,18 @@ def load_set(
     Raises AsrKdError if the layouts differ, no frame has a label, the extra speech has another front end, or there are
     more than MAX_FRAMES.
     """
-    reader, alignment = FeatsReader(feats), AliReader(ali)
-    extra = [] if extra_feats is None else [FeatsReader(extra_feats)]
+    (reader, *extra), alignment = feats_readers(feats, extra_feats), AliReader(ali)
     with contextlib.ExitStack() as stack:
         for opened in (reader, *extra):
             stack.enter_context(opened)
-            if front_end(opened) != front_end(reader):
-                raise AsrKdError(f"{opened.path}: made by another front end (options, rate, shift) than {feats}")
-        require_fit(alignment.layout, reader.layout, (str(ali), str(feats)))
-        if not (alignment.pdf >= 0).any():
-            raise AsrKdError(f"{ali}: not one frame has a label")
+        require_labels(alignment, reader, int((alignment.pdf >= 0).sum()))
         if isinstance(cmvn, str):
             cmvn = Cmvn.from_training_set(cmvn, reader)
         num_extra = sum(opened.layout.num_frames for opened in extra)
         if reader.layout.num_frames + num_extra > MAX_FRAMES:
             raise AsrKdError(
                 f"{feats}: one process trains on at most {MAX_FRAMES:,} frames, these are "
-                f"{reader.layout.num_frames + num_extra:,}; take a part (data_prep/data_dir.py subset)"
+                f"{reader.layout.num_frames + num_extra:,}; stream them (resident_frames)"
             )
         pdf = np.concatenate([alignment.pdf, np.full(num_extra, FAILED)]).astype(np.int32)
         return LabelledSet(
@@ -94,6 +87,22 @@ def load_set(
             ali_digest=digest_of(alignment.pdf),
             num_own_utts=reader.layout.num_utts,
         )
+
+
+def feats_readers(feats: str | Path, extra_feats: str | Path | None) -> list[FeatsReader]:
+    """One or both files of a training set; raises AsrKdError where they have different front ends."""
+    readers = [FeatsReader(path) for path in (feats, extra_feats) if path is not None]
+    for reader in readers:
+        if front_end(reader) != front_end(readers[0]):
+            raise AsrKdError(f"{reader.path}: made by another front end (options, rate, shift) than {feats}")
+    return readers
+
+
+def require_labels(ali: AliReader | AliRows, reader: FeatsReader, num_labelled: int) -> None:
+    """Raise AsrKdError unless an alignment is of these features, and some frame has a label."""
+    require_fit(ali.layout, reader.layout, (str(ali.path), str(reader.path)))
+    if not num_labelled:
+        raise AsrKdError(f"{ali.path}: not one frame has a label")
 
 
 def digest_of(array: np.ndarray) -> str:

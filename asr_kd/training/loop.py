@@ -37,6 +37,7 @@ from asr_kd.training.quantization import prepare, quantized
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
 from asr_kd.training.state import TrainingState
+from asr_kd.training.stream import StreamedIndex, StreamedOrder
 
 # Frames to train on that a finished net is tried on.
 MAX_TRANSFER_FRAMES = 100_000
@@ -72,6 +73,8 @@ def _train(run: Run, state: TrainingState, made_from: str) -> None:
     if run.world.is_first:
         (run.out / CARD).unlink(missing_ok=True)
     with contextlib.ExitStack() as stack:
+        if isinstance(run.transfer_index, StreamedIndex):
+            stack.callback(run.transfer_index.stream.stop)
         curves = None
         if run.config.tensorboard and run.world.is_first:
             curves = stack.enter_context(tensorboard(run.out.parent / "tensorboard" / run.out.name, state.step))
@@ -227,8 +230,10 @@ def _seed_of_pass(run: Run, number_of_pass: int) -> int:
     return 1_000_003 * run.seed + number_of_pass
 
 
-def _order(run: Run, number_of_pass: int) -> torch.Tensor:
+def _order(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder:
     """The frames of one pass in their order, (n,) int32: half the memory of int64."""
+    if isinstance(run.transfer_index, StreamedIndex):
+        return run.transfer_index.order(run.seed, number_of_pass, run.config.batch_size)
     generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
     order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
     frames = run.draw(generator) if run.draw else run.transfer_index
@@ -352,16 +357,13 @@ def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
 def _transfer_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
     """How the frames to train on were chosen and how well the net knows them; whose they are goes into a file beside.
 
-    transfer_frame_acc (percent) and transfer_xent (nats) are over at most MAX_TRANSFER_FRAMES of them, evenly spaced,
-    that have a label; null if none has.
+    transfer_frame_acc (percent) and transfer_xent (nats) are over those of a sample that have a label; null if none
+    has.
     """
     record: dict[str, Any] = {"transfer": run.transfer}
     if run.transfer:
         record["transfer"] = {**run.transfer, "utts_digest": write_transfer_utts(run.out, _transfer_utts(run))}
-    number = len(run.transfer_index)
-    spread = torch.linspace(0, number - 1, min(MAX_TRANSFER_FRAMES, number), dtype=torch.float64)
-    index = run.transfer_index[spread.round().long().to(run.transfer_index.device)].long()
-    scores = _Scores()
+    index, scores = _sample(run).long(), _Scores()
     net.eval()
     index = index[run.train.pdf[index] >= 0]
     with torch.inference_mode():
@@ -372,6 +374,15 @@ def _transfer_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
     return {**record, "transfer_frame_acc": scores.frame_acc, "transfer_xent": scores.xent}
 
 
+def _sample(run: Run) -> torch.Tensor:
+    """At most MAX_TRANSFER_FRAMES of the frames to train on, evenly spaced; or of streamed ones, whole utterances."""
+    if isinstance(run.transfer_index, StreamedIndex):
+        return run.transfer_index.sample(MAX_TRANSFER_FRAMES)
+    number = len(run.transfer_index)
+    spread = torch.linspace(0, number - 1, min(MAX_TRANSFER_FRAMES, number), dtype=torch.float64)
+    return run.transfer_index[spread.round().long().to(run.transfer_index.device)]
+
+
 def _compression_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
     """How the net was compressed, and the share of its weights that are 0."""
     return {"compress": {**run.compressed_by, "sparsity": sparsity_of(net)}} if run.compressed_by else {}
@@ -379,6 +390,8 @@ def _compression_record(run: Run, net: FrameClassifier) -> dict[str, Any]:
 
 def _transfer_utts(run: Run) -> list[str]:
     """Utterances of which there is a frame to train on."""
+    if isinstance(run.transfer_index, StreamedIndex):
+        return run.transfer_index.utt_ids
     offsets = torch.from_numpy(run.train.frames.layout.offsets)
     utts = torch.unique(torch.searchsorted(offsets, run.transfer_index.cpu().long(), right=True)) - 1
     return [run.train.frames.layout.utt_ids[u] for u in utts.tolist()]

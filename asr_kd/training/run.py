@@ -15,6 +15,7 @@ from asr_kd.runinfo import fingerprint
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 from asr_kd.training.data import LabelledSet, digest_of
 from asr_kd.training.pruning import Pruning
+from asr_kd.training.stream import StreamedIndex
 from asr_kd.world import ALONE, World
 
 # (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats, the mean
@@ -22,8 +23,9 @@ from asr_kd.world import ALONE, World
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
-# fingerprint, so that a new key does not make complete nets be trained again.
-NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard"}
+# fingerprint, so that a new key does not make complete nets be trained again. Of resident_frames, what is streamed has
+# the sizes of its groups in its digest.
+NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard", "resident_frames"}
 WITHOUT_EFFECT = {
     "dropout_schedule": None,
     "input_dropout": 0.0,
@@ -95,7 +97,7 @@ class Run:
     config: DnnConfig
     train: LabelledSet
     dev: LabelledSet
-    transfer_index: torch.Tensor
+    transfer_index: torch.Tensor | StreamedIndex
     loss: Loss
     loss_key: dict[str, Any]
     dtype: torch.dtype
@@ -147,7 +149,9 @@ class Run:
 
     @property
     def _chosen_frames(self) -> dict[str, str]:
-        """A digest of transfer_index, unless it is every labelled frame."""
+        """A digest of transfer_index, unless it is every labelled frame of a set that is resident."""
+        if isinstance(self.transfer_index, StreamedIndex):
+            return {"transfer": self.transfer_index.digest}
         if torch.equal(self.transfer_index, self.train.labelled):
             return {}
         return {"transfer": digest_of(self.transfer_index.cpu().numpy())}

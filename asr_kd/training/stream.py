@@ -1,0 +1,437 @@
+"""A training set of which a part is on the device: half of that is trained on while the other half is read.
+
+The utterances lie in blocks, runs of them that are read in one go. In every pass the blocks are shuffled and dealt to
+groups; a group fills one half, and its frames are drawn in random order. So every frame to train on comes once a pass,
+a batch is drawn from some dozen places of the corpus, and of the order only a group has to be in memory. What comes
+when is a function of seed, pass and the sizes of halves and blocks: a resumed run draws what an unbroken one would.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import Cmvn, front_end, joined_layout, windows_of
+from asr_kd.runinfo import fingerprint
+from asr_kd.store.ali import FAILED, AliRows
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.hdf5 import Layout, blocks_of_utterances
+from asr_kd.store.hdf5_guard import identity_of
+from asr_kd.store.targets import TargetsRows
+from asr_kd.training.augment import mixed_seed
+from asr_kd.training.data import LabelledSet, digest_of, feats_readers, load_set, require_labels
+
+# Blocks of which a half consists: more of them mix the corpus better, and are read in smaller pieces.
+BLOCKS_IN_HALF = 16
+# Labels that are looked at in one go before training.
+_LABELS = 1 << 20
+
+# (utterances, their states (n,)) → the states that may be looked at, and which frames to train on, each (n,).
+Select = Callable[[slice, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class Part:
+    """A file of the set, whose first utterance has number `first_utt` there, with what belongs to its frames.
+
+    normalised: what reads features of utterances, from Cmvn.normaliser. ali: their states, None where they have none.
+    """
+
+    reader: FeatsReader
+    normalised: Callable[[slice], np.ndarray]
+    first_utt: int
+    ali: AliRows | None = None
+    targets: TargetsRows | None = None
+
+    @property
+    def utts(self) -> range:
+        """Their numbers in the set."""
+        return range(self.first_utt, self.first_utt + self.reader.layout.num_utts)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that it is read from."""
+        return [self.reader.path, *self.reader.shards, *(each.path for each in (self.ali, self.targets) if each)]
+
+    def labels(self, utts: slice) -> np.ndarray:
+        """The states of utterances, by their numbers in this file."""
+        if self.ali:
+            return self.ali.read(utts)
+        return np.full(int(np.diff(self.reader.layout.offsets[[utts.start, utts.stop]])[0]), FAILED)
+
+
+class StreamedFrames:
+    """The frames that are on the device now, by their rows in the buffer, as asr_kd.nnet.frames.Frames has all.
+
+    layout: that of the whole set.
+    """
+
+    def __init__(self, layout: Layout, buffer: torch.Tensor, left_context: int, right_context: int):
+        """buffer: (num_rows, feat_dim)."""
+        self.layout, self.buffer = layout, buffer
+        self.window, self.feat_dim, self.device = left_context + 1 + right_context, buffer.shape[1], buffer.device
+        self._context = torch.arange(-left_context, right_context + 1, device=self.device)
+        self._offsets: dict[int, torch.Tensor] = {}
+        self._all_offsets = torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    def place(self, offsets: torch.Tensor) -> None:
+        """Tell where the utterances of a half begin and end, in rows of the buffer."""
+        self._offsets[int(offsets[0])] = offsets
+        self._all_offsets = torch.cat([each for _, each in sorted(self._offsets.items())]).to(self.device)
+
+    def windows(self, index: torch.Tensor) -> torch.Tensor:
+        """The windows of rows `index` (batch,) int64: (batch, window * feat_dim), a new tensor."""
+        return windows_of(self.buffer, self._all_offsets, self._context, index)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Blocks that are on the device together, and whose frames `index` takes, in an order that `seed` gives.
+
+    number: over all passes of a run. Neighbours lie in different halves, and each in the same one after a kill: rows
+    are the same then, which a loss may look at.
+    """
+
+    index: "StreamedIndex"
+    seed: int
+    number: int
+    blocks: list[np.ndarray] = field(compare=False, repr=False)
+
+
+@dataclass(eq=False)
+class _Half:
+    """Rows of the buffer from `first` on; what they hold, or will once `rows`, in the order of training, is there."""
+
+    first: int
+    group: Group | None = None
+    rows: Future | None = None
+    left: Any = None  # CUDA event: what was computed from the last group is done
+    is_placed: bool = False
+
+
+class Stream:
+    """What a streamed set is read from, and the halves that it is read into, by one thread: HDF5 lets no more in."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        layout: Layout,
+        resident_frames: int,
+        left_context: int,
+        right_context: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ):
+        """layout: that of all parts, one after another; resident_frames: of both halves together."""
+        self._parts, self._layout, self.device = parts, layout, device
+        half, longest = resident_frames // 2, int(layout.lengths.max())
+        self.block_frames = max(half // BLOCKS_IN_HALF, 1)
+        largest_block = max(self.block_frames, longest)
+        self.group_frames = max(half - largest_block, largest_block)
+        capacity = self.group_frames + largest_block  # see deal
+        buffer = torch.empty((2 * capacity, parts[0].reader.feat_dim), dtype=dtype, device=device)
+        self.frames = StreamedFrames(layout, buffer, left_context, right_context)
+        self.pdf = torch.full((2 * capacity,), FAILED, dtype=torch.int32, device=device)
+        self._targets: list[torch.Tensor] = []
+        self._halves = [_Half(0), _Half(capacity)]
+        self._thread = ThreadPoolExecutor(1, "stream")
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._identities = {path: identity_of(path) for part in parts for path in part.files}
+
+    def add_targets(self, targets: Sequence[TargetsRows]) -> list[torch.Tensor | None]:
+        """Stream soft targets too, those of each part; returns the buffers of prob, pdf and tail, of their types."""
+        buffers: list[torch.Tensor | None] = []
+        for name in ("prob", "pdf", "tail"):
+            dataset = getattr(targets[0], name)
+            if dataset is None or (name == "tail" and not any(each.has_tail for each in targets)):
+                buffers.append(None)
+                continue
+            dtype = torch.from_numpy(np.empty(0, dataset.dtype)).dtype
+            buffers.append(torch.empty((len(self.pdf), *dataset.shape[1:]), dtype=dtype, device=self.device))
+        for part, each in zip(self._parts, targets, strict=True):
+            part.targets = each
+            self._identities[each.path] = identity_of(each.path)
+        self._targets = buffers
+        return buffers
+
+    def all_labels(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """The states of all utterances, some at a time: (utterances, (n,))."""
+        for part in self._parts:
+            for utts in blocks_of_utterances(part.reader.layout.offsets, _LABELS):
+                yield slice(part.first_utt + utts.start, part.first_utt + utts.stop), part.labels(utts)
+
+    def blocks(self, utts: np.ndarray) -> list[np.ndarray]:
+        """Utterances, by their numbers, in the blocks that are read in one go."""
+        offsets = np.concatenate([[0], np.cumsum(self._layout.lengths[utts])])
+        return [utts[block] for block in blocks_of_utterances(offsets, self.block_frames)]
+
+    def hold(self, groups: Sequence[Group], then: Group) -> list[torch.Tensor]:
+        """The rows of one or two groups, each in the order of training, once they are on the device.
+
+        Where a half is free, `then` is read into it meanwhile. Raises AsrKdError for what cannot be read.
+        """
+        wanted = [*groups, then][:2]
+        for group in wanted:
+            half = self._halves[group.number % 2]
+            if half.group != group:
+                self._begin(half, group)
+        return [self._rows(self._halves[group.number % 2]) for group in groups]
+
+    def stop(self) -> None:
+        """Let the thread stop at the next block, and forget what is on the device."""
+        for half in self._halves:
+            half.group = None
+
+    def _begin(self, half: _Half, group: Group) -> None:
+        """Have a half filled; where it is being filled with another group, that ends at its next block."""
+        half.group, half.is_placed = group, False
+        if self._copies:
+            half.left = torch.cuda.current_stream(self.device).record_event()
+        half.rows = self._thread.submit(self._fill, half, group)
+
+    def _rows(self, half: _Half) -> torch.Tensor:
+        rows, offsets = half.rows.result()
+        if not half.is_placed:
+            self.frames.place(offsets)
+            half.is_placed = True
+        return rows
+
+    def _fill(self, half: _Half, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """In the thread: read a group into a half; its rows to train on, in random order, and its offsets."""
+        self._require_unchanged()
+        with self._copying(half):
+            begin, found, lengths = half.first, [], [np.zeros(1, np.int64)]
+            for part, utts in (run for block in group.blocks for run in self._runs(block)):
+                if half.group is not group:
+                    raise CancelledError
+                of_set = slice(part.first_utt + utts.start, part.first_utt + utts.stop)
+                pdf, is_wanted = group.index.select(of_set, part.labels(utts))
+                columns = [(self.frames.buffer, part.normalised(utts)), (self.pdf, pdf)]
+                if part.targets:
+                    offsets = part.reader.layout.offsets
+                    values = part.targets.read(slice(offsets[utts.start], offsets[utts.stop]))
+                    columns += zip(self._targets, values, strict=True)
+                for buffer, values in columns:
+                    if buffer is not None:
+                        self._copy(buffer[begin : begin + len(values)], values)
+                found.append((begin + np.flatnonzero(is_wanted)).astype(np.int32))
+                lengths.append(self._layout.lengths[of_set])
+                begin += len(pdf)
+            generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number))
+            rows = torch.from_numpy(np.concatenate(found))
+            rows = rows[torch.randperm(len(rows), generator=generator)].to(self.device)
+        return rows, torch.from_numpy(half.first + np.cumsum(np.concatenate(lengths)))
+
+    def _require_unchanged(self) -> None:
+        for path, identity in self._identities.items():
+            try:
+                is_same = identity_of(path) == identity
+            except OSError:
+                is_same = False
+            if not is_same:
+                raise AsrKdError(
+                    f"{path}: was changed or removed while it was trained on; when it is back as it was, the same "
+                    "command goes on from the last checkpoint"
+                )
+
+    def _runs(self, block: np.ndarray) -> Iterator[tuple[Part, slice]]:
+        """Utterances of a block that follow each other in one file, by their numbers there."""
+        for part in self._parts:
+            here = block[np.searchsorted(block, part.utts.start) : np.searchsorted(block, part.utts.stop)]
+            for run in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
+                if len(run):
+                    yield part, slice(int(run[0]) - part.first_utt, int(run[-1]) + 1 - part.first_utt)
+
+    @contextlib.contextmanager
+    def _copying(self, half: _Half) -> Iterator[None]:
+        """Copies to a GPU go by a stream of their own, wait for what still needs the half, and are waited for."""
+        if self._copies is None:
+            yield
+            return
+        with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
+            self._copies.wait_event(half.left)
+            yield
+            self._copies.synchronize()
+
+    def _copy(self, to: torch.Tensor, values: np.ndarray) -> None:
+        source = torch.from_numpy(values)
+        if self._copies:  # pinned memory is asked for once: PyTorch keeps it
+            source = source.to(to.dtype).pin_memory()
+        to.copy_(source, non_blocking=True)
+
+
+class StreamedIndex:
+    """The frames to train on of a streamed set, in place of their numbers."""
+
+    def __init__(self, stream: Stream, select: Select, key: dict[str, Any]):
+        """select: what is taken of utterances. key: what it depends on beside the labels, for the digest."""
+        self.stream, self.select, self._key = stream, select, key
+        counts, self.has_unlabelled = [], False
+        for utts, stored in stream.all_labels():
+            pdf, is_wanted = select(utts, stored)
+            offsets = stream.frames.layout.offsets[utts.start : utts.stop + 1]
+            counts.append(np.diff(np.concatenate([[0], np.cumsum(is_wanted)])[offsets - offsets[0]]))
+            self.has_unlabelled |= bool((pdf[is_wanted] < 0).any())
+        self._set_counts(np.concatenate(counts))
+
+    def _set_counts(self, counts: np.ndarray) -> None:
+        """counts: (num_utts,) frames to train on of each utterance."""
+        self._counts, self._num_frames = counts, int(counts.sum())
+        self._blocks = self.stream.blocks(np.flatnonzero(counts))
+        lengths = self.stream.frames.layout.lengths
+        # Of each block: frames, and those of them to train on.
+        self._sizes, self._takes = (
+            np.array([of_utt[block].sum() for block in self._blocks]) for of_utt in (lengths, counts)
+        )
+
+    def __len__(self) -> int:
+        return self._num_frames
+
+    @property
+    def digest(self) -> str:
+        """Of what decides which frames are trained on, and in which order but for the seed."""
+        sizes = {"group_frames": self.stream.group_frames, "block_frames": self.stream.block_frames}
+        return fingerprint(counts=digest_of(self._counts), **sizes, **self._key)
+
+    @property
+    def utt_ids(self) -> list[str]:
+        """Utterances of which there is a frame to train on."""
+        utt_ids = self.stream.frames.layout.utt_ids
+        return [utt_ids[utt] for utt in np.flatnonzero(self._counts)]
+
+    def without(self, utts: np.ndarray) -> "StreamedIndex":
+        """All but the frames of utterances (num_utts,) bool."""
+        rest = object.__new__(StreamedIndex)
+        rest.__dict__ |= self.__dict__
+        rest._set_counts(np.where(utts, 0, self._counts))
+        return rest
+
+    def order(self, seed: int, number_of_pass: int, batch_size: int) -> "StreamedOrder":
+        """The rows of a pass, in the order of training."""
+        return StreamedOrder(self, seed, number_of_pass, batch_size)
+
+    def groups(self, seed: int, number_of_pass: int) -> tuple[list[Group], np.ndarray]:
+        """The groups of a pass, and how many frames to train on have come by the end of each."""
+        order = np.random.default_rng(mixed_seed(seed, number_of_pass)).permutation(len(self._blocks))
+        dealt = [order[group] for group in deal(self._sizes[order], self.stream.group_frames)]
+        blocks, first = [[self._blocks[block] for block in group] for group in dealt], number_of_pass * len(dealt)
+        groups = [Group(self, seed, number, each) for number, each in enumerate(blocks, first)]
+        return groups, np.cumsum([self._takes[group].sum() for group in dealt])
+
+    def sample(self, at_most: int) -> torch.Tensor:
+        """Rows (n,) int32 of at most so many frames, or a few more: those of evenly spaced utterances, read for it."""
+        utts, longest = np.flatnonzero(self._counts), self.stream.frames.layout.lengths.max()
+        number = min(len(utts), at_most / self._counts[utts].mean(), self.stream.group_frames / longest)
+        spread = np.linspace(0, len(utts) - 1, max(1, int(number))).round().astype(int)
+        group = Group(self, -1, 0, [utts[spread]])  # no run has this seed
+        return self.stream.hold([group], group)[0]
+
+
+def deal(sizes: np.ndarray, group_frames: int) -> list[np.ndarray]:
+    """Blocks of these sizes, in their order, in groups of about equal ones: the numbers of the blocks of each.
+
+    A block is in the group that its middle falls into, so that a group is larger than group_frames by one block at
+    most. Where that left a group without blocks, the next takes its place: their number depends on the total alone.
+
+    sizes: each at most group_frames.
+    """
+    total = int(sizes.sum())
+    num_groups = -(-total // group_frames)
+    group = (2 * np.cumsum(sizes) - sizes) * num_groups // (2 * total)
+    place = np.arange(len(sizes))
+    group = np.minimum.accumulate(group - place) + place  # none is passed over,
+    group = np.minimum(group, place)
+    group = np.maximum(group, num_groups - len(sizes) + place)  # and there is a block for each of the last
+    return np.split(place, np.flatnonzero(np.diff(group)) + 1)
+
+
+class StreamedOrder:
+    """The rows of a pass, as a tensor of them would be sliced; each slice is on the device until the next is asked for.
+
+    Slices are to follow each other, or start anywhere after a kill, and take in two groups at most.
+    """
+
+    def __init__(self, index: StreamedIndex, seed: int, number_of_pass: int, batch_size: int):
+        """Raises AsrKdError where there are groups of less than a batch."""
+        self._index, self._seed, self._number_of_pass = index, seed, number_of_pass
+        self._groups, self._ends = index.groups(seed, number_of_pass)
+        fewest = int(np.diff(self._ends, prepend=0)[:-1].min(initial=batch_size))
+        if fewest < batch_size:
+            raise AsrKdError(
+                f"resident_frames: half of so many hold only {fewest} frames to train on, fewer than a batch of "
+                f"{batch_size}; set more, or a smaller batch_size"
+            )
+
+    def __getitem__(self, places: slice) -> torch.Tensor:
+        """Rows (n,) int32 of the places of a batch."""
+        stop = min(places.stop, int(self._ends[-1]))
+        first, last = np.searchsorted(self._ends, [places.start, stop - 1], side="right").tolist()
+        parts = []
+        for group, rows in enumerate(self._index.stream.hold(self._groups[first : last + 1], self._after(last)), first):
+            begin = int(self._ends[group]) - len(rows)
+            parts.append(rows[max(places.start - begin, 0) : stop - begin])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _after(self, group: int) -> Group:
+        """The group that comes after one: that of the next pass, after the last."""
+        if group + 1 < len(self._groups):
+            return self._groups[group + 1]
+        return self._next_pass[0]
+
+    @cached_property
+    def _next_pass(self) -> list[Group]:
+        return self._index.groups(self._seed, self._number_of_pass + 1)[0]
+
+
+@dataclass
+class StreamedSet(LabelledSet):
+    """A set of which `stream` brings a part to the device: frames and pdf are those of the buffer's rows."""
+
+    stream: Stream
+
+
+def load_or_stream(
+    feats: str | Path,
+    ali: str | Path,
+    *,
+    resident_frames: int,
+    cmvn: str,
+    left_context: int,
+    right_context: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    extra_feats: str | Path | None = None,
+) -> LabelledSet:
+    """As load_set, but a training set of more than resident_frames frames is streamed; 0 streams none."""
+    shape = {"left_context": left_context, "right_context": right_context, "device": device, "dtype": dtype}
+    readers = feats_readers(feats, extra_feats) if resident_frames else []
+    if sum(reader.layout.num_frames for reader in readers) <= resident_frames:
+        return load_set(feats, ali, cmvn=cmvn, extra_feats=extra_feats, **shape)
+    alignment, reader = AliRows(ali), readers[0]
+    require_labels(alignment, reader, alignment.num_labelled)
+    normalisation = Cmvn.from_training_set(cmvn, reader)
+    first_utts = np.cumsum([0, *(each.layout.num_utts for each in readers)]).tolist()
+    parts = [
+        Part(each, normalisation.normaliser(each), first) for each, first in zip(readers, first_utts[:-1], strict=True)
+    ]
+    parts[0].ali = alignment
+    stream = Stream(parts, joined_layout(readers), resident_frames, **shape)
+    return StreamedSet(
+        frames=stream.frames,
+        pdf=stream.pdf,
+        num_pdfs=alignment.num_pdfs,
+        cmvn=normalisation,
+        front_end=front_end(reader),
+        labels={"num_pdfs": alignment.num_pdfs, "model_digest": alignment.model_digest},
+        content_digest=" ".join(each.content_digest for each in readers),
+        ali_digest=alignment.digest,
+        num_own_utts=reader.layout.num_utts,
+        stream=stream,
+    )
