@@ -121,6 +121,7 @@ class DnnConfig:
     patience: int
     checkpoint_minutes: float
     tensorboard: bool
+    compile: bool
     precision: str
 
     def __post_init__(self) -> None:
@@ -161,6 +162,11 @@ class EnsembleConfig:
 
     num_members: int
     num_seeds: int
+    stacked: str
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that is none of its key's."""
+        _require(self, "auto, always or never", lambda x: x in ("auto", "always", "never"), "stacked")
 
 
 @dataclass(frozen=True)
