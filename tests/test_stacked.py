@@ -215,6 +215,41 @@ def test_single_nets_of_several_seeds_too(toy, tmp_path):
         assert_same(tmp_path / "never" / seed, tmp_path / "always" / seed)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--soft-weight", 0.7],
+        ["--label-use", "conditional", "--time-masks", 1],
+        ["--label-use", "swap", "--matching", "logits", "--soft-weight", 0.5],
+        ["--labelled-share", 0.5, "--student-average-share", 0.5],
+    ],
+)
+def test_students_of_several_seeds_too(teachers, toy, tmp_path, options):
+    options = ["--seeds", "1,2", "--student-epochs", 2, "--temperature", 2, *options, "--teachers", *teachers]
+    for way in ("never", "always"):
+        assert main(command(toy, tmp_path / way, *options, "--stacked", way, name="distill")) == 0
+    for seed in ("seed1", "seed2"):
+        assert_same(tmp_path / "never" / seed, tmp_path / "always" / seed)
+        assert load_card(tmp_path / "always" / seed)["training"]["num_together"] == 2
+
+
+def test_students_on_stored_targets_too(teachers, toy, tmp_path):
+    targets = tmp_path / "targets.h5"
+    how = ["--teachers", *teachers, "--feats", toy["feats"], "--top-k", 3, "--device", "cpu", "--precision", "float32"]
+    assert main([str(arg) for arg in ("soft-targets", *how, "--out", targets)]) == 0
+    options = ["--seeds", "1,2", "--student-epochs", 2, "--targets", targets]
+    for way in ("never", "always"):
+        assert main(command(toy, tmp_path / way, *options, "--stacked", way, name="distill")) == 0
+    assert_same(tmp_path / "never/seed2", tmp_path / "always/seed2")
+
+
+@pytest.fixture(scope="module")
+def teachers(toy, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teachers")
+    assert main(command(toy, out, "--num-members", 2, "--num-epochs", 1)) == 0
+    return [out / "seed1", out / "seed2"]
+
+
 @given(st.integers(1, 4), st.integers(0, 3), st.integers(1, 9), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_stacked_nets_compute_what_each_computes(num_nets, num_layers, batch, seed):

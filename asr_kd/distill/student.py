@@ -1,4 +1,4 @@
-"""Training a student: the one loop, with the distillation loss."""
+"""A student to train: the distillation loss, and a schedule of its own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from asr_kd.distill.transfer import TransferSet
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.data_parallel import sum_over
-from asr_kd.training.loop import train_net
 from asr_kd.training.run import Loss, Run
 from asr_kd.world import ALONE, World
 
@@ -48,7 +47,7 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
         return distillation_loss(
             logits,
             labels,
-            targets.batch(index, windows),
+            targets.batch(index.flatten(), windows.flatten(0, -2)),
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,
             hard_weight=distill.hard_weight,
@@ -67,7 +66,7 @@ def _num_labelled(labels: torch.Tensor, world: World) -> torch.Tensor:
     return num_labelled.clamp(min=1) * len(labels) / num_frames
 
 
-def train_student(
+def student_run(
     out: Path,
     seed: int,
     dnn: DnnConfig,
@@ -80,8 +79,8 @@ def train_student(
     start: TrainedNet | None = None,
     compress: CompressConfig | None = None,
     world: World = ALONE,
-) -> TrainedNet:
-    """Distil on the frames of the transfer set, by default those that the baseline sees.
+) -> Run:
+    """To distil on the frames of the transfer set, by default those that the baseline sees.
 
     start: a net whose weights the student begins with; else they are random. compress: how the student is pruned and
     quantized meanwhile; the teachers are as they are. world: the processes that train it together.
@@ -98,20 +97,18 @@ def train_student(
         **targets_key,
     }
     some_unlabelled = bool((transfer.train.pdf[transfer.index.long()] < 0).any())
-    return train_net(
-        Run(
-            out=out,
-            seed=seed,
-            config=student_schedule(dnn, distill),
-            train=transfer.train,
-            dev=dev,
-            transfer_index=transfer.index,
-            loss=student_loss(transfer.train, targets, distill, world if some_unlabelled else ALONE),
-            loss_key=loss_key,
-            dtype=dtype,
-            transfer=transfer.record,
-            start=start,
-            compress=compress,
-            world=world,
-        )
+    return Run(
+        out=out,
+        seed=seed,
+        config=student_schedule(dnn, distill),
+        train=transfer.train,
+        dev=dev,
+        transfer_index=transfer.index,
+        loss=student_loss(transfer.train, targets, distill, world if some_unlabelled else ALONE),
+        loss_key=loss_key,
+        dtype=dtype,
+        transfer=transfer.record,
+        start=start,
+        compress=compress,
+        world=world,
     )
