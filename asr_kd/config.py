@@ -100,6 +100,7 @@ class DnnConfig:
     freq_masks: int
     freq_mask_width: int
     image_jitter: int
+    view_share: float
     optimizer: str
     learning_rate: float
     schedule: str
@@ -136,7 +137,7 @@ class DnnConfig:
         _require(self, "at least 0", lambda x: 0 <= x < math.inf, "max_norm")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "time_warp", "freq_warp")
-        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio", "view_share")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "start_halving_impr", "end_halving_impr")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
         shares = "null, or rates from 0 to below 1"
@@ -183,6 +184,7 @@ class DistillConfig:
     top_k_kl: float | None
     target_pruning: str
     online_targets: bool
+    online_members: int | None
     student_start: str
     student_epochs: int
     student_learning_rate: float
@@ -213,10 +215,15 @@ class DistillConfig:
         _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
-        _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl")
+        _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl", "online_members")
         _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")
         if self.top_k_kl is not None and (self.top_k is not None or self.target_pruning == "random"):
             raise AsrKdError(f"top_k_kl {self.top_k_kl:g}: chooses top_k for target_pruning tail; set top_k to null")
+        if self.online_members and set(self.sweep_combinations) | {self.combination} != {"arithmetic"}:
+            raise AsrKdError(
+                f"online_members {self.online_members}: members drawn at random are right on average for the "
+                "arithmetic mean alone; set combination and sweep_combinations to arithmetic, or online_members to null"
+            )
         if self.target_pruning == "random" and self.top_k is None:
             raise AsrKdError("target_pruning random: needs top_k, the number of targets that are drawn a frame")
 

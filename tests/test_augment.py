@@ -114,6 +114,17 @@ def test_warps_stretch_time_about_the_classified_frame_and_frequency_about_the_l
     assert 1.08 < float(slope.max()) <= 1.1001
 
 
+def test_a_share_of_the_windows_is_left_as_it_is():
+    options = {"freq_warp": 0.1, "feature_noise": 0.1, "time_masks": 1}
+    windows = torch.randn(2000, 1040, generator=torch.Generator().manual_seed(1))
+    everything = augmentation(**options)(windows.clone(), 3)
+    some = augmentation(**options, view_share=0.3)(windows.clone(), 3)
+    same, changed = (some == windows).all(1), (some == everything).all(1)
+    assert bool((same ^ changed).all())
+    assert float(changed.float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert not augmentation(**options, view_share=0.0).active
+
+
 @given(st.integers(1, 5), st.integers(1, 6), st.floats(0, 0.9), st.floats(0, 0.9), st.integers(0, 2**40))
 @settings(max_examples=40, deadline=None)
 def test_warped_values_lie_between_those_of_the_window(window, feat_dim, time_warp, freq_warp, seed):

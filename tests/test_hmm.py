@@ -24,7 +24,8 @@ from asr_kd.features.options import MfccOptions
 from asr_kd.hmm import boundaries, steps, wheels
 from asr_kd.hmm.align import GraphCompiler, align_graph, align_in_processes, align_utterances
 from asr_kd.hmm.decode import Decoder
-from asr_kd.hmm.flat_start import _add_occupancies, _make_batch, spectral_change
+from asr_kd.hmm.flat_start import spectral_change
+from asr_kd.hmm.forward_backward import TrainingPaths, write_occupancies
 from asr_kd.hmm.gaussians import Gmm, GmmStack, split_targets
 from asr_kd.hmm.gmm import MonoOptions, initial_model, select_subset, train_mono
 from asr_kd.hmm.graph import Graph, GraphArcs, make_graph
@@ -164,27 +165,40 @@ def test_flat_start_occupancies_are_those_of_all_paths():
     data = generator.normal(0, 1, (9, 2))
     model = initial_model(lang, data, MonoOptions(), 0)
     graph = GraphCompiler(model, lang).compile("u", ("no",))
-    batch = _make_batch(model, [graph], np.array([0]), np.array([9]))
+    paths = TrainingPaths.of(model, [graph, graph])  # of the second, whose frames come first, as of the first
     likelihoods, change = generator.uniform(0.1, 1, (9, model.num_pdfs)), generator.uniform(0.5, 2, 9)
-    occupancies = np.zeros((9, model.num_pdfs))
-    _add_occupancies(batch, likelihoods, change, occupancies)
-    expected = np.zeros_like(occupancies)
+    occupancies = np.ones((18, model.num_pdfs))
+    twice = np.concatenate([likelihoods] * 2), np.concatenate([change] * 2)
+    write_occupancies(paths, np.array([9, 0]), np.array([9, 9]), *twice, occupancies)
+    expected = np.zeros((9, model.num_pdfs))
 
     def walk(state: int, path: list[int], weight: float) -> None:
         if len(path) == 9:
             for frame, pdf in enumerate(path):
-                expected[frame, pdf] += weight * batch.final[state]
+                expected[frame, pdf] += weight * paths.final[state]
             return
-        for target in range(len(batch.pdf)):
-            step = batch.within[state, target] + batch.entering[state, target] * change[len(path)]
-            if step > 0:
-                pdf = int(batch.pdf[target])
-                walk(target, [*path, pdf], weight * step * likelihoods[len(path), pdf])
+        for arc in range(paths.first_arc[state], paths.first_arc[state + 1]):
+            step = paths.prob[arc] * (change[len(path)] if paths.enters[arc] else 1.0)
+            pdf = int(paths.pdf[paths.target[arc]])
+            walk(int(paths.target[arc]), [*path, pdf], weight * step * likelihoods[len(path), pdf])
 
-    walk(int(batch.start[0]), [], 1.0)
+    walk(int(paths.start[0]), [], 1.0)
     expected /= expected.sum(1, keepdims=True)
-    np.testing.assert_allclose(occupancies, expected, atol=1e-9)
+    np.testing.assert_allclose(occupancies, np.concatenate([expected] * 2), atol=1e-9)
     assert 0 < expected[0, model.sil_pdfs[0]] < 1, "silence is optional, before and after"
+
+
+@needs_kaldi
+def test_an_utterance_without_a_path_has_no_occupancies():
+    lang = Lang(Lexicon({"no": [("N", "OW")]}))
+    model = initial_model(lang, np.random.default_rng(0).normal(0, 1, (9, 2)), MonoOptions(), 0)
+    paths = TrainingPaths.of(model, [GraphCompiler(model, lang).compile("u", ("no",))] * 3)
+    occupancies = np.ones((10, model.num_pdfs))
+    # One frame is too short for two phones, and an utterance may have no frame at all.
+    likelihoods, change = np.ones((10, model.num_pdfs)), np.ones(10)
+    write_occupancies(paths, np.array([0, 1, 1]), np.array([1, 0, 9]), likelihoods, change, occupancies)
+    assert (occupancies[0] == 0).all()
+    np.testing.assert_allclose(occupancies[1:].sum(1), 1.0)
 
 
 def test_spectral_change_peaks_where_the_sound_changes():

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from asr_kd.cli import main
 from asr_kd.config import DnnConfig, resolve
+from asr_kd.distill.soft_targets import OnlineTargets
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FbankOptions
 from asr_kd.nnet.frames import Cmvn, Frames, _blocks_of_utterances
@@ -624,6 +625,31 @@ def test_stored_targets_are_the_members_mean_and_train_the_student_that_online_o
     ]
     # float16 targets are lossless in effect, not in bits.
     assert accuracy[0] == pytest.approx(accuracy[1], rel=1e-3)
+
+
+def test_members_drawn_for_every_batch_answer_as_all_on_average(members, toy):
+    nets = [load_net(member) for member in members]
+    reader, kind = FeatsReader(toy["feats"]), torch.float32
+    frames = Frames.from_readers([reader], nets[0].cmvn, 3, 1, torch.device("cpu"), kind)
+    windows = frames.windows(torch.arange(50))
+    everyone = OnlineTargets(nets, 2.0, "arithmetic", kind).batch(torch.arange(50), windows).prob
+    one = OnlineTargets(nets, 2.0, "arithmetic", kind, num_drawn=1)
+    # As many batches as it takes, of which the frames' numbers alone differ.
+    drawn = torch.stack([one.batch(torch.arange(50) + 7 * step, windows).prob for step in range(600)])
+    assert len(torch.unique(drawn, dim=0)) == len(nets)
+    torch.testing.assert_close(drawn.mean(0), everyone, atol=0.03, rtol=0)
+    assert torch.equal(one.batch(torch.arange(50), windows).prob, drawn[0])
+    too_many = OnlineTargets(nets, 2.0, "arithmetic", kind, num_drawn=9)
+    assert torch.equal(too_many.batch(torch.arange(50), windows).prob, everyone)
+
+
+def test_drawn_members_are_for_the_arithmetic_mean_alone(members, toy, tmp_path, capsys):
+    student = [*sets(toy), *SMALL, "--teachers", *members, "--student-epochs", 1, "--out", tmp_path / "student"]
+    student += ["--online-members", 1]
+    assert main([str(word) for word in ("distill", *student, "--combination", "geometric")]) == 1
+    assert "online_members 1: members drawn at random are right" in capsys.readouterr().err
+    run("distill", *student)
+    assert load_card(tmp_path / "student/seed1")["training"]["loss"]["values"] == "online, 1 drawn"
 
 
 def test_top_k_of_all_states_equals_dense(members, toy, tmp_path):

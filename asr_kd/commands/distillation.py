@@ -121,6 +121,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "top_n",
         "matching",
         "label_use",
+        "online_members",
         "student_start",
         "student_epochs",
         "student_learning_rate",
@@ -152,9 +153,8 @@ def distill(args: argparse.Namespace) -> None:
         targets, key = _stored(args, session)
     else:
         members = _load_teachers(args, session, [config.combination])
-        called = _how_called(config.combination, args.values)
-        targets = OnlineTargets(members, config.temperature, config.combination, session.dtype, **called)
-        key = _key(members, config.combination, "online", args.values)
+        targets, values = _online(members, config.temperature, config.combination, config, session)
+        key = _key(members, config.combination, values, args.values)
     starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
     compress = resolve(CompressConfig, args.values)
     runs = [
@@ -271,13 +271,21 @@ def sweep(args: argparse.Namespace) -> None:
     log(f"best on dev: {chosen}, frame accuracy {best['dev_frame_acc']:.2f} %")
 
 
+def _online(
+    members: Sequence[TrainedNet], temperature: float, combination: str, config: DistillConfig, session: Session
+) -> tuple[OnlineTargets, str]:
+    """Soft targets of every batch as the student sees it, and what their values are, for the fingerprint."""
+    called, drawn = _how_called(combination, session.values), config.online_members
+    targets = OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=drawn)
+    return targets, f"online, {drawn} drawn" if drawn else "online"
+
+
 def _sweep_targets(
     members: Sequence[TrainedNet], session: Session, temperature: float, combination: str, config: DistillConfig
 ) -> tuple[SoftTargets, str]:
     """Soft targets of one setting, and what their values are, for the fingerprint."""
     if config.online_targets:
-        called = _how_called(combination, session.values)
-        return OnlineTargets(members, temperature, combination, session.dtype, **called), "online"
+        return _online(members, temperature, combination, config, session)
     values = f"top{config.top_k}" if config.top_k else "dense"
     if config.kept.keys() != {"top_k"}:
         values = json.dumps(config.kept)

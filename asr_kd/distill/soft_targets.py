@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from asr_kd.distill.kept import fewest, kept, sample
 from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
@@ -19,6 +20,7 @@ from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, read_parts, write_part, write_targets
+from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.world import ALONE, World
 
@@ -134,24 +136,42 @@ class StoredTargets:
 
 
 class OnlineTargets:
-    """Soft targets computed by the members from the very windows that the student sees: nothing stored, any view."""
+    """Soft targets computed by the members from the very windows that the student sees: nothing stored, any view.
+
+    num_drawn: so many members, drawn anew for every batch, answer in place of all. Cross-entropy is linear in its
+    targets: on average the gradient is that of the arithmetic mean of all.
+    """
 
     def __init__(
-        self, members: Sequence[TrainedNet], temperature: float, combination: str, dtype: torch.dtype, top_n: int = 1
+        self,
+        members: Sequence[TrainedNet],
+        temperature: float,
+        combination: str,
+        dtype: torch.dtype,
+        top_n: int = 1,
+        num_drawn: int | None = None,
     ):
         self.temperature = temperature
         self._nets = [of_type(member.net, dtype) for member in members]
         self._combination = combination
         self._dtype = dtype
         self._specialists = SpecialistEnsemble(members, top_n, dtype) if combination == SPECIALISTS else None
+        self._num_drawn = min(num_drawn or len(members), len(members))
+
+    def _answering(self, index: torch.Tensor) -> list[nn.Module]:
+        """A function of the batch alone, so that a resumed run draws what an unbroken one would have drawn."""
+        if self._num_drawn == len(self._nets):
+            return self._nets
+        generator = torch.Generator().manual_seed(mixed_seed(self._num_drawn, *index[:4].tolist()))
+        return [self._nets[n] for n in torch.randperm(len(self._nets), generator=generator)[: self._num_drawn]]
 
     @torch.no_grad()
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
-        """See SoftTargets; the frames' numbers are not looked at."""
+        """See SoftTargets; index (batch,) says whose answers these windows get, where members are drawn."""
         if self._specialists:
             return SoftBatch(self._specialists.log_posteriors(windows, self.temperature).exp())
         with autocast(windows.device, self._dtype):
-            logits = torch.stack([net(windows) for net in self._nets])
+            logits = torch.stack([net(windows) for net in self._answering(index)])
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
 
 

@@ -29,6 +29,8 @@ class Augmentation:
     image_jitter takes a frame for the rows of a square image, one after the other, and draws how far it is shifted
     right and down, from every whole number of pixels within the key's, alike for all frames of a window. What enters
     is 0: the background of images that are taken as they are (cmvn none). Raises AsrKdError for frames of other dims.
+
+    view_share is the share of the windows that any of this is done to, drawn for each; the others stay as they are.
     """
 
     def __init__(self, config: DnnConfig, window: int, feat_dim: int, seed: int, device: torch.device):
@@ -49,7 +51,9 @@ class Augmentation:
             config.freq_masks * config.freq_mask_width,
         )
         warped = config.time_warp or config.freq_warp
-        return bool(warped or time_masked or freq_masked or config.feature_noise or config.image_jitter)
+        return config.view_share > 0 and bool(
+            warped or time_masked or freq_masked or config.feature_noise or config.image_jitter
+        )
 
     def __call__(self, windows: torch.Tensor, step: int) -> torch.Tensor:
         """Other views of `windows` (batch, window * feat_dim), which may be overwritten."""
@@ -57,6 +61,7 @@ class Augmentation:
             return windows
         self._generator.manual_seed(mixed_seed(self._seed, step))
         config, (window, feat_dim) = self._config, self._shape
+        as_they_are = windows.clone() if config.view_share < 1 else None
         if config.time_warp or config.freq_warp:
             windows = self._warped(windows)
         if config.image_jitter:
@@ -69,7 +74,10 @@ class Augmentation:
             view.masked_fill_(self._spans(len(view), window, config.time_mask_width, windows.device)[:, :, None], 0.0)
         for _ in range(config.freq_masks):
             view.masked_fill_(self._spans(len(view), feat_dim, config.freq_mask_width, windows.device)[:, None, :], 0.0)
-        return windows
+        if as_they_are is None:
+            return windows
+        chosen = torch.rand((len(windows), 1), generator=self._generator, device=windows.device) < config.view_share
+        return torch.where(chosen, windows, as_they_are)
 
     def _warped(self, windows: torch.Tensor) -> torch.Tensor:
         """Each window stretched along time and frequency."""

@@ -39,6 +39,7 @@ WITHOUT_EFFECT = {
     "freq_masks": 0,
     "freq_mask_width": 8,
     "image_jitter": 0,
+    "view_share": 1.0,
     "schedule": "linear",
     "start_halving_impr": 0.01,
     "end_halving_impr": 0.001,
