@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from asr_kd.nnet.stacked import StackedNets
 from asr_kd.training import stacked
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 from asr_kd.training.optimizer import bound_norms, clip_gradients, clip_gradients_of_each
+from asr_kd.training.stacked import train_all
 
 SMALL = ["--hidden-dim", 16, "--num-hidden-layers", 2, "--left-context", 3, "--right-context", 1]
 SMALL += ["--batch-size", 64, "--warmup-steps", 5, "--num-members", 3, "--num-seeds", 1, "--num-epochs", 3]
@@ -200,6 +202,28 @@ def test_what_cannot_be_trained_together_is_trained_in_turn_or_refused(toy, tmp_
     assert "must be auto, always or never" in capsys.readouterr().err
 
 
+def test_small_nets_are_trained_together_on_a_gpu_alone(tmp_path, monkeypatch):
+    how = []
+    monkeypatch.setattr(stacked, "why_in_turn", lambda runs: None)
+    monkeypatch.setattr(stacked, "train_together", lambda runs: how.append("together"))
+    monkeypatch.setattr(stacked, "train_net", lambda run: how.append("in turn"))
+
+    def trained(device: str, width: int, key: str = "auto") -> list[str]:
+        run = SimpleNamespace(out=tmp_path, architecture=Architecture(20, 5, 40, 4, width, 500))
+        run.config = SimpleNamespace(batch_size=1024)
+        run.train = SimpleNamespace(frames=SimpleNamespace(device=torch.device(device)))
+        how.clear()
+        train_all([run, run], key)
+        return how
+
+    assert trained("cuda", 512) == ["together"]
+    assert trained("cuda", 512, "never") == ["in turn", "in turn"]
+    assert trained("cuda", 2560) == ["in turn", "in turn"]
+    assert trained("cpu", 512) == ["in turn", "in turn"]
+    assert trained("cpu", 2560, "always") == ["together"]
+    train_all([], "always")  # of more processes than members, some have none
+
+
 def test_a_loss_that_is_no_number_names_the_net(toy, tmp_path, capsys):
     options = ["--optimizer", "sgd", "--learning-rate", "1e9", "--max-grad-norm", "0"]
     assert main(command(toy, tmp_path, "--stacked", "always", *options)) == 1
@@ -221,7 +245,7 @@ def test_single_nets_of_several_seeds_too(toy, tmp_path):
         ["--soft-weight", 0.7],
         ["--label-use", "conditional", "--time-masks", 1],
         ["--label-use", "swap", "--matching", "logits", "--soft-weight", 0.5],
-        ["--labelled-share", 0.5, "--student-average-share", 0.5],
+        ["--labelled-share", 0.5, "--student-average-share", 0.5, "--online-members", 1],
     ],
 )
 def test_students_of_several_seeds_too(teachers, toy, tmp_path, options):

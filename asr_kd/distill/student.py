@@ -11,6 +11,7 @@ from asr_kd.distill.losses import distillation_loss
 from asr_kd.distill.soft_targets import SoftTargets
 from asr_kd.distill.transfer import TransferSet
 from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.data_parallel import sum_over
 from asr_kd.training.run import Loss, Run
@@ -47,7 +48,7 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
         return distillation_loss(
             logits,
             labels,
-            targets.batch(index.flatten(), windows.flatten(0, -2)),
+            _targets_of(targets, index, windows),
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,
             hard_weight=distill.hard_weight,
@@ -57,6 +58,15 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
         )
 
     return loss
+
+
+def _targets_of(targets: SoftTargets, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
+    """Targets of a batch, or of nets trained together: each net's as if it were alone, one after another."""
+    if index.ndim == 1:
+        return targets.batch(index, windows)
+    each = [targets.batch(*batch) for batch in zip(index, windows, strict=True)]
+    parts = ([getattr(batch, name) for batch in each] for name in ("prob", "pdf", "tail"))
+    return SoftBatch(*(None if part[0] is None else torch.cat(part) for part in parts))
 
 
 def _num_labelled(labels: torch.Tensor, world: World) -> torch.Tensor:
