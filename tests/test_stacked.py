@@ -198,9 +198,6 @@ def test_what_cannot_be_trained_together_is_trained_in_turn_or_refused(toy, tmp_
         == 1
     )
     assert "pruned or quantized" in capsys.readouterr().err
-    drawn = ["--teachers", tmp_path / "seed1", tmp_path / "seed2", "--online-members", 1, "--seeds", "1,2"]
-    assert main(command(toy, tmp_path / "b", "--stacked", "always", *drawn, name="distill")) == 1
-    assert "drawn for every batch" in capsys.readouterr().err
     assert main(command(toy, tmp_path, "--stacked", "true")) == 1
     assert "must be auto, always or never" in capsys.readouterr().err
 

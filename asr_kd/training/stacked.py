@@ -72,7 +72,6 @@ def why_in_turn(runs: Sequence[Run]) -> str | None:
         "nets that are pruned or quantized are trained by themselves": bool(first.compressed_by),
         "schedule newbob goes back with each net by itself": first.config.schedule == "newbob",
         "every pass draws other frames": first.draw is not None,
-        "teachers that are drawn for every batch would be the same for all": "online_members" in first.loss_key,
         "frames that are streamed have one order for all": not isinstance(first.transfer_index, torch.Tensor),
         "the nets differ in more than their seed": any(
             run.config != first.config or run.loss_key != first.loss_key or run.train is not first.train for run in runs
