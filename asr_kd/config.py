@@ -509,7 +509,7 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
     if values["num_seeds"] > values["num_members"]:
         raise AsrKdError(
             f"num_seeds {values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at most "
-            f"num_members, {values['num_members']}"
+            f"num_members, {values['num_members']}; give a smaller --num-seeds, or more members"
         )
     for concern in CONCERNS.values():  # a value that cannot be is told before hours of work, by whichever command
         resolve(concern, values)

@@ -66,12 +66,13 @@ def _how_to_use(model: "Model") -> str:
     rate = model.nets[0].front_end["sample_rate"]
     return f"""## Use
 
-    pip install 'asr_kd[hmm]'
     asr-kd recognize --model THIS_DIRECTORY hello.wav
 
     from asr_kd.recognizer import Recognizer
     recognizer = Recognizer.load("THIS_DIRECTORY")
     print(recognizer.recognize("hello.wav").words)
+
+Both need asr_kd, whose version stands under Training; none of its extras, but `audio` to resample.
 
 Audio of one channel at {rate} Hz; other rates are resampled if that is asked for.
 `sha256sum -c SHA256SUMS` checks the files.

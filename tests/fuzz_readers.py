@@ -1,8 +1,10 @@
 """Every reader of strangers' files, registered for fuzz.py: one `register` for each kind of file."""
 
 import gzip
+import hashlib
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -51,6 +53,8 @@ from asr_kd.hmm.tree import PDF_CLASS, ContextTree, Leaf, Split, Table
 from asr_kd.lm.arpa import read_arpa
 from asr_kd.lm.text import read_text, read_vocabulary
 from asr_kd.model_card import scores_of
+from asr_kd.model_dir import Scales, export_model, load_model
+from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import load_net, save_net
 from asr_kd.nnet.priors import read_counts
 from asr_kd.scoring.posteriors import open_posteriors
@@ -499,7 +503,40 @@ def trained(name: str):
     return make
 
 
+def model_file(name: str):
+    """A file of a model directory; needs the wheels."""
+
+    def make(folder: Path) -> Path:
+        trained("hmm")(folder)
+        hmm, few = HmmModel.load(folder / "hmm"), tiny_net()
+        net = FrameClassifier(replace(few.net.architecture, num_pdfs=hmm.num_pdfs)).eval()
+        labels = {"num_pdfs": hmm.num_pdfs, "model_digest": hmm.digest}
+        front_end = {"kind": "fbank", "sample_rate": 16000, "frame_shift_ms": 10.0}
+        save_net(folder / "net", replace(few, net=net, labels=labels, front_end=front_end))
+        counts = holding(f" [ {'7 ' * hmm.num_pdfs}]\n", "counts")(folder)
+        parts = {"hmm": folder / "hmm", "graph": folder / "graph", "counts": counts, "scales": Scales(0.1)}
+        export_model(folder / "model", nets=[folder / "net"], **parts)
+        return folder / "model" / name
+
+    return make
+
+
+def a_model_directory(path: Path) -> tuple:
+    sums = path.parent / "SHA256SUMS"
+    if path != sums:  # a damaged file would be refused for its checksum, and never be looked at
+        sealed = hashlib.sha256(path.read_bytes()).hexdigest()
+        others = [line for line in sums.read_text().splitlines() if not line.endswith(f"  {path.name}")]
+        sums.write_text("".join(f"{line}\n" for line in [*others, f"{sealed}  {path.name}"]))
+    model = load_model(path.parent)
+    assert len(model.log_priors) == model.graph.num_pdfs
+    assert len(model.phone_table.t2phone) == len(model.graph.t2pdf)
+    return model.graph.digest, [net.digest for net in model.nets], model.scales
+
+
 if importlib.util.find_spec("kaldi_hmm_gmm"):
+    register("model/SHA256SUMS", model_file("SHA256SUMS"), a_model_directory, sealed=True)
+    for name in ("model.json", "phones.json"):
+        register(f"model/{name}", model_file(name), a_model_directory)
     for name in ("hmm.json", "final.mdl", "tree", "lexicon.txt"):
         register(f"hmm/{name}", trained(f"hmm/{name}"), lambda path: HmmModel.load(path.parent).digest, sealed=True)
     for name in ("graph.json", "HCLG.fst"):

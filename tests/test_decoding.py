@@ -1,9 +1,11 @@
 """From net to words to scores, without the wheels where they are not needed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_systems import make_systems
 
 from asr_kd.cli import main
 from asr_kd.config import DecodeConfig, resolve
@@ -119,6 +121,19 @@ def test_a_report_needs_every_headline_role(tmp_path, capsys):
     argv += ["--recipe", "x", "--preset", "y", "--out", tmp_path / "out"]
     assert main([str(arg) for arg in argv]) == 1
     assert "a.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_refuses_scores_of_another_set(tmp_path, capsys):
+    """Dev and test exchanged would choose the headline on test."""
+    for scores in make_systems():
+        replace(scores, split="dev").save(tmp_path / f"{scores.name}.json")
+    specs = [f"- {{name: {s.name}, role: {s.role}, nets: [[n]]}}\n" for s in make_systems()]
+    (tmp_path / "systems.yaml").write_text("".join(specs))
+    argv = ["report", "--systems", tmp_path / "systems.yaml", "--scores", tmp_path, "--dev-scores", tmp_path]
+    argv += ["--recipe", "x", "--preset", "y", "--out", tmp_path / "out"]
+    assert main([str(arg) for arg in argv]) == 1
+    assert "are of the set dev, not of test (--split)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

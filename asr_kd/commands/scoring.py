@@ -252,6 +252,7 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, cache
         **(_letter_scores(letter_errors, num_letters) if letter_errors else {}),
         correct_top5=np.stack([scores.correct_top5 for scores in by_seed]),
         detail=over_seeds([scores.detail for scores in by_seed]),
+        split=args.split,
     )
 
 
@@ -310,6 +311,9 @@ def report(args: argparse.Namespace) -> None:
 
     specs = read_systems(args.systems)
     systems = [SystemScores.load(args.scores / f"{spec.name}.json") for spec in specs]
+    for scores in systems:
+        if scores.split not in (None, args.split):
+            raise AsrKdError(f"--scores {args.scores}: are of the set {scores.split}, not of {args.split} (--split)")
     dev = [SystemScores.load(args.dev_scores / f"{spec.name}.json") for spec in specs]
     results = build_results(
         args.recipe, args.preset, args.split, systems, choose_headline(dev), resampling_unit=args.resampling_unit

@@ -95,8 +95,10 @@ def begin(args: argparse.Namespace) -> Session:
     of_train = {"cmvn": dnn.cmvn, "extra_feats": vars(args).get("extra_feats"), "resident_frames": dnn.resident_frames}
     train = load_or_stream(args.feats, args.ali, **of_train, **shape)
     dev = load_set(args.dev_feats, args.dev_ali, cmvn=train.cmvn, **shape)
-    if (dev.labels, dev.front_end) != (train.labels, train.front_end):
-        raise AsrKdError(f"{args.dev_ali}: its states or features are not those of {args.ali}")
+    if dev.labels != train.labels:
+        raise AsrKdError(f"{args.dev_ali}: its states are not those of {args.ali}")
+    if dev.front_end != train.front_end:
+        raise AsrKdError(f"{args.dev_feats}: was made otherwise (kind, options, rate, normalised) than {args.feats}")
     train_originals, dev_originals = (
         {original_of(utt_id, choice.utt2uniq) for utt_id in each.frames.layout.utt_ids} for each in (train, dev)
     )

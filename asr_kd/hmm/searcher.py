@@ -5,20 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asr_kd.hmm.beam_search import Limits
 from asr_kd.hmm.decode import Decoded, Decoder
 from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lattice import Lattice
 from asr_kd.hmm.lattice_decode import LatticeDecoder
-
-
-@dataclass(frozen=True)
-class SearchLimits:
-    """What bounds the search; see Decoder and LatticeDecoder."""
-
-    beam: float
-    min_active: int
-    max_active: int
-    lattice_beam: float
 
 
 @dataclass(frozen=True)
@@ -42,10 +33,10 @@ class Found:
 
 
 class Searcher:
-    """Called with a Task it returns what it Found, or raises as the decoders do."""
+    """Called with a Task it returns what it Found, or raises as the decoders do; `lattice_beam` bounds its lattices."""
 
-    def __init__(self, graph: Graph, limits: SearchLimits) -> None:
-        self._graph, self._limits = graph, limits
+    def __init__(self, graph: Graph, limits: Limits, lattice_beam: float) -> None:
+        self._graph, self._limits, self._lattice_beam = graph, limits, lattice_beam
         self._decoder: Decoder | LatticeDecoder | None = None
         self._made_for: tuple | None = None
 
@@ -61,9 +52,7 @@ class Searcher:
         return Found(None, found, seconds) if task.lattice else Found(found, None, seconds)
 
     def _make(self, acwt: float, insertion_penalty: float, lattice: bool) -> Decoder | LatticeDecoder:
-        limits = self._limits
-        active = {"min_active": limits.min_active, "max_active": limits.max_active}
-        scales = {"acwt": acwt, "insertion_penalty": insertion_penalty}
+        options = {"acwt": acwt, "insertion_penalty": insertion_penalty, **self._limits._asdict()}
         if lattice:
-            return LatticeDecoder(self._graph, limits.beam, limits.lattice_beam, **scales, **active)
-        return Decoder(self._graph, limits.beam, **scales, **active)
+            return LatticeDecoder(self._graph, lattice_beam=self._lattice_beam, **options)
+        return Decoder(self._graph, **options)

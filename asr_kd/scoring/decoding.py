@@ -105,13 +105,14 @@ class SetDecoder:
     """
 
     def __init__(self, graph, log_priors: np.ndarray, config: DecodeConfig, nj: int = 1):
-        from asr_kd.hmm.searcher import Searcher, SearchLimits
+        from asr_kd.hmm.beam_search import Limits
+        from asr_kd.hmm.searcher import Searcher
 
         if len(log_priors) != graph.num_pdfs:
             raise AsrKdError(f"priors of {len(log_priors)} states do not fit a graph of {graph.num_pdfs}")
         self._graph, self._log_priors, self._config = graph, log_priors, config
-        limits = SearchLimits(config.beam, config.min_active, config.max_active, config.lattice_beam)
-        self._workers = Workers(nj, Searcher, graph, limits)
+        limits = Limits(config.beam, config.min_active, config.max_active)
+        self._workers = Workers(nj, Searcher, graph, limits, config.lattice_beam)
         self.seconds = 0.0
         self.unfinished: list[str] = []
 

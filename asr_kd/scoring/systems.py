@@ -28,7 +28,7 @@ class SystemScores:
     seed) and `refs` map utt_id to words joined by blanks. `phone_errors` and `num_ref_phones` are there where phones
     were scored too, or what `per_unit` says instead, `num_oov_words` where the recogniser's vocabulary was known,
     `correct_top5` and `detail` where frames were scored to that depth. `num_parameters` counts those
-    of all the nets that answer together.
+    of all the nets that answer together. `split` names the set (None where an earlier version scored).
     """
 
     name: str
@@ -57,6 +57,7 @@ class SystemScores:
     num_oov_words: np.ndarray | None = None  # (U,)
     correct_top5: np.ndarray | None = None  # (S, U)
     detail: FrameDetail | None = None
+    split: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.detail, dict):

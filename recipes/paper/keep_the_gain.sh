@@ -90,14 +90,19 @@ for arm in ${arms//,/ }; do
   epochs=$((times * member_epochs))
   start=() # whatever the base's students do
   on_labels=(--schedule "$(value_of schedule)" --average-share "$(value_of average_share)")
-  on_targets=(--student-start random --student-schedule null --student-average-share 0)
+  on_targets=(--student-schedule null --student-average-share 0)
   if [ "${kind#averaged-}" != "$kind" ]; then
     on_labels=(--schedule constant --average-share "$average_share" --learning-rate "$averaged_rate")
-    on_targets=(--student-start random --student-schedule constant --student-average-share "$average_share")
+    on_targets=(--student-schedule constant --student-average-share "$average_share")
     on_targets+=(--student-learning-rate "$averaged_rate")
   fi
   kind=${kind#averaged-}
-  [ "${kind#start-}" = "$kind" ] || { start=(--initialise "${starts[@]}"); on_targets+=(--student-start member); }
+  if [ "${kind#start-}" = "$kind" ]; then
+    on_targets+=(--student-start random)
+  else
+    start=(--initialise "${starts[@]}")
+    on_targets+=(--student-start member)
+  fi
   kind=${kind#start-}
   train_arm
 done
