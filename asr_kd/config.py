@@ -124,6 +124,7 @@ class DnnConfig:
     patience: int
     checkpoint_minutes: float
     tensorboard: bool
+    compile: bool
     precision: str
     resident_frames: int
 
@@ -166,6 +167,11 @@ class EnsembleConfig:
 
     num_members: int
     num_seeds: int
+    stacked: str
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that is none of its key's."""
+        _require(self, "auto, always or never", lambda x: x in ("auto", "always", "never"), "stacked")
 
 
 @dataclass(frozen=True)

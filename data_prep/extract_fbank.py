@@ -22,6 +22,7 @@ from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 from asr_kd.features.wav_list import read_wav_list, utterances_of_files
 from asr_kd.store.feats import DTYPES
 from asr_kd.store.kaldi_ark import is_table
+from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 HELP = {
     "sample_frequency": "sample rate in Hz; recordings of another rate are refused unless --resample is given",
@@ -122,7 +123,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="use what is there of files that hold less audio than their headers declare",
     )
     parser.add_argument(
-        "--compression-method", type=int, default=0, help="of a Kaldi table, 1 to 7; default: 0, not compressed"
+        "--compression-method",
+        type=int,
+        default=0,
+        choices=(0, *COMPRESSION_METHODS),
+        help="of a Kaldi table, as copy_feats.py --help tells; default: 0, not compressed",
     )
     front_end = parser.add_argument_group("front end, as in Kaldi")
     front_end.add_argument("--add-deltas", action="store_true", help="append first and second derivatives")

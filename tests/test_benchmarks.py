@@ -60,25 +60,6 @@ def test_all_that_everything_names_is_there():
     assert named <= {path.name for path in FOLDER.glob("*.py")}
 
 
-def test_a_step_of_stacked_nets_is_the_step_of_each(module):
-    stacked = module("stacked")
-    nets = [new_net(Architecture(20, 5, 40, 2, 24, 11), seed) for seed in range(3)]
-    together = stacked.Stacked(nets)
-    generator = torch.Generator().manual_seed(1)
-    windows, labels = torch.randn(17, 26 * 40, generator=generator), torch.randint(11, (17,), generator=generator)
-    # AdamW would make whole steps of gradients that are nothing but rounding.
-    spec = stacked.Net("", resolve(DnnConfig, {"optimizer": "sgd", "learning_rate": 0.1}), 11)
-    logits = torch.stack([net(windows) for net in nets])
-    torch.testing.assert_close(together(windows), logits)
-    before = together.weights[1].detach().clone()
-    steps = [stacked.step_of(net, windows, labels, spec, torch.float32) for net in [*nets, together]]
-    for _ in range(3):  # the second and third see the optimiser's momentum, and biases that are not 0
-        for step in steps:
-            step()
-    assert stacked.largest_difference(nets, together) < 1e-4
-    assert (together.weights[1] != before).float().mean() > 0.5
-
-
 def test_products_are_those_that_autograd_makes(module):
     """Counted by PyTorch: of a step of the same net."""
     from torch.utils.flop_counter import FlopCounterMode

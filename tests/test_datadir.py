@@ -368,6 +368,7 @@ def test_mending_drops_recordings_that_are_not_there(data_dir: Path):
     ("name", "content", "message"),
     [
         ("utt2spk", b"a-1 a\na-2 b\nb-1 b\n", r"utt2spk:2: .*does not start with.*by hand, nothing was changed"),
+        ("wav.scp", b"b-1 c\na-1 b\n", r"nothing was changed.*wav.scp:2: a-1 comes after.*there is no recording b"),
         ("text", b"x one\n", r"no utterance would remain, nothing was changed; .*utt2spk:1: a-1"),
         ("text", b"", r"no utterance would remain, nothing was changed; .*text:1: the file is empty"),
     ],

@@ -118,3 +118,18 @@ def test_two_runs_in_one_folder_are_refused(whole):
         second = subprocess.run(command(whole), env=ENVIRONMENT, capture_output=True, text=True)
     assert second.returncode == 1
     assert "another run is at work" in second.stderr
+
+
+def test_a_stage_that_outlives_its_run_is_not_met_by_a_second_run(tmp_path):
+    first_stage = [*command(tmp_path), "--stop-stage", "1", "--hours-train", "9"]
+    run = subprocess.Popen(first_stage, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert any("# prepare_mini.py" in line for line in run.stderr)  # the stage is at work
+        run.kill()  # run.sh alone, and not its process group
+        run.wait()
+        second = subprocess.run(first_stage, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+        assert second.returncode == 1
+        assert "another run is at work" in second.stderr
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+        run.stderr.close()

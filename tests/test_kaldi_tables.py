@@ -29,6 +29,7 @@ from asr_kd.store.kaldi_ark import (
     write_matrices,
     write_vectors,
 )
+from asr_kd.store.kaldi_compression import warn_of_clipped
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "kaldi_compressed.npz")
@@ -41,6 +42,18 @@ floats = st.floats(width=32, allow_nan=False)
 matrices = st.tuples(st.integers(1, 12), st.integers(1, 5)).flatmap(
     lambda shape: arrays(np.float32, shape, elements=floats)
 )
+
+
+def test_values_that_a_method_cuts_off_are_told():
+    told = []
+    matrix = np.array([[-1.0, 0.5], [1.0, 20.0]], dtype=np.float32)
+    assert len(list(warn_of_clipped([("a", matrix), ("b", matrix)], 7, told.append))) == 2
+    assert told == [
+        "warning: 4 of 8 values are outside of 0 to 1, the range of compression method 7, and were set to its ends"
+    ]
+    for method in (0, 1, 4):
+        list(warn_of_clipped([("a", matrix)], method, told.append))
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("method", range(1, 8))

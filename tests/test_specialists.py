@@ -456,7 +456,7 @@ def test_specialists_trained_side_by_side_are_those_trained_in_turn(specialists,
 
 
 def test_an_interrupted_specialist_ends_with_the_same_weights(specialists, generalist, toy, tmp_path, monkeypatch):
-    end_epoch, calls = loop._end_epoch, []
+    end_epoch, calls = loop.end_epoch, []
 
     def stop(run_, state):
         calls.append(1)
@@ -464,7 +464,7 @@ def test_an_interrupted_specialist_ends_with_the_same_weights(specialists, gener
             raise KeyboardInterrupt
         return end_epoch(run_, state)
 
-    monkeypatch.setattr(loop, "_end_epoch", stop)
+    monkeypatch.setattr(loop, "end_epoch", stop)
     assert main([str(arg) for arg in train_command(toy, generalist, tmp_path)]) != 0
     monkeypatch.undo()
     run(*train_command(toy, generalist, tmp_path))

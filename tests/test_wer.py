@@ -19,11 +19,13 @@ from asr_kd.errors import AsrKdError
 from asr_kd.scoring.alignment import KALDI, SCLITE, Alternatives, Optional, align_times, align_words, map_words
 from asr_kd.scoring.transcripts import (
     CtmWord,
+    StmSegment,
     parse_reference,
     read_ctm,
     read_stm,
     read_transcripts,
     read_trn,
+    segment_words,
 )
 from asr_kd.scoring.wer import count_errors, kaldi_lines, score_words, select_utterances
 from asr_kd.scoring.word_sets import read_hypotheses, read_references
@@ -193,6 +195,14 @@ def test_a_ctm_is_cut_at_segments_as_by_sclite():
         ours[f"{spk_id}-{number[spk_id]:03d}"] = counts
     assert ours == read_counts((GOLDEN / "stm.counts").read_text())
     assert sum(segment.words is None for segment in read_stm(GOLDEN / "times.ref.stm")) > 0
+
+
+@pytest.mark.parametrize(("end", "sizes"), [(2.9, [1, 0]), (0.7, [0, 1]), (0.5, [0, 1])])
+def test_a_middle_on_a_segments_end_falls_as_in_sclite(end, sizes):
+    """Found with sclite 2.10: its ends are single precision, 2.9 above and 0.7 below the double."""
+    segments = [StmSegment("r", "A", "s", *span, (), [], 1) for span in ((0.0, end), (end, 9.0))]
+    cut = segment_words([CtmWord("r", "A", end - 0.1, 0.2, "w")], segments)
+    assert list(map(len, cut)) == sizes
 
 
 @pytest.mark.parametrize("by_times", [False, True])
@@ -446,6 +456,14 @@ def score_words_of(tmp_path, *options):
 def seed_counts(path):
     """Errors of a wer.txt by kind."""
     return {kind: int(count) for count, kind in re.findall(r"(\d+) (ins|del|sub)", path.read_text())}
+
+
+def test_tables_of_an_earlier_run_do_not_stay(tmp_path):
+    ref, a, b = (GOLDEN / f"plain.{name}.trn" for name in ("ref", "a", "b"))
+    assert score_words_of(tmp_path, "--ref", ref, "--hyp", a, "--hyp", b, "--num-resamples", "10") == 0
+    assert (tmp_path / "out" / "comparisons.csv").exists()
+    assert score_words_of(tmp_path, "--ref", ref, "--hyp", a, "--num-resamples", "10") == 0
+    assert not list((tmp_path / "out").glob("comparisons.*"))
 
 
 def test_command_scores_seeds_and_compares_systems(tmp_path, capsys):

@@ -18,7 +18,7 @@ from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
 from asr_kd.distill.specialist_inference import SPECIALISTS
-from asr_kd.distill.student import train_student
+from asr_kd.distill.student import student_run
 from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames, FramesOnDisk
@@ -28,6 +28,9 @@ from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, TargetsRows
 from asr_kd.training.data import digest_of
+from asr_kd.training.loop import train_net
+from asr_kd.training.run import Run
+from asr_kd.training.stacked import train_all
 from asr_kd.training.stream import StreamedSet
 
 AnyTargets = TypeVar("AnyTargets", TargetsReader, TargetsRows)
@@ -139,6 +142,7 @@ def soft_targets(args: argparse.Namespace) -> None:
         "student_average_share",
         "student_view_share",
         "student_patience",
+        "stacked",
         DnnConfig,
         CompressConfig,
     ],
@@ -163,12 +167,15 @@ def distill(args: argparse.Namespace) -> None:
         targets, key = _stored(args, session)
     else:
         members = _load_teachers(args, session, [config.combination])
-        targets, values = _online(members, config.temperature, config.combination, config, session)
-        key = _key(members, config.combination, values, args.values)
+        targets = _online(members, config.temperature, config.combination, config, session)
+        key = _key(members, config.combination, "online", args.values)
     starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
     compress = resolve(CompressConfig, args.values)
-    for seed in seeds:
-        _train_student(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
+    runs = [
+        _student_run(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
+        for seed in seeds
+    ]
+    train_all(runs, args.values["stacked"])
 
 
 def _first_weights(args: argparse.Namespace, config: DistillConfig, seeds: Sequence[int]) -> list[Path]:
@@ -227,10 +234,12 @@ def _how_called(combination: str, values: dict[str, Any]) -> dict[str, int]:
 
 def _key(members: Sequence[TrainedNet], combination: str, values: str, config_values: dict[str, Any]) -> dict[str, Any]:
     called = _how_called(combination, config_values)
+    if values == "online" and config_values["online_members"]:
+        called["online_members"] = config_values["online_members"]
     return {"members": [member.digest for member in members], "combination": combination, "values": values, **called}
 
 
-def _train_student(
+def _student_run(
     out: Path,
     seed: int,
     session: Session,
@@ -239,10 +248,10 @@ def _train_student(
     key: dict[str, Any],
     start: TrainedNet | None = None,
     compress: CompressConfig | None = None,
-) -> TrainedNet:
+) -> Run:
     sets = (session.transfer, session.dev)
     how = (session.dtype, start, compress, session.world)
-    return train_student(out, seed, session.dnn, config, *sets, targets, key, *how)
+    return student_run(out, seed, session.dnn, config, *sets, targets, key, *how)
 
 
 @command(
@@ -275,8 +284,8 @@ def sweep(args: argparse.Namespace) -> None:
             for soft_weight in config.sweep_soft_weights:
                 setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
                 out = args.out / f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                student = _train_student(out, args.seed, session, setting, targets, key, starts.get(args.seed))
-                rows.append(_sweep_row(combination, temperature, soft_weight, student))
+                run = _student_run(out, args.seed, session, setting, targets, key, starts.get(args.seed))
+                rows.append(_sweep_row(combination, temperature, soft_weight, train_net(run)))
     best = max(rows, key=lambda row: row["dev_frame_acc"])
     write_json(args.out / "sweep.json", rows)
     chosen = {key: best[key] for key in ("temperature", "soft_weight", "combination")}
@@ -286,11 +295,10 @@ def sweep(args: argparse.Namespace) -> None:
 
 def _online(
     members: Sequence[TrainedNet], temperature: float, combination: str, config: DistillConfig, session: Session
-) -> tuple[OnlineTargets, str]:
-    """Soft targets of every batch as the student sees it, and what their values are, for the fingerprint."""
-    called, drawn = _how_called(combination, session.values), config.online_members
-    targets = OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=drawn)
-    return targets, f"online, {drawn} drawn" if drawn else "online"
+) -> OnlineTargets:
+    """Soft targets of every batch as the student sees it."""
+    called = _how_called(combination, session.values)
+    return OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=config.online_members)
 
 
 def _sweep_targets(
@@ -298,7 +306,7 @@ def _sweep_targets(
 ) -> tuple[SoftTargets, str]:
     """Soft targets of one setting, and what their values are, for the fingerprint."""
     if config.online_targets:
-        return _online(members, temperature, combination, config, session)
+        return _online(members, temperature, combination, config, session), "online"
     values = f"top{config.top_k}" if config.top_k else "dense"
     if config.kept.keys() != {"top_k"}:
         values = json.dumps(config.kept)

@@ -29,8 +29,8 @@ from asr_kd.runinfo import run_info
 from asr_kd.store.ali import AliReader
 from asr_kd.store.atomic import write_json
 from asr_kd.training.data import LabelledSet, load_set
-from asr_kd.training.loop import train_net
 from asr_kd.training.run import Run, hard_loss
+from asr_kd.training.stacked import train_all
 from asr_kd.training.stream import StreamedSet, load_or_stream
 from asr_kd.world import ALONE, World
 
@@ -134,7 +134,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     INITIALISE,
     option("--as-long-as-students", "with a student's epochs and patience: the long baseline", action="store_true"),
     DEVICE,
-    config=[DnnConfig, "student_epochs", "student_patience", "student_view_share", CompressConfig],
+    config=[DnnConfig, "stacked", "student_epochs", "student_patience", "student_view_share", CompressConfig],
     by_torchrun=True,
 )
 def train(args: argparse.Namespace) -> None:
@@ -178,24 +178,25 @@ def train_seeds(
     compress: CompressConfig | None = None,
 ) -> None:
     """Train a net on hard labels for every seed, on its transfer set, into `out`/seedN."""
-    for seed, transfer in transfer_sets.items():
-        train_net(
-            Run(
-                out=out / f"seed{seed}",
-                seed=seed,
-                config=config,
-                train=transfer.train,
-                dev=session.dev,
-                transfer_index=transfer.index,
-                loss=hard_loss(transfer.train, config.label_smoothing),
-                loss_key={"kind": "hard"},
-                dtype=session.dtype,
-                transfer=transfer.record,
-                start=(starts or {}).get(seed),
-                compress=compress,
-                world=session.world,
-            )
+    runs = [
+        Run(
+            out=out / f"seed{seed}",
+            seed=seed,
+            config=config,
+            train=transfer.train,
+            dev=session.dev,
+            transfer_index=transfer.index,
+            loss=hard_loss(transfer.train, config.label_smoothing),
+            loss_key={"kind": "hard"},
+            dtype=session.dtype,
+            transfer=transfer.record,
+            start=(starts or {}).get(seed),
+            compress=compress,
+            world=session.world,
         )
+        for seed, transfer in transfer_sets.items()
+    ]
+    train_all(runs, session.values["stacked"])
 
 
 @command(

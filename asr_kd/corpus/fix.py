@@ -39,7 +39,8 @@ def fix_data_dir(path: str | Path) -> list[str]:
     reasons = {utt_id: reason for utt_id in data.rows("utt2spk") if (reason := _reason_to_drop(data, utt_id, absent))}
     kept = [utt_id for utt_id in data.rows("utt2spk") if utt_id not in reasons]
     if not kept:
-        first = problems[0] if problems else data.tables["utt2spk"].problem(*next(iter(reasons.items())))
+        dropped = [data.tables["utt2spk"].problem(*item) for item in reasons.items()]
+        first = "; ".join(map(str, [*problems[:1], *dropped[:1]]))  # the first line may merely be out of order
         raise AsrKdError(f"{path}: no utterance would remain, nothing was changed; first, {first}")
     mended = DataDir(path, tables.select(data, kept))
     for name in [name for name in DERIVED if name in mended.tables and _is_partial(mended, name)]:

@@ -62,30 +62,36 @@ def distillation_loss(
 ) -> torch.Tensor:
     """The loss above. labels: (batch,) int64, −1 where a frame has none (it then counts in the soft term alone).
 
+    Of several nets: logits (num_nets, batch, num_pdfs), labels (num_nets, batch), targets of one net's rows after
+    another's; the losses are (num_nets,).
+
     hard_weight None is 1 − soft_weight. The hard term is averaged over the frames that have a label, or its sum is
     divided by num_labelled, where these frames are part of a batch. With label_use="conditional" every frame has one
     term, of weight 1, and the weights are not looked at.
     """
     if label_use == "swap":
-        targets = swap_where_wrong(targets, labels)
+        targets = swap_where_wrong(targets, labels.flatten())
     if label_use == "conditional":
-        follows_label = (labels >= 0) & (targets.best != labels)
-        hard, soft = (each / len(labels) for each in (follows_label.float(), (~follows_label).float()))
+        follows_label = (labels >= 0) & (targets.best.view(labels.shape) != labels)
+        hard, soft = (each / labels.shape[-1] for each in (follows_label.float(), (~follows_label).float()))
     else:
         hard_weight = 1.0 - soft_weight if hard_weight is None else hard_weight
         hard = _mean_over_labelled(labels, num_labelled) * hard_weight if hard_weight else None
-        soft = logits.new_full(labels.shape, soft_weight, dtype=torch.float32) / len(labels) if soft_weight else None
-    loss, terms = logits.new_zeros((), dtype=torch.float32), []
+        soft = None
+        if soft_weight:
+            soft = logits.new_full(labels.shape, soft_weight, dtype=torch.float32) / labels.shape[-1]
+    loss, terms = logits.new_zeros(logits.shape[:-2], dtype=torch.float32), []
     if soft is not None and matching == "logits":
-        loss = loss + (soft * logit_difference(logits, targets, temperature)).sum()
+        differences = logit_difference(logits.flatten(0, -2), targets, temperature)
+        loss = loss + (soft * differences.view(labels.shape)).sum(dim=-1)
     elif soft is not None:
-        terms.append(Term(targets, soft * temperature**2, temperature))
+        terms.append(Term(targets, soft.flatten() * temperature**2, temperature))
     if hard is not None:
-        terms.append(Term(hard_targets(labels), hard))
+        terms.append(Term(hard_targets(labels.flatten()), hard.flatten()))
     return loss + cross_entropy(logits, terms) if terms else loss
 
 
 def _mean_over_labelled(labels: torch.Tensor, num_labelled: float | torch.Tensor | None) -> torch.Tensor:
-    """Weights (batch,) float32 that make a sum over frames the mean over those with a label, num_labelled if given."""
+    """Weights of the labels' shape that make a net's sum the mean over frames with a label, num_labelled if given."""
     labelled = labels >= 0
-    return labelled / (labelled.sum().clamp(min=1) if num_labelled is None else num_labelled)
+    return labelled / (labelled.sum(dim=-1, keepdim=True).clamp(min=1) if num_labelled is None else num_labelled)

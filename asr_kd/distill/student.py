@@ -1,4 +1,4 @@
-"""Training a student: the one loop, with the distillation loss."""
+"""A student to train: the distillation loss, and a schedule of its own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +11,9 @@ from asr_kd.distill.losses import distillation_loss
 from asr_kd.distill.soft_targets import SoftTargets
 from asr_kd.distill.transfer import TransferSet
 from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.data_parallel import sum_over
-from asr_kd.training.loop import train_net
 from asr_kd.training.run import Loss, Run
 from asr_kd.world import ALONE, World
 
@@ -49,7 +49,7 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
         return distillation_loss(
             logits,
             labels,
-            targets.batch(index, windows),
+            _targets_of(targets, index, windows),
             temperature=targets.temperature,
             soft_weight=distill.soft_weight,
             hard_weight=distill.hard_weight,
@@ -61,6 +61,15 @@ def student_loss(train: LabelledSet, targets: SoftTargets, distill: DistillConfi
     return loss
 
 
+def _targets_of(targets: SoftTargets, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
+    """Targets of a batch, or of nets trained together: each net's as if it were alone, one after another."""
+    if index.ndim == 1:
+        return targets.batch(index, windows)
+    each = [targets.batch(*batch) for batch in zip(index, windows, strict=True)]
+    parts = ([getattr(batch, name) for batch in each] for name in ("prob", "pdf", "tail"))
+    return SoftBatch(*(None if part[0] is None else torch.cat(part) for part in parts))
+
+
 def _num_labelled(labels: torch.Tensor, world: World) -> torch.Tensor:
     """As many as this part of a batch had if all parts had the whole's share: losses of parts are averaged by size."""
     here = torch.stack([(labels >= 0).sum(), torch.tensor(len(labels), device=labels.device)])
@@ -68,7 +77,7 @@ def _num_labelled(labels: torch.Tensor, world: World) -> torch.Tensor:
     return num_labelled.clamp(min=1) * len(labels) / num_frames
 
 
-def train_student(
+def student_run(
     out: Path,
     seed: int,
     dnn: DnnConfig,
@@ -81,8 +90,8 @@ def train_student(
     start: TrainedNet | None = None,
     compress: CompressConfig | None = None,
     world: World = ALONE,
-) -> TrainedNet:
-    """Distil on the frames of the transfer set, by default those that the baseline sees.
+) -> Run:
+    """To distil on the frames of the transfer set, by default those that the baseline sees.
 
     start: a net whose weights the student begins with; else they are random. compress: how the student is pruned and
     quantized meanwhile; the teachers are as they are. world: the processes that train it together.
@@ -98,20 +107,18 @@ def train_student(
         "label_use": distill.label_use,
         **targets_key,
     }
-    return train_net(
-        Run(
-            out=out,
-            seed=seed,
-            config=student_schedule(dnn, distill),
-            train=transfer.train,
-            dev=dev,
-            transfer_index=transfer.index,
-            loss=student_loss(transfer.train, targets, distill, world if transfer.has_unlabelled else ALONE),
-            loss_key=loss_key,
-            dtype=dtype,
-            transfer=transfer.record,
-            start=start,
-            compress=compress,
-            world=world,
-        )
+    return Run(
+        out=out,
+        seed=seed,
+        config=student_schedule(dnn, distill),
+        train=transfer.train,
+        dev=dev,
+        transfer_index=transfer.index,
+        loss=student_loss(transfer.train, targets, distill, world if transfer.has_unlabelled else ALONE),
+        loss_key=loss_key,
+        dtype=dtype,
+        transfer=transfer.record,
+        start=start,
+        compress=compress,
+        world=world,
     )

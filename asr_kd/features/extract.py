@@ -24,6 +24,7 @@ from asr_kd.store.atomic import atomic_path, place_of_file
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
+from asr_kd.store.kaldi_compression import warn_of_clipped
 from asr_kd.world import ALONE, World
 
 # Of audio (an hour at 16 kHz), a killed extraction repeats at most this much for each process: seconds of work, about
@@ -326,7 +327,8 @@ def extract_to_archive(
     made = archive.with_name(f".{archive.name}.feats.h5")
     extract(utterances, made, options, log=log, **how)
     with FeatsReader(made) as reader:
-        write_matrices(wspecifier, ((utt_id, reader[utt_id]) for utt_id in reader.layout.utt_ids), compression_method)
+        matrices = ((utt_id, reader[utt_id]) for utt_id in reader.layout.utt_ids)
+        write_matrices(wspecifier, warn_of_clipped(matrices, compression_method, log), compression_method)
     made.unlink()
     shutil.rmtree(_folder(made), ignore_errors=True)
     log(f"{wspecifier}: written")

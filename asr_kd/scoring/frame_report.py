@@ -29,7 +29,7 @@ def write_frame_report(
     confusions = {name: _confusion_tables(name, results["confusions"][name]) for name in names}
     states = report_tables.states_table(details)
     every = [*tables.values(), *(table for both in confusions.values() for table in both), states]
-    write_tables(Path(out_dir) / "tables", [table for table in every if table.rows])
+    write_tables(Path(out_dir) / "tables", every)
     write_page(out_dir, "frame_report.html.j2", results, command, **_parts(results, tables, confusions))
 
 

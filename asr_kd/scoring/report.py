@@ -59,7 +59,7 @@ def write_report(out_dir: str | Path, results: Mapping[str, Any], context: Repor
     page = render("report.html.j2", **_page(results, context, tables, confusions))
     write_json(Path(out_dir) / "results.json", results)
     states = [report_tables.states_table(context.details)] if context.details else []
-    write_tables(Path(out_dir) / "tables", [t for t in (*tables.values(), *confusions, *states) if t.rows])
+    write_tables(Path(out_dir) / "tables", [*tables.values(), *confusions, *states])
     write_text(Path(out_dir) / "index.html", page)
 
 

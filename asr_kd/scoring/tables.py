@@ -180,7 +180,8 @@ def escape_latex(text: str) -> str:
 
 
 def write_tables(folder: str | Path, tables: Sequence[Table]) -> None:
-    """Write NAME.csv and NAME.tex of each table into `folder`."""
+    """Write NAME.csv and NAME.tex of each table into `folder`; of one without rows, remove those of an earlier run."""
     for table in tables:
-        write_text(Path(folder) / f"{table.name}.csv", table.csv())
-        write_text(Path(folder) / f"{table.name}.tex", table.latex())
+        for suffix, text in ((".csv", table.csv), (".tex", table.latex)):
+            path = Path(folder) / f"{table.name}{suffix}"
+            write_text(path, text()) if table.rows else path.unlink(missing_ok=True)

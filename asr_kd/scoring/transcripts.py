@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from asr_kd.errors import AsrKdError
 from asr_kd.scoring.alignment import Alternatives, Optional, Token
 
@@ -158,12 +160,13 @@ def segment_words(words: Sequence[CtmWord], segments: Sequence[StmSegment]) -> l
 
     As sclite does it (segment_hyp_for_utt in stm2ctm.c): a word belongs to the first segment that ends after the
     word's middle, so one between two segments goes to the later; what follows the last segment goes to that one.
+    Ends of segments are single precision there, which decides where a middle falls on one.
     """
     cut: list[list[CtmWord]] = [[] for _ in segments]
     current = 0
     for word in words:
         middle = word.start_s + word.duration_s / 2
-        while current < len(segments) - 1 and middle >= segments[current].end_s:
+        while current < len(segments) - 1 and middle >= np.float32(segments[current].end_s).item():
             current += 1
         cut[current].append(word)
     return cut

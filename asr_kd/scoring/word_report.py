@@ -27,7 +27,7 @@ def write_word_report(
     rate = RATES[results["unit"]][1]
     tables = {"systems": systems_table(results), "comparisons": report_tables.comparisons_table(results, {"wer": rate})}
     excerpts = [_excerpt(system) for system in systems]
-    write_tables(out_dir, [table for table in tables.values() if table.rows])
+    write_tables(out_dir, list(tables.values()))
     parts = {"rate": rate, "headline": headline(results), "tables": tables, "excerpts": excerpts}
     write_page(out_dir, "word_report.html.j2", results, command, **parts)
 

@@ -15,6 +15,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.kaldi_ark import read_matrices, write_matrices
+from asr_kd.store.kaldi_compression import warn_of_clipped
 from asr_kd.store.parsing import parse_json
 
 PROGRESS_UTTS = 5000
@@ -204,7 +205,8 @@ def write_table_of(
     """Write a source to one of Kaldi's tables, complete or not at all; returns the number of utterances."""
 
     matrices = ((utt_id, feats) for utt_id, _, feats in source.utts)
-    return write_matrices(wspecifier, counted(matrices, log), compression_method)
+    matrices = warn_of_clipped(counted(matrices, log), compression_method, log)
+    return write_matrices(wspecifier, matrices, compression_method)
 
 
 def counted(items: Iterable[T], log: Log) -> Iterator[T]:

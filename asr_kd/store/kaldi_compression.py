@@ -9,6 +9,7 @@ included. After the token `CM`, `CM2` or `CM3` come min_value and range (float32
 """
 
 import struct
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -92,6 +93,23 @@ def _compress_columns(matrix: np.ndarray, low: np.float32, spread: np.float32) -
         steps[~np.isfinite(steps)] = 0.0
         out[:] = first_bytes.take(between) + np.clip(steps + 0.5, 0, span).astype(np.intp)
     return quartiles.astype("<u2").tobytes() + packed.tobytes()
+
+
+def warn_of_clipped(
+    items: Iterable[tuple[str, np.ndarray]], method: int, log: Callable[[str], None]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The same (id, matrix); once all are through, `log` is told how many values a method of fixed range cuts off."""
+    low, spread = _FIXED_RANGE.get(method, (-np.inf, np.inf))
+    num_clipped = num_values = 0
+    for key, matrix in items:
+        num_clipped += np.count_nonzero((matrix < low) | (matrix > low + spread))
+        num_values += matrix.size
+        yield key, matrix
+    if num_clipped:
+        log(
+            f"warning: {num_clipped} of {num_values} values are outside of {low:g} to {low + spread:g}, the range of "
+            f"compression method {method}, and were set to its ends"
+        )
 
 
 def compress(matrix: np.ndarray, method: int) -> bytes:

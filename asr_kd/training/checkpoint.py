@@ -50,16 +50,16 @@ def restore(net: nn.Module, optimizer: torch.optim.Optimizer, tensors: Tensors) 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder`/checkpoint.safetensors atomically."""
-    tensors = {f"{part}/{name}": tensor for part, named in checkpoint.parts.items() for name, tensor in named.items()}
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, name: str = NAME) -> None:
+    """Write `folder`/`name` atomically."""
+    tensors = {f"{part}/{key}": tensor for part, named in checkpoint.parts.items() for key, tensor in named.items()}
     progress = {"format": FORMAT, **checkpoint.progress}
-    save_tensors(folder / NAME, tensors, {"progress": json.dumps(progress)})
+    save_tensors(folder / name, tensors, {"progress": json.dumps(progress)})
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
+def load_checkpoint(folder: Path, name: str = NAME) -> Checkpoint | None:
     """The checkpoint in `folder`, or None, also where another version left it; raises AsrKdError for a damaged one."""
-    path = folder / NAME
+    path = folder / name
     if not path.exists():
         return None
     parts: dict[str, Tensors] = {}
@@ -69,8 +69,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             if progress.get("format") != FORMAT:
                 return None
             for key in file.keys():  # noqa: SIM118 - not a dict
-                part, name = key.split("/", 1)
-                parts.setdefault(part, {})[name] = file.get_tensor(key)
+                part, rest = key.split("/", 1)
+                parts.setdefault(part, {})[rest] = file.get_tensor(key)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise AsrKdError(f"{path}: damaged checkpoint ({error}); remove it to train from the beginning") from error
     return Checkpoint(parts, progress)

@@ -8,6 +8,7 @@ on the plain formula, in its order: float32 gradients are the same to the bit.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -59,47 +60,53 @@ def cross_entropy(logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
     student gives to the other states in sum is right.
 
     logits: (batch, num_pdfs), of any type; float64 ones are not rounded to float32. The gradient is theirs alone, can
-    be asked for once, and is not differentiable itself.
+    be asked for once, and is not differentiable itself. Of several nets: (num_nets, batch, num_pdfs), with terms whose
+    rows are one net's after another's; the losses are then (num_nets,).
     """
-    return _CrossEntropy.apply(logits, terms)
+    num_nets = len(logits) if logits.ndim == 3 else None
+    return _CrossEntropy.apply(logits.flatten(0, -2), terms, num_nets)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
+    def forward(ctx: Any, logits: torch.Tensor, terms: Sequence[Term], num_nets: int | None) -> torch.Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         num_rows = rows_at_once(logits.device, logits.shape[1])
         if len(logits) <= num_rows:
-            loss, grad = _of_terms(logits.to(dtype), terms)
+            losses, grad = _of_terms(logits.to(dtype), terms, num_nets)
             ctx.grad = grad.to(logits.dtype)
-            return loss
-        loss, ctx.grad = logits.new_zeros((), dtype=dtype), torch.empty_like(logits)
-        for begin in range(0, len(logits), num_rows):
-            rows = slice(begin, begin + num_rows)
+            return losses
+        losses, ctx.grad = logits.new_zeros(num_nets or 1, dtype=dtype), torch.empty_like(logits)
+        batch = len(logits) // len(losses)
+        for net, begin in product(range(len(losses)), range(0, batch, num_rows)):
+            rows = slice(net * batch + begin, net * batch + min(begin + num_rows, batch))
             parts = [Term(term.targets.of(rows), term.weight[rows], term.temperature) for term in terms]
-            part, ctx.grad[rows] = _of_terms(logits[rows].to(dtype), parts)
-            loss += part
-        return loss
+            part, ctx.grad[rows] = _of_terms(logits[rows].to(dtype), parts, None)
+            losses[net] += part
+        return losses if num_nets else losses.squeeze(0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         if ctx.grad is None:
             raise RuntimeError("this loss gives its gradient once")
         grad, ctx.grad = ctx.grad, None
-        return grad.mul_(grad_output), None
+        if grad_output.ndim:
+            grad.view(len(grad_output), -1).mul_(grad_output[:, None])
+            return grad, None, None
+        return grad.mul_(grad_output), None, None
 
 
-def _of_terms(logits: torch.Tensor, terms: Sequence[Term]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of a chunk, (), and its gradient, (rows, num_pdfs), of the type of these logits."""
-    loss, grad = _of_term(logits, terms[0])
+def _of_terms(logits: torch.Tensor, terms: Sequence[Term], num_nets: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of a chunk, () or (num_nets,), and its gradient, (rows, num_pdfs), of the type of these logits."""
+    loss, grad = _of_term(logits, terms[0], num_nets)
     for term in terms[1:]:
-        more_loss, more_grad = _of_term(logits, term)
+        more_loss, more_grad = _of_term(logits, term, num_nets)
         loss, grad = loss + more_loss, grad.add_(more_grad)
     return loss, grad
 
 
-def _of_term(logits: torch.Tensor, term: Term) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_term(logits: torch.Tensor, term: Term, num_nets: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     targets, temperature = term.targets, term.temperature
     log_q = (logits if temperature == 1 else logits / temperature).log_softmax(dim=-1)
     prob, pdf, weight = targets.prob.to(logits.dtype), targets.pdf, term.weight.to(logits.dtype)
@@ -120,4 +127,6 @@ def _of_term(logits: torch.Tensor, term: Term) -> tuple[torch.Tensor, torch.Tens
             grad = rest.sub_(log_rest[:, None]).exp_().mul_((tail * -weight)[:, None])
         grad.scatter_add_(-1, pdf, grad_of_named)
     grad = torch.ops.aten._log_softmax_backward_data(grad, log_q, -1, log_q.dtype)
-    return (loss * weight).sum(), grad if temperature == 1 else grad.div_(temperature)
+    loss = loss * weight
+    loss = loss.sum() if num_nets is None else loss.view(num_nets, -1).sum(dim=-1)
+    return loss, grad if temperature == 1 else grad.div_(temperature)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ from asr_kd.training.augment import Augmentation, mixed_seed
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.data_parallel import backward_together
+from asr_kd.training.forward import forward_of
 from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
-from asr_kd.training.progress import Progress, tensorboard
+from asr_kd.training.progress import HEADER, Progress, tensorboard
 from asr_kd.training.pruning import sparsity_of
 from asr_kd.training.quantization import prepare, quantized
 from asr_kd.training.run import Run
@@ -52,19 +53,17 @@ def train_net(run: Run) -> TrainedNet:
     made_from, world = run.fingerprint, run.world
     world.require_same(made_from, f"{run.out}: not all processes have the same data, options, version and precision")
     with world.only_writer(run.out / CARD):
-        if world.first(lambda: _is_complete(run.out, made_from)):
+        if world.first(lambda: is_complete(run.out, made_from)):
             world.log(f"{run.out}: up to date")
             return load_net(run.out)
         state = _begin(run, made_from)
         _train(run, state, made_from)
-        best = best_epoch(state.history, run.config.keep_best)
-        world.log(f"{run.out}: ended by {state.stopped}, best epoch {best}")
-        trained = _finish(run, state, made_from) if world.is_first else None
+        trained = finish(run, state, made_from) if world.is_first else None
         world.wait()
     return trained or load_net(run.out)
 
 
-def _is_complete(out: Path, made_from: str) -> bool:
+def is_complete(out: Path, made_from: str) -> bool:
     return (out / CARD).exists() and load_card(out)["training"].get("fingerprint") == made_from
 
 
@@ -72,32 +71,44 @@ def _train(run: Run, state: TrainingState, made_from: str) -> None:
     """Train from where `state` stands to the end."""
     if run.world.is_first:
         (run.out / CARD).unlink(missing_ok=True)
+    run.world.log(HEADER)
     with contextlib.ExitStack() as stack:
         if isinstance(run.transfer_index, StreamedIndex):
             stack.callback(run.transfer_index.stream.stop)
-        curves = None
-        if run.config.tensorboard and run.world.is_first:
-            curves = stack.enter_context(tensorboard(run.out.parent / "tensorboard" / run.out.name, state.step))
-        progress = Progress(state.step, run.num_steps, run.world.log, curves)
+        progress = stack.enter_context(progress_of(run, state, run.world.log))
 
         def save() -> None:
             if run.world.is_first:
-                save_checkpoint(run.out, state.to_checkpoint(fingerprint=made_from, **_summation(run)))
+                save_checkpoint(run.out, state.to_checkpoint(fingerprint=made_from, **summation(run, state)))
 
         def save_within_epoch() -> None:
-            progress.within(state.step, _mean_loss(run, state))
+            progress.within(state.step, mean_loss(run, state))
             save()
 
         while state.stopped is None:
             _train_epoch(run, state, save_within_epoch)
-            row = _end_epoch(run, state)
-            progress.epoch(row, best=best_epoch(state.history, run.config.keep_best) == row["epoch"])
+            progress.epoch(*end_epoch(run, state))
             save()
 
 
-def _summation(run: Run) -> dict[str, int]:
+@contextlib.contextmanager
+def progress_of(run: Run, state: TrainingState, log: Callable[[str], None]) -> Iterator[Progress]:
+    """Rows for `log`, and curves where the run asks for them, from where `state` stands."""
+    curves = contextlib.nullcontext()
+    if run.config.tensorboard and run.world.is_first:
+        curves = tensorboard(run.out.parent / "tensorboard" / run.out.name, state.step)
+    with curves as opened:
+        yield Progress(state.step, run.num_steps, log, opened)
+
+
+def summation(run: Run, state: TrainingState) -> dict[str, int | bool]:
     """What the order of sums depends on, and so the last bits of the weights."""
-    return {"num_threads": torch.get_num_threads(), "num_processes": run.world.size}
+    return {
+        "num_threads": torch.get_num_threads(),
+        "num_processes": run.world.size,
+        "num_together": state.num_together,
+        "compile": run.config.compile,
+    }
 
 
 def _begin(run: Run, made_from: str) -> TrainingState:
@@ -111,30 +122,43 @@ def _begin(run: Run, made_from: str) -> TrainingState:
             "quantize int8: the range of activations is that of a whole batch, which no process sees here; train in "
             "one process, or take int4"
         )
-    device = run.train.frames.device
-    net = new_net(run.architecture, run.seed)
-    if run.initialise:
-        run.initialise(net)
-    if run.start:
-        _take_weights(net, run.start, run.out)
-    if quantization:
-        prepare(net, quantization)
-    net.to(device)
-    schedule = make_schedule(run.config, run.num_steps)
-    state = TrainingState(net, make_optimizer(net, run.config), schedule, torch.zeros((), device=device))
+    state = new_state(run)
     run.world.log(
-        f"{run.out}: {len(run.transfer_index):,} frames, {net.num_parameters:,} parameters, {run.num_steps:,} steps of "
-        f"{run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {device}"
+        f"{describe(run, state)}"
         + (f", in {run.world.size} processes" if run.world.size > 1 else "")
         + (f", {quantization.to}" if quantization else "")
         + (f", {pruning.sparsity(run.num_steps):.1%} pruned" if pruning else "")
     )
     goes_on = _go_on(run, state, made_from)
     run.world.require_same((goes_on, state.step), f"{run.out}: not all processes see the same {NAME}; share the folder")
-    if isinstance(schedule, Newbob) and not goes_on:
-        schedule.begin(_evaluate(run, net)["dev_xent"])
+    if isinstance(state.schedule, Newbob) and not goes_on:
+        state.schedule.begin(_evaluate(run, state.net)["dev_xent"])
         state.accept()
     return state
+
+
+def new_state(run: Run) -> TrainingState:
+    """Before the first step; raises AsrKdError where there can be no such net."""
+    device = run.train.frames.device
+    net = new_net(run.architecture, run.seed)
+    if run.initialise:
+        run.initialise(net)
+    if run.start:
+        _take_weights(net, run.start, run.out)
+    if run.quantization:
+        prepare(net, run.quantization)
+    net.to(device)
+    schedule, optimizer = make_schedule(run.config, run.num_steps), make_optimizer(net, run.config)
+    return TrainingState(net, optimizer, schedule, torch.zeros((), device=device), forward_of(run, net))
+
+
+def describe(run: Run, state: TrainingState) -> str:
+    """What is about to be trained, in half a line."""
+    return (
+        f"{run.out}: {len(run.transfer_index):,} frames, {state.net.num_parameters:,} parameters, {run.num_steps:,} "
+        f"steps of {run.config.batch_size}, {str(run.dtype).removeprefix('torch.')} on {run.train.frames.device}"
+        + (", compiled" if run.config.compile else "")
+    )
 
 
 def _go_on(run: Run, state: TrainingState, made_from: str) -> bool:
@@ -149,14 +173,19 @@ def _go_on(run: Run, state: TrainingState, made_from: str) -> bool:
         return False
     state.restore(checkpoint)
     run.world.log(f"{run.out}: continuing after step {state.step}, in epoch {state.epoch}")
-    for key, now in _summation(run).items():
-        begun = checkpoint.progress.get(key, 1)  # older checkpoints are of one process
-        if begun != now:
+    warn_of_other_bits(run, state, checkpoint.progress)
+    return True
+
+
+def warn_of_other_bits(run: Run, state: TrainingState, begun: Mapping[str, Any]) -> None:
+    """Say where a run goes on otherwise than it was `begun`, by its checkpoint."""
+    for key, now in summation(run, state).items():
+        before = begun.get(key, False if key == "compile" else 1)  # older checkpoints are of one process and one net
+        if before != now:
             run.world.log(
-                f"{run.out}: warning: begun with {begun} {key.removeprefix('num_')}, continued with {now}; "
+                f"{run.out}: warning: begun with {key} {before}, continued with {now}; "
                 "the weights will differ in their last bits"
             )
-    return True
 
 
 def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
@@ -175,7 +204,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
     end = min(state.epoch_begin + (config.steps_per_epoch or run.steps_per_pass), run.num_steps)
     net.train()
     if config.dropout_schedule:
-        _set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
+        set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
     pruning = run.pruning
     order = None
     begin = time.perf_counter()
@@ -190,9 +219,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         for group in optimizer.param_groups:
             group["lr"] = state.schedule.learning_rate(state.step)
         windows = _windows(run, augment, batch, state.step)
-        with autocast(frames.device, run.dtype):
-            logits = net(windows)
-        loss = run.loss(logits, index, windows)
+        loss = state.forward(windows, index)
         loss = backward_together(net, loss, len(index) / len(batch), run.world)
         if config.max_grad_norm:
             clip_gradients(net, config.max_grad_norm)
@@ -207,11 +234,11 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         if state.step > run.num_steps_before_average:
             state.add_to_average()
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
-            _mean_loss(run, state)  # waits for the device
+            mean_loss(run, state)  # waits for the device
             state.seconds += time.perf_counter() - begin
             save()
             begin = time.perf_counter()
-    _mean_loss(run, state)
+    mean_loss(run, state)
     state.seconds += time.perf_counter() - begin
 
 
@@ -240,25 +267,28 @@ def _order(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder:
     return frames[order.to(frames.device)]
 
 
-def _set_dropout(net: FrameClassifier, rate: float) -> None:
+def set_dropout(net: FrameClassifier, rate: float) -> None:
     for module in net.layers[1:]:  # the first may be the inputs' dropout, which has a rate of its own
         if isinstance(module, nn.Dropout):
             module.p = rate
 
 
-def _mean_loss(run: Run, state: TrainingState) -> float:
+def mean_loss(run: Run, state: TrainingState) -> float:
     mean = float(state.loss_sum) / state.num_frames
     if not mean < float("inf"):
         raise AsrKdError(f"{run.out}: the loss is {mean} in epoch {state.epoch}; lower the learning rate")
     return mean
 
 
-def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
-    """Evaluate; accept the epoch or go back; keep the best; decide whether to go on. Returns the epoch's row."""
+def end_epoch(run: Run, state: TrainingState) -> tuple[dict[str, Any], bool]:
+    """Evaluate; accept the epoch or go back; keep the best; decide whether to go on.
+
+    Returns the epoch's row, and whether it is the best so far.
+    """
     row: dict[str, Any] = {
         "epoch": state.epoch,
         "step": state.step,
-        "train_loss": _mean_loss(run, state),
+        "train_loss": mean_loss(run, state),
         "learning_rate": state.optimizer.param_groups[0]["lr"],
         "frames_per_second": state.num_frames / state.seconds,
         "num_frames": state.num_frames,
@@ -289,7 +319,7 @@ def _end_epoch(run: Run, state: TrainingState) -> dict[str, Any]:
     elif run.config.patience and best and row["epoch"] - best >= run.config.patience:
         state.stopped = "patience"
     state.begin_epoch()
-    return row
+    return row, best == row["epoch"]
 
 
 def best_epoch(history: list[dict[str, Any]], keep_best: str) -> int:
@@ -341,8 +371,10 @@ class _Scores:
         return self.xent_sum / self.count if self.count else None
 
 
-def _finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
+def finish(run: Run, state: TrainingState, made_from: str) -> TrainedNet:
     """Save the best epoch's net, and let go of the checkpoint."""
+    best = best_epoch(state.history, run.config.keep_best)
+    run.world.log(f"{run.out}: ended by {state.stopped}, best epoch {best}")
     if not state.best:
         raise AsrKdError(f"{run.out}: not one epoch was better on dev than the untrained net; change the learning rate")
     state.net.load_state_dict(state.best)
@@ -411,7 +443,7 @@ def _training_record(run: Run, state: TrainingState, made_from: str) -> dict[str
         "num_train_frames": len(run.transfer_index),
         "train_seconds": seconds,
         "frames_per_second": sum(row["num_frames"] for row in state.history) / seconds,
-        **_summation(run),
+        **summation(run, state),
         "version": __version__,
         "git_commit": git_commit(),
         "torch": torch.__version__,

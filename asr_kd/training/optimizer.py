@@ -6,6 +6,7 @@ from torch import nn
 from asr_kd.config import DnnConfig
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.model import FrameClassifier
+from asr_kd.nnet.stacked import StackedNets
 
 
 def make_optimizer(net: nn.Module, config: DnnConfig) -> torch.optim.Optimizer:
@@ -31,10 +32,21 @@ def clip_gradients(net: nn.Module, max_norm: float) -> None:
 
 
 @torch.no_grad()
-def bound_norms(net: FrameClassifier, max_norm: float) -> None:
+def clip_gradients_of_each(nets: StackedNets, max_norm: float) -> None:
+    """Scale the gradients of each net down to an overall norm of at most max_norm, as clip_gradients does with one."""
+    grads = [p.grad.view(nets.num_nets, -1) for p in nets.parameters()]
+    norms = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad, dim=1) for grad in grads]), dim=0)
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    if scale.is_cuda or not (scale == 1).all():
+        for grad in grads:
+            grad.mul_(scale[:, None])
+
+
+@torch.no_grad()
+def bound_norms(net: FrameClassifier | StackedNets, max_norm: float) -> None:
     """Scale the incoming weights of each hidden unit down to a norm of at most max_norm; biases and outputs are free.
 
     Hinton et al. 2012, arXiv:1207.0580: with dropout it allows high learning rates, where weight decay is no bound.
     """
     for layer in net.linear[:-1]:
-        layer.weight.renorm_(2, 0, max_norm)
+        layer.weight.flatten(0, -2).renorm_(2, 0, max_norm)

@@ -23,10 +23,9 @@ class Progress:
     """Rows for `log` with the time that has gone by and the time left, and curves where `curves` takes them."""
 
     def __init__(self, first_step: int, num_steps: int, log: Callable[[str], None], curves: Curves | None = None):
-        """first_step: where a resumed run goes on."""
+        """first_step: where a resumed run goes on. HEADER stands above the rows."""
         self._first, self._num_steps, self._log, self._curves = first_step, num_steps, log, curves
         self._begin = time.monotonic()
-        log(HEADER)
 
     def epoch(self, row: dict[str, Any], best: bool) -> None:
         """A row of the history; the best epoch so far gets a star, a rejected one is called so."""

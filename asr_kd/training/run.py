@@ -19,13 +19,14 @@ from asr_kd.training.stream import StreamedIndex
 from asr_kd.world import ALONE, World
 
 # (logits (batch, num_pdfs), frame numbers (batch,), windows (batch, window * feat_dim)) → scalar loss in nats, the mean
-# over these frames. The windows are those that the net saw, shifts, masks and noise included.
+# over these frames. The windows are those that the net saw, shifts, masks and noise included. Of nets trained together
+# all three begin with (num_nets, …), and the losses are (num_nets,).
 Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Keys that the weights do not depend on, and the values at which a key changes nothing: neither counts in the
-# fingerprint, so that a new key does not make complete nets be trained again. Of resident_frames, what is streamed has
-# the sizes of its groups in its digest.
-NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard", "resident_frames"}
+# Keys that the weights do not depend on but for their last bits, and the values at which a key changes nothing: neither
+# counts in the fingerprint, so that a new key does not make complete nets be trained again. Of resident_frames, what is
+# streamed has the sizes of its groups in its digest.
+NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard", "compile", "resident_frames"}
 WITHOUT_EFFECT = {
     "dropout_schedule": None,
     "input_dropout": 0.0,
@@ -70,10 +71,11 @@ def hard_loss(train: LabelledSet, label_smoothing: float = 0.0) -> Loss:
     """Cross-entropy with the alignment's states, of which label_smoothing is spread over all states."""
 
     def loss(logits: torch.Tensor, index: torch.Tensor, windows: torch.Tensor) -> torch.Tensor:
-        weight = torch.ones(index.shape, device=logits.device) / len(index)
-        terms = [Term(hard_targets(train.labels_of(index)), (1 - label_smoothing) * weight)]
+        labels = train.labels_of(index).flatten()
+        weight = torch.ones(labels.shape, device=logits.device) / index.shape[-1]
+        terms = [Term(hard_targets(labels), (1 - label_smoothing) * weight)]
         if label_smoothing:
-            evenly = weight.new_full((), 1 / logits.shape[1]).expand(logits.shape)
+            evenly = weight.new_full((), 1 / logits.shape[-1]).expand(len(labels), logits.shape[-1])
             terms.append(Term(SoftBatch(evenly), label_smoothing * weight))
         return cross_entropy(logits, terms)
 
@@ -110,7 +112,7 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of what the weights depend on, but for the numbers of threads and processes, which are recorded."""
+        """Digest of what the weights depend on, but for what changes their last bits alone, which is recorded."""
         left_out = NOT_IN_WEIGHTS if self.config.view_share else NOT_IN_WEIGHTS | OF_VIEWS
         config = {
             key: value

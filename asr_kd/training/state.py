@@ -8,6 +8,7 @@ import torch
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, restore, snapshot
+from asr_kd.training.forward import Forward
 from asr_kd.training.schedule import Schedule
 
 
@@ -15,7 +16,9 @@ from asr_kd.training.schedule import Schedule
 class TrainingState:
     """A run between two steps.
 
-    average: of the weights of the last steps, once these have begun. step: steps done. history: a row for every epoch.
+    forward: gives the loss of a batch, as asr_kd/training/forward.py has it. average: of the weights of the last steps,
+    once these have begun. num_together: nets that are trained as one, this one counted. step: steps done. history: a
+    row for every epoch.
     best: weights of the best epoch so far. accepted: snapshot after the last epoch that the schedule accepted, where it
     may reject one. stopped: why training is over, or None.
     Of the epoch under way: loss_sum (a scalar on the device, nats), num_frames, seconds of steps.
@@ -25,7 +28,9 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loss_sum: torch.Tensor
+    forward: Forward
     average: WeightAverage | None = None
+    num_together: int = 1
     step: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Tensors = field(default_factory=dict)

@@ -25,13 +25,13 @@ parse_options() {
   done
 }
 
-# One run at a time in a folder; the lock goes with this process, whatever ends it. A run that was killed a moment ago may
-# take seconds to go on a machine that is busy, so the lock is asked for again before it is refused.
+# One run at a time in a folder; the lock goes with this process and what inherits it, whatever ends them. A run that was
+# killed a moment ago may take seconds to go on a machine that is busy, so the lock is asked for again before it is refused.
 lock_folder() {
   exec 9>"$1/.lock"
   "$python" - 2>/dev/null <<'PYTHON' || {
 import fcntl, time
-for attempt in range(50):
+for attempt in range(100):
     try:
         fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
         break
@@ -40,7 +40,7 @@ for attempt in range(50):
 else:
     raise SystemExit(1)
 PYTHON
-    echo "error: another run is at work in $1" >&2
+    echo "error: another run is at work in $1, perhaps a stage of one that was stopped; wait for it to end, or stop it" >&2
     exit 1
   }
 }

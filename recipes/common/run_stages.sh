@@ -78,7 +78,8 @@ for number in $(stage_names | sed 's#_.*##'); do
     echo "# $(date '+%F %T') stage $name" >&2
     export commands=$exp/log/$name.commands
     : >"$commands"
-    bash "$script" 2>&1 9>&- | tee "$exp/log/$name.log" >&2 9>&-
+    # The stage has the lock, too: it outlives a run.sh that is killed alone, and a second run must not meet it at work.
+    bash "$script" 2>&1 | tee "$exp/log/$name.log" >&2 9>&-
   fi
 done
 echo "# $(date '+%F %T') done; everything is in $exp" >&2

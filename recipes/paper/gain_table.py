@@ -7,6 +7,7 @@ step of training 3, for every frame and net, since all nets have one size; train
 """
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -90,7 +91,7 @@ def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
     training, member = load_card(nets[0][0])["training"], load_card(members[0])["training"]
     seen, own = (sum(row["num_frames"] for row in each["history"]) for each in (training, member))
     loss = training["loss"]
-    num_teachers = len(loss.get("members", []))
+    num_teachers = min(len(loss.get("members", [])), loss.get("online_members", math.inf))
     labelled = seen if loss.get("values") == "online" else training["num_train_frames"]
     return (3 * seen + num_teachers * labelled) / (3 * own)
 

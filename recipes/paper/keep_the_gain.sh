@@ -16,7 +16,8 @@ their name says otherwise:
 Options of this experiment:
   --arms LIST         (default hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views)
   --teachers N        members of the base that answer together (default all)
-  --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1")
+  --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1"; add --view-share 0.5 for
+                      half of them; --online-members N lets N teachers, drawn for every batch, label them)
   --folds N           of the arm `fold` (default 5)
   --averaged-rate R   learning rate of averaged-NAME (default 0.003)
   --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)
