@@ -174,7 +174,7 @@ def test_each_process_of_a_machine_has_its_gpu(monkeypatch):
 OPTIONS = {
     "plain": [],
     "augmented and clipped": ["--time-masks", 1, "--feature-noise", 0.2, "--time-warp", 0.1, "--max-grad-norm", 0.3],
-    "streamed": ["--resident-frames", 500, "--time-masks", 1],
+    "streamed": ["--resident-frames", 900, "--batch-size", 32, "--time-masks", 1],
     "pruned and bounded": ["--prune-sparsity", 0.5, "--prune-every", 7, "--max-norm", 1.0, "--label-smoothing", 0.1],
     "newbob": [
         "--optimizer",

@@ -1,9 +1,12 @@
-"""A training set of which a part is on the device: half of that is trained on while the other half is read.
+"""A training set of which a part is on the device: a window that moves on while batches are drawn from all of it.
 
 The utterances lie in blocks, runs of them that are read in one go. In every pass the blocks are shuffled and dealt to
-groups; a group fills one half, and its frames are drawn in random order. So every frame to train on comes once a pass,
-a batch is drawn from some dozen places of the corpus, and of the order only a group has to be in memory. What comes
-when is a function of seed, pass and the sizes of halves and blocks: a resumed run draws what an unbroken one would.
+groups. A group fills one of the SLOTS that the device has room for, and stays there for WINDOW periods, in each of
+which as large a part of its frames is trained on; meanwhile the next group is read into the slot that was left. So
+every frame to train on comes once a pass, a batch is drawn from some dozens of places of the corpus, and of the order
+only a period has to be in memory. A pass begins with one group, so that nobody waits for a window to be read, and ends
+with a whole window, of which all that is left is trained on. What comes when is a function of seed, pass and the sizes
+of slots and blocks: a resumed run draws what an unbroken one would.
 """
 
 import contextlib
@@ -28,8 +31,10 @@ from asr_kd.store.targets import TargetsRows
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.data import LabelledSet, digest_of, feats_readers, load_set, require_labels
 
-# Blocks of which a half consists: more of them mix the corpus better, and are read in smaller pieces.
-BLOCKS_IN_HALF = 16
+SLOTS = 8
+WINDOW = SLOTS - 1
+# More blocks mix the corpus better, and are read in smaller pieces.
+BLOCKS_IN_SLOT = 4
 # Labels that are looked at in one go before training.
 _LABELS = 1 << 20
 
@@ -82,7 +87,7 @@ class StreamedFrames:
         self._all_offsets = torch.zeros(1, dtype=torch.int64, device=self.device)
 
     def place(self, offsets: torch.Tensor) -> None:
-        """Tell where the utterances of a half begin and end, in rows of the buffer."""
+        """Tell where the utterances of a slot begin and end, in rows of the buffer."""
         self._offsets[int(offsets[0])] = offsets
         self._all_offsets = torch.cat([each for _, each in sorted(self._offsets.items())]).to(self.device)
 
@@ -93,10 +98,10 @@ class StreamedFrames:
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks that are on the device together, and whose frames `index` takes, in an order that `seed` gives.
+    """Blocks that come to the device together, and whose frames `index` takes, in an order that `seed` gives.
 
-    number: over all passes of a run. Neighbours lie in different halves, and each in the same one after a kill: rows
-    are the same then, which a loss may look at.
+    number: over all passes of a run. It says in which slot the group lies, in the same one after a kill: rows are the
+    same then, which a loss may look at.
     """
 
     index: "StreamedIndex"
@@ -106,7 +111,7 @@ class Group:
 
 
 @dataclass(eq=False)
-class _Half:
+class _Slot:
     """Rows of the buffer from `first` on; what they hold, or will once `rows`, in the order of training, is there."""
 
     first: int
@@ -117,7 +122,7 @@ class _Half:
 
 
 class Stream:
-    """What a streamed set is read from, and the halves that it is read into, by one thread: HDF5 lets no more in."""
+    """What a streamed set is read from, and the slots that it is read into, by one thread: HDF5 lets no more in."""
 
     def __init__(
         self,
@@ -129,18 +134,18 @@ class Stream:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        """layout: that of all parts, one after another; resident_frames: of both halves together."""
+        """layout: that of all parts, one after another; resident_frames: of all slots together."""
         self._parts, self._layout, self.device = parts, layout, device
-        half, longest = resident_frames // 2, int(layout.lengths.max())
-        self.block_frames = max(half // BLOCKS_IN_HALF, 1)
+        slot, longest = resident_frames // SLOTS, int(layout.lengths.max())
+        self.block_frames = max(slot // BLOCKS_IN_SLOT, 1)
         largest_block = max(self.block_frames, longest)
-        self.group_frames = max(half - largest_block, largest_block)
+        self.group_frames = max(slot - largest_block, largest_block)
         capacity = self.group_frames + largest_block  # see deal
-        buffer = torch.empty((2 * capacity, parts[0].reader.feat_dim), dtype=dtype, device=device)
+        buffer = torch.empty((SLOTS * capacity, parts[0].reader.feat_dim), dtype=dtype, device=device)
         self.frames = StreamedFrames(layout, buffer, left_context, right_context)
-        self.pdf = torch.full((2 * capacity,), FAILED, dtype=torch.int32, device=device)
+        self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
         self._targets: list[torch.Tensor] = []
-        self._halves = [_Half(0), _Half(capacity)]
+        self._slots = [_Slot(number * capacity) for number in range(SLOTS)]
         self._thread = ThreadPoolExecutor(1, "stream")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._identities = {path: identity_of(path) for part in parts for path in part.files}
@@ -172,44 +177,44 @@ class Stream:
         offsets = np.concatenate([[0], np.cumsum(self._layout.lengths[utts])])
         return [utts[block] for block in blocks_of_utterances(offsets, self.block_frames)]
 
-    def hold(self, groups: Sequence[Group], then: Group) -> list[torch.Tensor]:
-        """The rows of one or two groups, each in the order of training, once they are on the device.
+    def hold(self, groups: Sequence[Group], then: Sequence[Group]) -> list[torch.Tensor]:
+        """The rows of up to SLOTS groups that follow each other, in random order, once they are on the device.
 
-        Where a half is free, `then` is read into it meanwhile. Raises AsrKdError for what cannot be read.
+        Into the slots that are free those that come `then` are read meanwhile. Raises AsrKdError for what cannot be
+        read.
         """
-        wanted = [*groups, then][:2]
-        for group in wanted:
-            half = self._halves[group.number % 2]
-            if half.group != group:
-                self._begin(half, group)
-        return [self._rows(self._halves[group.number % 2]) for group in groups]
+        for group in [*groups, *then][:SLOTS]:
+            slot = self._slots[group.number % SLOTS]
+            if slot.group != group:
+                self._begin(slot, group)
+        return [self._rows(self._slots[group.number % SLOTS]) for group in groups]
 
     def stop(self) -> None:
         """Let the thread stop at the next block, and forget what is on the device."""
-        for half in self._halves:
-            half.group = None
+        for slot in self._slots:
+            slot.group = None
 
-    def _begin(self, half: _Half, group: Group) -> None:
-        """Have a half filled; where it is being filled with another group, that ends at its next block."""
-        half.group, half.is_placed = group, False
+    def _begin(self, slot: _Slot, group: Group) -> None:
+        """Have a slot filled; where it is being filled with another group, that ends at its next block."""
+        slot.group, slot.is_placed = group, False
         if self._copies:
-            half.left = torch.cuda.current_stream(self.device).record_event()
-        half.rows = self._thread.submit(self._fill, half, group)
+            slot.left = torch.cuda.current_stream(self.device).record_event()
+        slot.rows = self._thread.submit(self._fill, slot, group)
 
-    def _rows(self, half: _Half) -> torch.Tensor:
-        rows, offsets = half.rows.result()
-        if not half.is_placed:
+    def _rows(self, slot: _Slot) -> torch.Tensor:
+        rows, offsets = slot.rows.result()
+        if not slot.is_placed:
             self.frames.place(offsets)
-            half.is_placed = True
+            slot.is_placed = True
         return rows
 
-    def _fill(self, half: _Half, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
-        """In the thread: read a group into a half; its rows to train on, in random order, and its offsets."""
+    def _fill(self, slot: _Slot, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
+        """In the thread: read a group into a slot; its rows to train on, in random order, and its offsets."""
         self._require_unchanged()
-        with self._copying(half):
-            begin, found, lengths = half.first, [], [np.zeros(1, np.int64)]
+        with self._copying(slot):
+            begin, found, lengths = slot.first, [], [np.zeros(1, np.int64)]
             for part, utts in (run for block in group.blocks for run in self._runs(block)):
-                if half.group is not group:
+                if slot.group is not group:
                     raise CancelledError
                 of_set = slice(part.first_utt + utts.start, part.first_utt + utts.stop)
                 pdf, is_wanted = group.index.select(of_set, part.labels(utts))
@@ -227,7 +232,7 @@ class Stream:
             generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number))
             rows = torch.from_numpy(np.concatenate(found))
             rows = rows[torch.randperm(len(rows), generator=generator)].to(self.device)
-        return rows, torch.from_numpy(half.first + np.cumsum(np.concatenate(lengths)))
+        return rows, torch.from_numpy(slot.first + np.cumsum(np.concatenate(lengths)))
 
     def _require_unchanged(self) -> None:
         for path, identity in self._identities.items():
@@ -250,13 +255,13 @@ class Stream:
                     yield part, slice(int(run[0]) - part.first_utt, int(run[-1]) + 1 - part.first_utt)
 
     @contextlib.contextmanager
-    def _copying(self, half: _Half) -> Iterator[None]:
-        """Copies to a GPU go by a stream of their own, wait for what still needs the half, and are waited for."""
+    def _copying(self, slot: _Slot) -> Iterator[None]:
+        """Copies to a GPU go by a stream of their own, wait for what still needs the slot, and are waited for."""
         if self._copies is None:
             yield
             return
         with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
-            self._copies.wait_event(half.left)
+            self._copies.wait_event(slot.left)
             yield
             self._copies.synchronize()
 
@@ -318,12 +323,12 @@ class StreamedIndex:
         return StreamedOrder(self, seed, number_of_pass, batch_size)
 
     def groups(self, seed: int, number_of_pass: int) -> tuple[list[Group], np.ndarray]:
-        """The groups of a pass, and how many frames to train on have come by the end of each."""
+        """The groups of a pass, and how many frames to train on each has, (num_groups,)."""
         order = np.random.default_rng(mixed_seed(seed, number_of_pass)).permutation(len(self._blocks))
         dealt = [order[group] for group in deal(self._sizes[order], self.stream.group_frames)]
         blocks, first = [[self._blocks[block] for block in group] for group in dealt], number_of_pass * len(dealt)
         groups = [Group(self, seed, number, each) for number, each in enumerate(blocks, first)]
-        return groups, np.cumsum([self._takes[group].sum() for group in dealt])
+        return groups, np.array([self._takes[group].sum() for group in dealt])
 
     def sample(self, at_most: int) -> torch.Tensor:
         """Rows (n,) int32 of at most so many frames, or a few more: those of evenly spaced utterances, read for it."""
@@ -331,7 +336,7 @@ class StreamedIndex:
         number = min(len(utts), at_most / self._counts[utts].mean(), self.stream.group_frames / longest)
         spread = np.linspace(0, len(utts) - 1, max(1, int(number))).round().astype(int)
         group = Group(self, -1, 0, [utts[spread]])  # no run has this seed
-        return self.stream.hold([group], group)[0]
+        return self.stream.hold([group], [])[0]
 
 
 def deal(sizes: np.ndarray, group_frames: int) -> list[np.ndarray]:
@@ -355,39 +360,71 @@ def deal(sizes: np.ndarray, group_frames: int) -> list[np.ndarray]:
 class StreamedOrder:
     """The rows of a pass, as a tensor of them would be sliced; each slice is on the device until the next is asked for.
 
-    Slices are to follow each other, or start anywhere after a kill, and take in two groups at most.
+    Slices are to follow each other, or start anywhere after a kill.
     """
 
     def __init__(self, index: StreamedIndex, seed: int, number_of_pass: int, batch_size: int):
-        """Raises AsrKdError where there are groups of less than a batch."""
+        """Raises AsrKdError where the groups are so small that a batch would need more of them than there are slots."""
         self._index, self._seed, self._number_of_pass = index, seed, number_of_pass
-        self._groups, self._ends = index.groups(seed, number_of_pass)
-        fewest = int(np.diff(self._ends, prepend=0)[:-1].min(initial=batch_size))
-        if fewest < batch_size:
+        self._groups, takes = index.groups(seed, number_of_pass)
+        self._ends = np.cumsum(sizes_of_periods(takes))
+        self._periods: dict[int, torch.Tensor] = {}
+        begins = np.arange(0, len(index), batch_size)
+        first, last = self._periods_of(begins, np.minimum(begins + batch_size, len(index)))
+        if (last - np.maximum(first - WINDOW, -1)).max() > SLOTS:
             raise AsrKdError(
-                f"resident_frames: half of so many hold only {fewest} frames to train on, fewer than a batch of "
-                f"{batch_size}; set more, or a smaller batch_size"
+                f"resident_frames: one part in {SLOTS} of so many holds as few as {takes.min()} frames to train on, "
+                f"too few for batches of {batch_size}; set more, or a smaller batch_size"
             )
+
+    def _periods_of(self, begin: Any, end: Any) -> tuple[Any, Any]:
+        """The periods in which the frames from place `begin` to `end` begin and end."""
+        return np.searchsorted(self._ends, begin, side="right"), np.searchsorted(self._ends, end - 1, side="right")
 
     def __getitem__(self, places: slice) -> torch.Tensor:
         """Rows (n,) int32 of the places of a batch."""
-        stop = min(places.stop, int(self._ends[-1]))
-        first, last = np.searchsorted(self._ends, [places.start, stop - 1], side="right").tolist()
+        end = min(places.stop, int(self._ends[-1]))
+        first, last = map(int, self._periods_of(places.start, end))
+        oldest = max(first - WINDOW + 1, 0)
+        held = self._index.stream.hold(self._groups[oldest : last + 1], self._after(last))
+        self._periods = {period: rows for period, rows in self._periods.items() if period >= first}
         parts = []
-        for group, rows in enumerate(self._index.stream.hold(self._groups[first : last + 1], self._after(last)), first):
-            begin = int(self._ends[group]) - len(rows)
-            parts.append(rows[max(places.start - begin, 0) : stop - begin])
+        for period in range(first, last + 1):
+            if period not in self._periods:
+                seen = slice(max(period - WINDOW + 1, 0) - oldest, period + 1 - oldest)
+                self._periods[period] = self._rows(period, held[seen])
+            begin = int(self._ends[period]) - len(self._periods[period])
+            parts.append(self._periods[period][max(places.start - begin, 0) : end - begin])
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _after(self, group: int) -> Group:
-        """The group that comes after one: that of the next pass, after the last."""
-        if group + 1 < len(self._groups):
-            return self._groups[group + 1]
-        return self._next_pass[0]
+    def _rows(self, period: int, groups: Sequence[torch.Tensor]) -> torch.Tensor:
+        """What a period takes of the rows of the groups that it sees, of which the last is new, in random order."""
+        parts = []
+        for age, rows in zip(range(len(groups) - 1, -1, -1), groups, strict=True):
+            stays = min(WINDOW, len(self._groups) - (period - age))
+            parts.append(rows[len(rows) * age // stays : len(rows) * (age + 1) // stays])
+        rows = torch.cat(parts)
+        generator = torch.Generator().manual_seed(mixed_seed(self._seed, self._number_of_pass, period))
+        return rows[torch.randperm(len(rows), generator=generator).to(rows.device)]
+
+    def _after(self, group: int) -> list[Group]:
+        """The groups that come after one, into the next pass."""
+        rest = self._groups[group + 1 : group + SLOTS]
+        return rest if len(rest) == SLOTS - 1 else rest + self._next_pass
 
     @cached_property
     def _next_pass(self) -> list[Group]:
-        return self._index.groups(self._seed, self._number_of_pass + 1)[0]
+        return self._index.groups(self._seed, self._number_of_pass + 1)[0][:SLOTS]
+
+
+def sizes_of_periods(takes: np.ndarray) -> np.ndarray:
+    """How many frames each period takes, given those of the groups: both (num_groups,)."""
+    sizes = np.zeros_like(takes)
+    stays = np.minimum(WINDOW, np.arange(len(takes), 0, -1))  # periods in which a group is there
+    for age in range(min(WINDOW, len(takes))):
+        parts = takes * (age + 1) // stays - takes * age // stays
+        sizes[age:] += parts[: len(takes) - age]
+    return sizes
 
 
 @dataclass
