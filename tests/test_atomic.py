@@ -69,3 +69,24 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
     with pytest.raises(AsrKdError):
         up_to_date(name, "")
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_second_writer_is_refused_and_the_first_ends_what_it_began(tmp_path):
+    for write, name in ((atomic_path, "x.h5"), (atomic_dir, "graph")):
+        out = tmp_path / name
+        with write(out) as first:
+            inside = first / "HCLG.fst" if write is atomic_dir else first
+            inside.write_text("first")
+            refused = pytest.raises(AsrKdError, match=f"{out}: another run is writing it")
+            with refused, write(out):
+                pytest.fail("was let in")
+            assert inside.read_text() == "first"
+            assert not out.exists()
+        assert (out / "HCLG.fst" if write is atomic_dir else out).read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph", "x.h5"]
+
+
+def test_a_lock_that_a_killed_process_left_is_nobodys(tmp_path):
+    (tmp_path / "..x.partial.lock").touch()
+    write_text(tmp_path / "x", "written")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -639,6 +639,15 @@ def test_stored_targets_are_the_members_mean_and_train_the_student_that_online_o
     assert accuracy[0] == pytest.approx(accuracy[1], rel=1e-3)
 
 
+def test_a_member_named_twice_is_refused(members, toy, tmp_path, capsys):
+    shutil.copytree(members[0], tmp_path / "copy")
+    teachers = ["--teachers", *members, tmp_path / "copy"]
+    argv = ["soft-targets", *teachers, "--feats", toy["feats"], "--out", tmp_path / "targets.h5", "--device", "cpu"]
+    assert main([str(word) for word in argv]) == 1
+    assert f"copy: is the same net as {members[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "targets.h5").exists()
+
+
 def test_members_drawn_for_every_batch_answer_as_all_on_average(members, toy):
     nets = [load_net(member) for member in members]
     reader, kind = FeatsReader(toy["feats"]), torch.float32

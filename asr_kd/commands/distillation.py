@@ -37,10 +37,14 @@ AnyTargets = TypeVar("AnyTargets", TargetsReader, TargetsRows)
 
 
 def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
-    """The nets in the folders `paths`, on `device`."""
+    """The nets in the folders `paths`, on `device`; raises AsrKdError where two are the same."""
     members = [load_net(path) for path in paths]
-    for member in members:
-        member.net.to(device)
+    digests = [member.digest for member in members]
+    for number, digest in enumerate(digests):
+        if digest in digests[:number]:
+            same = paths[digests.index(digest)]
+            raise AsrKdError(f"--teachers {paths[number]}: is the same net as {same}, and would count twice")
+        members[number].net.to(device)
     return members
 
 

@@ -28,7 +28,8 @@ from asr_kd.corpus.espeak_phones import Segment, label_speech, pronunciations
 from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, write_lexicon
 from asr_kd.corpus.processes import run_apart
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import place_of_folder, write_json, write_text
+from asr_kd.store.atomic import write_json, write_text
+from asr_kd.store.places import place_of_folder
 
 SAMPLE_RATE = 16000
 SETS = ("train", "dev", "test")

@@ -20,11 +20,12 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features import inputs
 from asr_kd.features.inputs import Recipe
 from asr_kd.features.options import FrontEndOptions
-from asr_kd.store.atomic import atomic_path, place_of_file
+from asr_kd.store.atomic import atomic_path
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import join_shards, publish_shard
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
 from asr_kd.store.kaldi_compression import warn_of_clipped
+from asr_kd.store.places import place_of_file
 from asr_kd.world import ALONE, World
 
 # Of audio (an hour at 16 kHz), a killed extraction repeats at most this much for each process: seconds of work, about

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import place_of_file
+from asr_kd.store.places import place_of_file
 
 try:
     import fcntl
@@ -21,25 +21,41 @@ def only_writer(path: str | Path) -> Iterator[None]:
     Raises AsrKdError if another process holds it, the folder cannot be written, or `path` is there and no plain file.
     """
     path = place_of_file(path)
+    with lock_of(path, path):
+        yield
+
+
+@contextlib.contextmanager
+def lock_of(path: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of one of the files that an `output` is made by, whose folder is made where it is missing.
+
+    Raises AsrKdError, which names the output, if another process holds it or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AsrKdError(f"{output}: could not be written ({error.strerror})") from error
     if fcntl is None:
         yield
         return
     lock = path.with_name(f".{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-    except OSError as error:
-        raise AsrKdError(f"{path}: could not be written ({error.strerror})") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor = None
+    while descriptor is None:
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise AsrKdError(f"{output}: could not be written ({error.strerror})") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise AsrKdError(f"{output}: another run is writing it; wait for it to end, or stop it") from error
+        except OSError:
+            pass  # a file system without locks
         # A holder removes the lock when it is done; what we hold may then be a file that nobody finds any more.
         if os.fstat(descriptor).st_nlink == 0:
-            raise BlockingIOError
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise AsrKdError(f"{path}: another run is writing it; wait for it to end, or stop it") from error
-    except OSError:
-        pass  # a file system without locks
+            os.close(descriptor)
+            descriptor = None
     try:
         yield
     finally:
