@@ -33,8 +33,8 @@ from asr_kd.training.data import LabelledSet, digest_of, feats_readers, load_set
 
 SLOTS = 8
 WINDOW = SLOTS - 1
-# More blocks mix the corpus better, and are read in smaller pieces.
-BLOCKS_IN_SLOT = 4
+# More blocks mix the corpus better and waste less of a slot, but are read in smaller pieces.
+BLOCKS_IN_SLOT = 16
 # Labels that are looked at in one go before training.
 _LABELS = 1 << 20
 
