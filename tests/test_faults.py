@@ -302,7 +302,7 @@ FAULTS = [
     ("train", FBANK, put("content_digest", "x"), "content_digest"),
     ("train", ALI, put("pdf", 1), "values_digest"),
     ("train", ALI, put("layout_digest", "x"), "layout_digest"),
-    ("train", ALI, put("model_digest", "another HMM"), "states or features are not those"),
+    ("train", ALI, put("model_digest", "another HMM"), "states are not those"),
     ("distill", TARGETS, put("prob", 0.25), "values_digest"),
     ("distill", TARGETS, put("tail", np.nan), "no probabilities"),
     ("distill", TARGETS, put("temperature", np.nan), "temperature"),
