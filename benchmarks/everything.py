@@ -3,8 +3,8 @@
 
 --suite cpu runs those that need no corpus, and with --exp (an experiment of recipes/mini) search and growth. --suite
 gpu is what a machine with a GPU has to run: the paper's net at several batches as a share of its matrix products, a
-student on 700 million synthetic frames, stacked nets, soft targets and losses of many states, filterbanks against a
-core. The commands are those of everything.yaml.
+student on 700 million synthetic frames, a streamed set against a resident one, stacked nets, soft targets and losses of
+many states, filterbanks against a core. The commands are those of everything.yaml.
 
 A benchmark that fails is noted, and the others go on; the command then fails. The file is written anew after each, so
 that what was measured is kept. --only runs a part, --tiny all at sizes that show only that they work; with --device cpu
@@ -37,6 +37,7 @@ class Benchmark:
     subject: str
     command: str
     tiny: str
+    aim: str = ""
 
     def words(self, args: argparse.Namespace) -> list[str]:
         """What is typed after `python benchmarks/`; as in a shell, the last of two equal options counts."""
@@ -69,10 +70,11 @@ def run(words: list[str]) -> tuple[str, bool]:
     return f"{done.stdout}\n{complaint}".strip(), done.returncode == 0
 
 
-def section(subject: str, words: list[str], printed: str, seconds: float) -> str:
+def section(benchmark: Benchmark, words: list[str], printed: str, seconds: float) -> str:
     """Of the markdown file: tables of markdown as they are, anything else as text that keeps its columns."""
     shown = printed if "\n|---" in printed else f"```\n{printed}\n```"
-    return f"## {subject}\n\n    python benchmarks/{shlex.join(words)}\n\n{shown}\n\n({seconds:.0f} s)\n"
+    aim = f"Aim: {benchmark.aim}.\n\n" if benchmark.aim else ""
+    return f"## {benchmark.subject}\n\n    python benchmarks/{shlex.join(words)}\n\n{aim}{shown}\n\n({seconds:.0f} s)\n"
 
 
 def main(args: argparse.Namespace) -> None:
@@ -83,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
         words, begin = each.words(args), time.monotonic()
         log(f"{each.subject}: {shlex.join(words)}")
         printed, succeeded = run(words)
-        parts.append(section(each.subject, words, printed, time.monotonic() - begin))
+        parts.append(section(each, words, printed, time.monotonic() - begin))
         write_text(args.out, "\n".join(parts))
         if not succeeded:
             failed.append(words[0])

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Members of an ensemble trained together, as batched products over stacked weights, against one after the other.
 
-A row for each net, and with --compile false,true one more with its steps compiled, on a GPU into CUDA graphs: the time
-of a step of one net, of --num-members nets in turn, and of as many stacked, each through asr-kd's own training on
-generated frames: order, windows, forward, loss, backward, clipping, optimiser. The first epoch of --steps is not
+A row for each net, and with --compile false,true another for each with its steps compiled, on a GPU into CUDA graphs:
+the time of a step of one net, of --num-members nets in turn, and of as many stacked, each through asr-kd's own training
+on generated frames: order, windows, forward, loss, backward, clipping, optimiser. The first epoch of --steps is not
 counted, and so compiling is not; an epoch's time ends when the GPU is done. Medians of --rounds, in which the three
 follow each other; ratios are taken within a round. The last column is the largest difference between the mean losses
 of that first epoch, stacked and in turn.
@@ -105,8 +105,8 @@ def main(args: argparse.Namespace) -> None:
     print(f"{machine(device)}; {kind} time, medians of {args.rounds} rounds; {args.num_members} members, ms a step")
     print(HEADER)
     with processor_time() if by_processor else contextlib.nullcontext():
-        for text in args.nets.split(","):
-            for compiled in args.compile.split(","):
+        for compiled in args.compile.split(","):  # last, those that need a compiler: what was measured is printed
+            for text in args.nets.split(","):
                 net, dtype = Net.parse(text, args.num_pdfs), resolve_precision(args.precision, device)
                 measure(args, net, compiled == "true", device, dtype)
 

@@ -43,6 +43,8 @@ from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.run import Loss, hard_loss
 from asr_kd.training.stream import Stream, StreamedSet, load_or_stream
 
+DEV_FRAMES = 20 * UTT_FRAMES
+
 
 class Arm:
     """A training set in a folder, resident or streamed, on hard labels or on soft targets too."""
@@ -106,6 +108,16 @@ HEADER = """
 |---|---:|---|---|---:|---:|---:|---:|---:|---:|"""
 
 
+def written_sets(folder: Path, num_frames: int, num_pdfs: int) -> Path:
+    """Write a training set of so many states, its dev set and its targets into `folder`, unless they are there."""
+    if not folder.exists():
+        folder.mkdir()
+        write_set(folder, "dev", DEV_FRAMES, num_pdfs)
+        write_set(folder, "train", num_frames, num_pdfs)
+        write_stored_targets(folder, num_pdfs, 20)
+    return folder
+
+
 def measure(args: argparse.Namespace, folder: Path) -> None:
     """Print the table of speeds."""
     device = resolve_device(args.device)
@@ -115,8 +127,9 @@ def measure(args: argparse.Namespace, folder: Path) -> None:
     print(f"{args.num_frames:,} frames, {share:,} of them resident while they are streamed")
     print(HEADER)
     for net in (Net.parse(text, args.num_pdfs) for text in args.nets.split(",")):
-        for name, targets in (("labels", None), ("top 20", folder / "top20.h5")):
-            arms = [Arm(folder, net, targets, resident_frames, how) for resident_frames in (0, share)]
+        sets = written_sets(folder / str(net.num_pdfs), args.num_frames, net.num_pdfs)
+        for name, targets in (("labels", None), ("top 20", sets / "top20.h5")):
+            arms = [Arm(sets, net, targets, resident_frames, how) for resident_frames in (0, share)]
             rounds = [[arm.train_pass() for arm in arms] for _ in range(args.rounds + 1)][1:]  # the first warms up
 
             def median(of: Callable[[dict, dict], float], rounds: list = rounds) -> float:
@@ -135,6 +148,7 @@ def measure_memory(args: argparse.Namespace, folder: Path) -> None:
     print(
         f"{machine(resolve_device(args.device))}; a pass of 1x16, of {args.resident_frames:,} resident frames or of all"
     )
+    write_set(folder, "dev", DEV_FRAMES, args.num_pdfs)
     print("| frames | streamed, MiB | resident, MiB |")
     print("|---:|---:|---:|")
     for size in (int(text) for text in args.sizes.split(",")):
@@ -157,12 +171,9 @@ def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        write_set(Path(folder), "dev", 20 * UTT_FRAMES, args.num_pdfs)
         if args.sizes:
             measure_memory(args, Path(folder))
             return
-        write_set(Path(folder), "train", args.num_frames, args.num_pdfs)
-        write_stored_targets(Path(folder), args.num_pdfs)
         with redirect_stderr(io.StringIO()):
             measure(args, Path(folder))
 

@@ -32,6 +32,7 @@ from asr_kd.cli_common import run_main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.distill.kept import largest
 from asr_kd.distill.soft_targets import pack
+from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors, of_type
@@ -207,7 +208,13 @@ def measure_losses(args: argparse.Namespace, num_pdfs: int) -> None:
                 here, there = context.Pipe(duplex=False)
                 process = context.Process(target=measure_loss, args=(args, name, kind, num_pdfs, dtype, there))
                 process.start()
-                found[name] = here.recv()
+                there.close()  # so that a process that dies does not leave this one waiting
+                try:
+                    found[name] = here.recv()
+                except EOFError as error:
+                    raise AsrKdError(
+                        f"{kind}, {name}: its process ended early, see above; of too little memory?"
+                    ) from error
                 process.join()
             (plain_s, plain_bytes), (our_s, our_bytes) = found["plain"], found["ours"]
             size = args.batch_size * num_pdfs * 4

@@ -70,7 +70,8 @@ def check_memory(args: argparse.Namespace, config: DnnConfig, device: torch.devi
         path = Path(folder)
         for name, num_frames in (("train", args.num_frames), ("dev", args.num_frames // 10)):
             write_set(path, name, num_frames, args.num_pdfs)
-        write_stored_targets(path, args.num_pdfs)
+        for top_k in (None, 20):
+            write_stored_targets(path, args.num_pdfs, top_k)
         for targets in (None, "dense.h5", "top20.h5"):
             work = (path, targets, replace(config, max_steps=20), device)
             process = multiprocessing.get_context("spawn").Process(target=print_peak, args=work)
@@ -89,23 +90,23 @@ def write_set(folder: Path, name: str, num_frames: int, num_pdfs: int) -> None:
     write_ali(folder / f"{name}.ali.h5", layout, pdf, num_pdfs=num_pdfs, model_digest="generated", sil_pdfs=[])
 
 
-def write_stored_targets(folder: Path, num_pdfs: int) -> None:
-    """dense.h5 and top20.h5 for the training set, all mass spread evenly."""
+def write_stored_targets(folder: Path, num_pdfs: int, top_k: int | None) -> None:
+    """dense.h5, or topK.h5, for the training set, all mass spread evenly."""
     with FeatsReader(folder / "train.feats.h5") as reader:
         layout, content_digest = reader.layout, reader.content_digest
     attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["generated"], "model_digest": "generated"}
     attributes["content_digest"] = content_digest
-    for top_k, name in ((None, "dense.h5"), (20, "top20.h5")):
-        width = top_k or num_pdfs
+    width = top_k or num_pdfs
 
-        def block(rows: slice, width: int = width) -> dict[str, np.ndarray]:
-            n = rows.stop - rows.start
-            prob = np.full((n, width), 1 / num_pdfs, np.float32)
-            return {"prob": prob, "pdf": np.tile(np.arange(width), (n, 1)), "tail": 1 - prob.sum(axis=1)}
+    def block(rows: slice) -> dict[str, np.ndarray]:
+        n = rows.stop - rows.start
+        prob = np.full((n, width), 1 / num_pdfs, np.float32)
+        return {"prob": prob, "pdf": np.tile(np.arange(width), (n, 1)), "tail": 1 - prob.sum(axis=1)}
 
-        begins = range(0, layout.num_frames, 8192)
-        blocks = ((rows, block(rows)) for b in begins if (rows := slice(b, min(b + 8192, layout.num_frames))))
-        write_targets(folder / name, layout, blocks, num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
+    begins = range(0, layout.num_frames, 8192)
+    blocks = ((rows, block(rows)) for b in begins if (rows := slice(b, min(b + 8192, layout.num_frames))))
+    path = folder / (f"top{top_k}.h5" if top_k else "dense.h5")
+    write_targets(path, layout, blocks, num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
 
 
 def print_peak(folder: Path, targets: str | None, config: DnnConfig, device: torch.device) -> None:

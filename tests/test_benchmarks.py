@@ -60,6 +60,23 @@ def test_all_that_everything_names_is_there():
     assert named <= {path.name for path in FOLDER.glob("*.py")}
 
 
+def test_what_is_streamed_has_the_states_that_its_net_is_named_by(module, tmp_path, monkeypatch, capsys):
+    streamed, seen = module("streamed"), []
+    train = streamed.train
+
+    def recorded(*args, **how):
+        trained = train(*args, **how)
+        seen.append(trained.net.architecture.num_pdfs)
+        return trained
+
+    monkeypatch.setattr(streamed, "train", recorded)
+    options = ["--nets", "1x16/30:64,1x16/70:64", "--num-frames", "6000", "--rounds", "1", "--device", "cpu"]
+    options += ["--folder", str(tmp_path)]
+    assert run_main(streamed.main, streamed.build_parser(), options) == 0
+    assert seen == [30] * 8 + [70] * 8  # two kinds of targets, two rounds, resident and streamed
+    assert "1x16/70" in capsys.readouterr().out
+
+
 def test_products_are_those_that_autograd_makes(module):
     """Counted by PyTorch: of a step of the same net."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -115,6 +132,7 @@ def test_one_file_has_all_commands_and_what_failed(module, tmp_path, monkeypatch
     text = out.read_text()
     assert text.count("\n## ") == len(ran)
     assert "error: no" in text
+    assert "Aim: stacked / one at most 2.5 for ten of 4x512.\n" in text
     assert "stacked.py failed" in capsys.readouterr().err
     assert run_main(everything.main, everything.build_parser(), ["--only", "nothing", "--out", str(out)]) == 1
     assert "choose of training, " in capsys.readouterr().err

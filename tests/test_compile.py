@@ -31,6 +31,30 @@ def test_compiled_steps_are_those_of_before(toy, tmp_path, capsys, stacked):
     assert capsys.readouterr().err.count("up to date") == 2
 
 
+@pytest.mark.parametrize("stacked", ["never", "always"])
+def test_what_holds_all_frames_is_no_input_that_a_cuda_graph_copies(toy, tmp_path, monkeypatch, stacked):
+    targets, inputs, compile_it = tmp_path / "targets.h5", [], torch.compile
+    assert main(command(toy, tmp_path / "teacher", "--num-members", 1, "--num-epochs", 1)) == 0
+    how = ["--teachers", tmp_path / "teacher/seed1", "--feats", toy["feats"], "--top-k", 3, "--device", "cpu"]
+    assert main([str(arg) for arg in ("soft-targets", *how, "--out", targets)]) == 0
+
+    def look_then_run(graph, examples):
+        inputs.extend((len(each), getattr(each, "_dynamo_static_input_type", None)) for each in examples)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda forward, **how: compile_it(forward, dynamic=False, backend=look_then_run)
+    )
+    options = ["--compile", "true", "--stacked", stacked, "--seeds", "1,2", "--student-epochs", 1, "--targets", targets]
+    assert main(command(toy, tmp_path, *options, name="distill")) == 0
+    of_all_frames = [
+        static for size, static in inputs if size == load_card(tmp_path / "seed1")["training"]["num_train_frames"]
+    ]
+    assert of_all_frames
+    assert len(of_all_frames) % 4 == 0  # labels; and targets: their states and tail too
+    assert set(of_all_frames) == {"unguarded"}
+
+
 def test_without_a_compiler_one_sentence_says_so(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
     monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)

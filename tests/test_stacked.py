@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from asr_kd.cli import main
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net
 from asr_kd.nnet.stacked import StackedNets
-from asr_kd.training import stacked
+from asr_kd.training import loop, stacked
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 from asr_kd.training.optimizer import bound_norms, clip_gradients, clip_gradients_of_each
 from asr_kd.training.stacked import train_all
@@ -168,6 +168,41 @@ def test_complete_members_are_left_alone_and_more_are_trained_after_those_that_w
     assert main(command(toy, tmp_path / "in turn", "--num-members", 5)) == 0
     for seed in range(1, 6):
         assert_same(tmp_path / "in turn" / f"seed{seed}", tmp_path / f"seed{seed}")
+
+
+def test_begun_one_way_they_go_on_the_other(toy, tmp_path, monkeypatch, capsys):
+    assert main(command(toy, tmp_path / "whole")) == 0
+
+    def broken_off(out: Path, way: str, module: ModuleType) -> None:
+        save = module.save_checkpoint
+
+        def save_then_stop(*args):
+            save(*args)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, "save_checkpoint", save_then_stop)
+        assert main(command(toy, out, "--stacked", way)) == 130
+        monkeypatch.setattr(module, "save_checkpoint", save)
+        capsys.readouterr()
+
+    broken_off(tmp_path / "in turn", "never", loop)
+    assert main(command(toy, tmp_path / "in turn", "--stacked", "always")) == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'in turn/seed1'}: continuing after step" in said
+    assert "2 together" in said
+    assert_same(tmp_path / "whole/seed1", tmp_path / "in turn/seed1", bits=True)
+    assert_same(tmp_path / "whole/seed3", tmp_path / "in turn/seed3")
+
+    broken_off(tmp_path / "together", "always", stacked)
+    assert main(command(toy, tmp_path / "together", "--stacked", "never", "--num-members", 1)) == 0
+    assert "with stacked auto or always they go on" in capsys.readouterr().err
+    assert (tmp_path / "together/seed1/stacked.safetensors").exists()
+    # Two of them are left; another comes before them.
+    assert main(command(toy, tmp_path / "together", "--first-seed", 0, "--num-members", 4)) == 0
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'together/seed2'}, seed3: continuing after step" in said
+    assert not list(tmp_path.glob("*/*/*stacked*"))
+    assert_same(tmp_path / "whole/seed2", tmp_path / "together/seed2")
 
 
 def test_another_configuration_is_trained_from_the_beginning(toy, tmp_path, monkeypatch):

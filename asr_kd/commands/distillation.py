@@ -336,6 +336,10 @@ class _LazyTargets:
             )
         )
 
+    @property
+    def looked_up(self) -> Sequence[torch.Tensor]:
+        return self._compute().looked_up
+
     def batch(self, index: torch.Tensor, windows: torch.Tensor):
         return self._compute().batch(index, windows)
 

@@ -27,9 +27,13 @@ from asr_kd.world import ALONE, World
 
 
 class SoftTargets(Protocol):
-    """Whatever can tell a batch of frames its soft targets at one temperature."""
+    """Whatever can tell a batch of frames its soft targets at one temperature.
+
+    looked_up: tensors of all frames, on the device, in which it looks up those of a batch.
+    """
 
     temperature: float
+    looked_up: Sequence[torch.Tensor]
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """Targets of frames `index` (batch,), whose windows the student is about to see."""
@@ -67,6 +71,7 @@ class StoredTargets:
     ):
         self.temperature = temperature
         self._prob, self._pdf, self._tail = prob, pdf, tail
+        self.looked_up = [each for each in (prob, pdf, tail) if each is not None]
 
     @classmethod
     def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
@@ -149,7 +154,7 @@ class OnlineTargets:
         top_n: int = 1,
         num_drawn: int | None = None,
     ):
-        self.temperature = temperature
+        self.temperature, self.looked_up = temperature, ()
         self._nets = [of_type(member.net, dtype) for member in members]
         self._combination = combination
         self._dtype = dtype

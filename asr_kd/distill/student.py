@@ -119,6 +119,7 @@ def student_run(
         dtype=dtype,
         transfer=transfer.record,
         start=start,
+        looked_up=lambda: targets.looked_up,
         compress=compress,
         world=world,
     )

@@ -32,6 +32,8 @@ def forward_of(run: Run, net: nn.Module) -> Forward:
         raise AsrKdError(
             "compile true: not for nets that are quantized, or that several processes train; set it to false"
         )
+    for tensor in (run.train.pdf, *run.looked_up()):  # else a CUDA graph copies all of them in every step
+        torch._dynamo.mark_static_address(tensor)
     torch.compiler.reset()  # what was compiled for another net is of no use, and counts against PyTorch's limit
     options = {"fallback_random": True, "triton.cudagraphs": device.type == "cuda"}
     compiled = torch.compile(forward, dynamic=False, options=options)

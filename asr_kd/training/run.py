@@ -1,6 +1,6 @@
 """One net to train: what it is made of, and the digest of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ class Run:
     transfer_index: frames to train on, (n,) int32. loss_key: whatever loss, draw and initialise depend on, for the
     fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
     pass. initialise: what gives the net, on the CPU, other weights than random ones. start: a net of the same shape
-    whose weights it begins with. compress: how it is pruned and quantized while it is trained, if at all.
+    whose weights it begins with. looked_up: gives tensors of all frames, beside train.pdf, in which the loss looks up
+    those of a batch. compress: how it is pruned and quantized while it is trained, if at all.
     transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
     world: the processes that train it together, each on its part of every batch.
     """
@@ -107,6 +108,7 @@ class Run:
     draw: Callable[[torch.Generator], torch.Tensor] | None = None
     initialise: Callable[[FrameClassifier], None] | None = None
     start: TrainedNet | None = None
+    looked_up: Callable[[], Sequence[torch.Tensor]] = tuple
     compress: CompressConfig | None = None
     world: World = ALONE
 

@@ -51,15 +51,23 @@ FEW_OPERATIONS = 1e11
 def train_all(runs: Sequence[Run], stacked: str) -> None:
     """Train every run, together or in turn: `stacked` is always, never, or auto, as the key has it.
 
-    Auto takes them together on a GPU that one does not fill, and where they were begun together. Raises AsrKdError
-    where they have to be and cannot.
+    Auto takes them together on a GPU that one does not fill, and where they were begun together. A net that was begun
+    by itself goes on so. Raises AsrKdError where they have to be trained together and cannot.
     """
     reason = why_in_turn(runs) if len(runs) > 1 else None
     if reason and stacked == "always":
         raise AsrKdError(f"stacked always: {reason}; with stacked auto they are trained in turn")
     if len(runs) > 1 and not reason and (stacked == "always" or (stacked == "auto" and _suggested(runs))):
+        for run in runs:
+            if (alone := load_checkpoint(run.out)) and alone.progress["fingerprint"] == run.fingerprint:
+                train_net(run)
         train_together(runs)
     else:
+        if begun := [run.out / NAME for run in runs if (run.out / NAME).exists()]:
+            runs[0].world.log(
+                f"warning: {begun[0]} is of nets begun together, which are trained in turn now, each from its own "
+                "beginning; it stays, and with stacked auto or always they go on from there"
+            )
         for run in runs:
             train_net(run)
 
@@ -88,7 +96,7 @@ def _suggested(runs: Sequence[Run]) -> bool:
     dims = [a.window * a.feat_dim, *[a.hidden_dim] * a.num_hidden_layers, a.num_pdfs]
     operations = 6 * run.config.batch_size * sum(dim_in * dim_out for dim_in, dim_out in pairwise(dims))
     small = run.train.frames.device.type == "cuda" and operations < FEW_OPERATIONS
-    return small or (run.out / NAME).exists()
+    return small or any((run.out / NAME).exists() for run in runs)
 
 
 @dataclass(eq=False)
@@ -125,7 +133,8 @@ def train_together(runs: Sequence[Run]) -> None:
 
     After any kill the same call ends with the same weights, bit for bit. Raises AsrKdError as train_net does.
     """
-    folder = runs[0].out
+    # That of another first net, where they were begun with fewer.
+    folder = next((run.out for run in runs if (run.out / NAME).exists()), runs[0].out)
     with contextlib.ExitStack() as locks:
         for run in runs:
             locks.enter_context(run.world.only_writer(run.out / CARD))
