@@ -55,6 +55,14 @@ def test_what_holds_all_frames_is_no_input_that_a_cuda_graph_copies(toy, tmp_pat
     assert set(of_all_frames) == {"unguarded"}
 
 
+def test_members_that_are_drawn_for_every_batch_are_not_compiled(toy, tmp_path, capsys):
+    assert main(command(toy, tmp_path, "--num-members", 2, "--num-epochs", 1)) == 0
+    options = ["--compile", "true", "--online-members", 1, "--seeds", 1, "--student-epochs", 1]
+    options += ["--teachers", tmp_path / "seed1", tmp_path / "seed2"]
+    assert main(command(toy, tmp_path / "student", *options, name="distill")) == 1
+    assert "error: compile true: not with online_members" in capsys.readouterr().err
+
+
 def test_without_a_compiler_one_sentence_says_so(toy, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
     monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)

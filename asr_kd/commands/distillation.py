@@ -300,7 +300,11 @@ def sweep(args: argparse.Namespace) -> None:
 def _online(
     members: Sequence[TrainedNet], temperature: float, combination: str, config: DistillConfig, session: Session
 ) -> OnlineTargets:
-    """Soft targets of every batch as the student sees it."""
+    """Soft targets of every batch as the student sees it; raises AsrKdError where they cannot be compiled."""
+    if session.dnn.compile and config.online_members and config.online_members < len(members):
+        raise AsrKdError(
+            "compile true: not with online_members, of which others answer in every batch; set compile to false"
+        )
     called = _how_called(combination, session.values)
     return OnlineTargets(members, temperature, combination, session.dtype, **called, num_drawn=config.online_members)
 
