@@ -100,7 +100,12 @@ class Stopwatch:
         self.passes = 0
 
     def __enter__(self) -> "Stopwatch":
-        parts = {"_train_epoch": "steps", "_order": "order", "evaluate": "epoch_end", "save_checkpoint": "epoch_end"}
+        parts = {
+            "_train_epoch": "steps",
+            "order_of_pass": "order",
+            "evaluate": "epoch_end",
+            "save_checkpoint": "epoch_end",
+        }
         self._replaced = {name: getattr(loop, name) for name in ("make_optimizer", *parts)}
         loop.make_optimizer = self._make_optimizer
         for name, part in parts.items():
@@ -131,7 +136,7 @@ class Stopwatch:
                 return self._replaced[name](*args, **how)
             finally:
                 setattr(self, part, getattr(self, part) + self._clock() - begin)
-                self.passes += name == "_order"
+                self.passes += name == "order_of_pass"
 
         return timed
 

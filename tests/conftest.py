@@ -14,14 +14,37 @@ import numpy as np
 import pytest
 import torch
 
+from asr_kd.cli import main
 from asr_kd.features.options import FbankOptions
 from asr_kd.store.ali import write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
+from asr_kd.training import loop
 
 torch.set_num_threads(1)
 
 NUM_PDFS = 6
+
+
+def train_in_pieces(argv: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a command that saves after every step; it is broken off after 7, 12, 17, … saves until it ends by itself."""
+    save, broken = loop.save_checkpoint, 0
+    while True:
+        calls = []
+
+        def save_then_stop(folder, contents, calls=calls, after=7 + 5 * broken):
+            save(folder, contents)
+            calls.append(1)
+            if len(calls) == after:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
+        status = main([str(a) for a in (*argv, "--checkpoint-minutes", 1e-9)])
+        if status == 0:
+            break
+        assert status == 130
+        broken += 1
+    assert broken >= 3
 
 
 def write_set(folder: Path, prefix: str, num_utts: int, seed: int) -> tuple[Path, Path]:

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import train_in_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,23 +215,7 @@ def test_whatever_is_on_a_kill_between_any_steps_changes_nothing(toy, tmp_path, 
     """Saved after every step; killed after 1, 2, 3, … saves until it ends by itself."""
     argv = ["train", *sets(toy), *SMALL, "--num-epochs", 4, *FEATURES[name], "--dropout", 0.2]
     run(*argv, "--out", tmp_path / "whole")
-    save, broken = loop.save_checkpoint, 0
-    while True:
-        calls = []
-
-        def save_then_stop(folder, contents, calls=calls, after=7 + 5 * broken):
-            save(folder, contents)
-            calls.append(1)
-            if len(calls) == after:
-                raise KeyboardInterrupt
-
-        monkeypatch.setattr(loop, "save_checkpoint", save_then_stop)
-        status = main([str(a) for a in (*argv, "--checkpoint-minutes", 1e-9, "--out", tmp_path / "broken")])
-        if status == 0:
-            break
-        assert status == 130
-        broken += 1
-    assert broken >= 3
+    train_in_pieces([*argv, "--out", tmp_path / "broken"], monkeypatch)
     whole, pieces = (load_card(tmp_path / folder / "seed1") for folder in ("whole", "broken"))
     assert pieces["digest"] == whole["digest"]
     timings = ("seconds", "frames_per_second")

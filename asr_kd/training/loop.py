@@ -211,9 +211,9 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
     while state.step < end:
         number_of_pass, position = divmod(state.step, run.steps_per_pass)
         if order is None or position == 0:
-            order = _order(run, number_of_pass)
+            order = order_of_pass(run, number_of_pass)
         if position == 0:
-            torch.manual_seed(_seed_of_pass(run, number_of_pass))  # dropout
+            torch.manual_seed(seed_of_pass(run, number_of_pass))  # dropout
         batch = order[position * config.batch_size : (position + 1) * config.batch_size].long()
         index = run.world.share(batch)
         for group in optimizer.param_groups:
@@ -252,16 +252,16 @@ def _windows(run: Run, augment: Augmentation, batch: torch.Tensor, step: int) ->
     return run.world.share(augment(run.train.frames.windows(batch), step))
 
 
-def _seed_of_pass(run: Run, number_of_pass: int) -> int:
+def seed_of_pass(run: Run, number_of_pass: int) -> int:
     """A seed for each pass: a resumed run draws what an unbroken one would have drawn."""
     return 1_000_003 * run.seed + number_of_pass
 
 
-def _order(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder:
+def order_of_pass(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder:
     """The frames of one pass in their order, (n,) int32: half the memory of int64."""
     if isinstance(run.transfer_index, StreamedIndex):
         return run.transfer_index.order(run.seed, number_of_pass, run.config.batch_size)
-    generator = torch.Generator().manual_seed(_seed_of_pass(run, number_of_pass))
+    generator = torch.Generator().manual_seed(seed_of_pass(run, number_of_pass))
     order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
     frames = run.draw(generator) if run.draw else run.transfer_index
     return frames[order.to(frames.device)]

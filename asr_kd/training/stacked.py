@@ -22,15 +22,15 @@ from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, load_checkpoint, restore, save_checkpoint, snapshot
 from asr_kd.training.forward import forward_of
 from asr_kd.training.loop import (
-    _order,
-    _seed_of_pass,
     describe,
     end_epoch,
     finish,
     is_complete,
     mean_loss,
     new_state,
+    order_of_pass,
     progress_of,
+    seed_of_pass,
     set_dropout,
     summation,
     train_net,
@@ -233,7 +233,11 @@ class Stack:
 
     def __init__(self, members: Sequence[Member]):
         self.members, self.run = list(members), members[0].run
-        states = [member.state for member in members]
+        states, frames = [member.state for member in members], self.run.train.frames
+        self._views = [
+            Augmentation(self.run.config, frames.window, frames.feat_dim, member.run.seed, frames.device)
+            for member in self.members
+        ]
         first, nets = states[0], StackedNets([state.net for state in states])
         self.state = TrainingState(
             nets,
@@ -268,10 +272,10 @@ class Stack:
         while state.step < end:
             number_of_pass, position = divmod(state.step, run.steps_per_pass)
             if orders is None or position == 0:
-                orders = torch.stack([_order(member.run, number_of_pass) for member in self.members])
+                orders = torch.stack([order_of_pass(member.run, number_of_pass) for member in self.members])
             if position == 0:
                 for member in self.members:
-                    member.dropout.manual_seed(_seed_of_pass(member.run, number_of_pass))
+                    member.dropout.manual_seed(seed_of_pass(member.run, number_of_pass))
             self.train_step(orders[:, position * config.batch_size : (position + 1) * config.batch_size].long())
             if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
                 self._pause(begin)
@@ -302,15 +306,10 @@ class Stack:
 
     def _windows(self, index: torch.Tensor) -> torch.Tensor:
         """What each member sees, (num_nets, batch, window * feat_dim), views of its own drawn as if it were alone."""
-        frames = self.run.train.frames
-        windows = frames.windows(index.flatten()).unflatten(0, index.shape)
-        views = [
-            Augmentation(self.run.config, frames.window, frames.feat_dim, member.run.seed, frames.device)
-            for member in self.members
-        ]
-        if not views[0].active:
+        windows = self.run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
+        if not self._views[0].active:
             return windows
-        return torch.stack([view(mine, self.state.step) for view, mine in zip(views, windows, strict=True)])
+        return torch.stack([view(mine, self.state.step) for view, mine in zip(self._views, windows, strict=True)])
 
     def _pause(self, begin: float) -> None:
         """Wait for the device, stop the clock, and give each member what is its own; it has its share of the time."""
