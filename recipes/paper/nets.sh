@@ -22,6 +22,11 @@ given() { [[ " ${overrides[*]-} " == *" --$1="* ]]; }
 soft_only=()
 given soft-weight || given hard-weight || soft_only=(--soft-weight 1)
 
+# Students of these experiments know no more than nets of labels do when they begin, whatever the base's students start
+# from: a member has the base's shape, and has seen all frames.
+from_scratch=()
+given student-start || from_scratch=(--student-start random)
+
 # The first so many members' soft targets of the training set at a temperature: soft_targets NUMBER TEMPERATURE FILE.
 soft_targets() {
   run asr_kd soft-targets --teachers "${members[@]:0:$1}" --feats "$base/feats/train.fbank.h5" --device "$device" \

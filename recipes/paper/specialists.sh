@@ -72,6 +72,8 @@ for number, seed in enumerate(seeds):
 PYTHON
 
 for seed in "${seed_list[@]}"; do
+  start=()
+  [ "$(value_of student_start)" = random ] || start=(--initialise "$base/nnet/member/seed$seed")
   for name in specialists ensemble; do
     mapfile -t teachers <"$out/teachers-$name-$seed"
     combination=arithmetic
@@ -79,7 +81,7 @@ for seed in "${seed_list[@]}"; do
     run asr_kd soft-targets --teachers "${teachers[@]}" --combination $combination --feats "$base/feats/train.fbank.h5" \
       --device "$device" --config "$config" --out "$out/targets/$name-seed$seed.h5"
     run asr_kd distill --targets "$out/targets/$name-seed$seed.h5" "${sets[@]}" --combination $combination \
-      --seeds "$seed" --out "$out/student/$name"
+      ${start[@]+"${start[@]}"} --seeds "$seed" --out "$out/student/$name"
   done
 done
 

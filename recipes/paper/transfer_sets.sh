@@ -29,7 +29,7 @@ PYTHON
 )
 soft_targets ${#members[@]} "$(value_of temperature)" "$out/targets.h5"
 soft_targets ${#members[@]} 1 "$out/targets.T1.h5"
-students=(--targets "$out/targets.h5" "${sets[@]}" --seeds "$seeds")
+students=(--targets "$out/targets.h5" "${sets[@]}" ${from_scratch[@]+"${from_scratch[@]}"} --seeds "$seeds")
 run asr_kd train "${sets[@]}" --as-long-as-students --seeds "$seeds" --out "$out/hard"
 # Few frames are gone through more often: as many steps as of all frames, and dev is looked at as often.
 steps=$(steps_of "$out/hard/seed${seed_list[0]}")
