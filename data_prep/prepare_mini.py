@@ -18,6 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("train", "dev", "test"):
         default = getattr(defaults, f"hours_{name}")
         parser.add_argument(f"--hours-{name}", type=float, default=default, help=f"hours of speech in {name}")
+    help_ = "hours of speech without text in unlabelled, by the voices of train"
+    parser.add_argument("--hours-unlabelled", type=float, default=defaults.hours_unlabelled, help=help_)
     parser.add_argument("--seed", type=int, default=defaults.seed, help="chooses voices, words, rooms and noise")
     parser.add_argument("--snr-min", type=float, default=defaults.snr_min, help="lowest signal-to-noise ratio, dB")
     parser.add_argument("--snr-max", type=float, default=defaults.snr_max, help="highest signal-to-noise ratio, dB")
@@ -34,6 +36,7 @@ def main(args: argparse.Namespace) -> None:
         hours_train=args.hours_train,
         hours_dev=args.hours_dev,
         hours_test=args.hours_test,
+        hours_unlabelled=args.hours_unlabelled,
         seed=args.seed,
         snr_min=args.snr_min,
         snr_max=args.snr_max,

@@ -1,5 +1,6 @@
 """Corpora: data directories, numbers as words, the embedded corpus, FSDD joined into connected digits."""
 
+import dataclasses
 import hashlib
 import http.server
 import importlib.util
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from asr_kd.corpus import fsdd, numbers, simulate
 from asr_kd.corpus.datadir import check_disjoint, read_data_dir
 from asr_kd.corpus.lexicon import read_lexicon
-from asr_kd.corpus.mini import SETS, MiniOptions, build_mini
+from asr_kd.corpus.mini import SETS, UNLABELLED, MiniOptions, build_mini
 from asr_kd.errors import AsrKdError
 
 needs_espeak = pytest.mark.skipif(
@@ -165,6 +166,21 @@ def test_mini_is_made_once(mini: Path):
 
 
 @needs_espeak
+def test_unlabelled_speech_is_by_the_voices_of_training_and_changes_nothing_else(mini: Path, tmp_path: Path):
+    out, options = tmp_path / "data", dataclasses.replace(TINY, hours_unlabelled=0.01)
+    build_mini(out, options, 2, quiet)
+    unlabelled, train = (read_data_dir(out / name, need_text=False) for name in (UNLABELLED, "train"))
+    assert {utt.spk_id for utt in unlabelled} <= {utt.spk_id for utt in train}
+    assert not {utt.utt_id for utt in unlabelled} & {utt.utt_id for utt in train}
+    assert not (out / UNLABELLED / "text").exists()
+    assert (out / "lexicon.txt").read_bytes() == (mini / "lexicon.txt").read_bytes()
+    for name in (*SETS, *(f"{name}_clean" for name in SETS)):
+        assert tree_digest(out / name) == tree_digest(mini / name)
+        assert tree_digest(out / "wav" / name) == tree_digest(mini / "wav" / name)
+    assert not build_mini(out, options, 2, quiet)
+
+
+@needs_espeak
 def test_mini_truth_covers_each_utterance_and_spells_its_words(mini: Path):
     lexicon = read_lexicon(mini / "lexicon.txt")
     assert set(lexicon.words) == set(numbers.VOCABULARY)
@@ -241,6 +257,7 @@ def test_mini_refuses_bad_options_and_foreign_folders(tmp_path: Path):
     assert (tmp_path / "thesis.txt").exists()
     for bad in (
         MiniOptions(hours_dev=0),
+        MiniOptions(hours_unlabelled=-1),
         MiniOptions(snr_min=9, snr_max=3),
         MiniOptions(rt60_max=9),
         MiniOptions(seed=-1),

@@ -33,6 +33,7 @@ from asr_kd.store.places import place_of_folder
 
 SAMPLE_RATE = 16000
 SETS = ("train", "dev", "test")
+UNLABELLED = "unlabelled"
 FORMAT_VERSION = 2
 _UP, _DOWN = 320, 441  # 22050 Hz to 16000 Hz
 _SECONDS_PER_VOICE = 30.0  # with less to say, fewer voices speak
@@ -49,11 +50,15 @@ _WORDS_PER_MINUTE = (115, 160)  # faster, and d and flaps fall below 30 ms
 
 @dataclass(frozen=True)
 class MiniOptions:
-    """What the corpus is made from; hours per set, SNR in dB, the longest reverberation time in seconds."""
+    """What the corpus is made from; hours per set, SNR in dB, the longest reverberation time in seconds.
+
+    Unlabelled speech is by the voices of training, who say something else, at other rates and pitches, in other rooms.
+    """
 
     hours_train: float = 1.0
     hours_dev: float = 0.25
     hours_test: float = 0.25
+    hours_unlabelled: float = 0.0
     seed: int = 0
     snr_min: float = 0.0
     snr_max: float = 20.0
@@ -65,6 +70,8 @@ class MiniOptions:
             hours = getattr(self, f"hours_{name}")
             if not (math.isfinite(hours) and hours > 0):
                 raise AsrKdError(f"--hours-{name} is {hours}, it must be above 0")
+        if not (math.isfinite(self.hours_unlabelled) and self.hours_unlabelled >= 0):
+            raise AsrKdError(f"--hours-unlabelled is {self.hours_unlabelled}, it must not be negative")
         if self.seed < 0:
             raise AsrKdError(f"--seed is {self.seed}, it must not be negative")
         if not -20 <= self.snr_min <= self.snr_max <= 100:
@@ -78,23 +85,26 @@ def build_mini(out_dir: str | Path, options: MiniOptions, nj: int, log: Callable
 
     Writes {train,dev,test} (noisy) and {train,dev,test}_clean as Kaldi data directories with the same utterances,
     truth.ctm in the clean ones (`utt_id 1 start_s duration_s phone`, SIL included, contiguous over the utterance),
-    lexicon.txt, mini.json and, under wav/, 16 kHz recordings. A corpus made with other options is replaced.
+    lexicon.txt, mini.json and, under wav/, 16 kHz recordings. With hours_unlabelled there is unlabelled/ too, noisy and
+    without text, and all else is to the byte what it is without. A corpus made with other options is replaced.
 
     Raises AsrKdError for bad options, a folder that holds something else, or a missing espeakng-loader.
     """
     options.check()
     out_dir = place_of_folder(out_dir)
     recipe = {**asdict(options), "format_version": FORMAT_VERSION, "espeakng_loader": _loader_version()}
+    if not options.hours_unlabelled:
+        del recipe["hours_unlabelled"]  # as corpora of 0.6.0 and before have it
     if _is_up_to_date(out_dir, recipe):
         return False
     plan = plan_voices(options)
     work = _open_work_dir(out_dir, recipe)
     clean = [
         (work, name, voice, seconds, covering_prompts(number, len(plan[name])) if name == "train" else [], options.seed)
-        for name in SETS
+        for name in plan
         for number, (voice, seconds) in enumerate(plan[name])
     ]
-    noisy = [(work, name, voice, options) for name in SETS for voice, _ in plan[name]]
+    noisy = [(work, name, voice, options) for name in plan for voice, _ in plan[name]]
     preload = [__name__]
     run_apart(_make_vocabulary, [(work, options.seed)], 1, preload, lambda _: log("vocabulary spoken"))
     run_apart(_make_clean_unit, clean, nj, preload, _every_tenth(log, "voices spoken", len(clean)))
@@ -110,14 +120,14 @@ def build_mini(out_dir: str | Path, options: MiniOptions, nj: int, log: Callable
 
 
 def plan_voices(options: MiniOptions) -> dict[str, list[tuple[str, float]]]:
-    """For each set its voices and the seconds of speech that each says; no voice is in two sets."""
+    """For each set its voices and the seconds of speech that each says; those of two sets differ, but unlabelled's."""
     voices = voice_variants()
     np.random.default_rng([options.seed, 0]).shuffle(voices)
     num_held_out = max(2, round(_HELD_OUT_SHARE * len(voices)))
     pools = {"dev": voices[:num_held_out], "test": voices[num_held_out : 2 * num_held_out]}
-    pools["train"] = voices[2 * num_held_out :]
+    pools["train"] = pools[UNLABELLED] = voices[2 * num_held_out :]
     plan = {}
-    for name in SETS:
+    for name in (*SETS, UNLABELLED) if options.hours_unlabelled else SETS:
         seconds = 3600.0 * getattr(options, f"hours_{name}")
         # Two voices at least, since babble is made of others.
         num_voices = min(len(pools[name]), max(2, math.ceil(seconds / _SECONDS_PER_VOICE)))
@@ -167,7 +177,8 @@ def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, prompts:
     target = work / "wav" / f"{name}_clean" / voice
     if target.exists():
         return
-    rng = np.random.default_rng([seed, 1, zlib.crc32(voice.encode())])
+    is_unlabelled = name == UNLABELLED  # another stream, and other ids, than the same voice has in training
+    rng = np.random.default_rng([seed, 3 if is_unlabelled else 1, zlib.crc32(voice.encode())])
     espeak = Espeak(int(rng.integers(2**31)))
     manner = (rng.uniform(*_WORDS_PER_MINUTE), rng.uniform(35, 65))
     utts: list[dict] = []
@@ -182,7 +193,7 @@ def _make_clean_unit(work: Path, name: str, voice: str, seconds: float, prompts:
                 raise AsrKdError(f"espeak-ng's voice {voice} marks no phones that fit the words")
             continue
         samples, words, prons, phones = spoken
-        utt_id = f"{voice}-{len(utts):04d}"
+        utt_id = f"{voice}-{'u' if is_unlabelled else ''}{len(utts):04d}"
         _write_wav(temporary / f"{utt_id}.wav", samples)
         utts.append({"utt_id": utt_id, "words": words, "prons": prons, "phones": phones, "num_samples": len(samples)})
         num_samples += len(samples)
@@ -228,7 +239,7 @@ def _make_noisy_unit(work: Path, name: str, voice: str, options: MiniOptions) ->
     target = work / "wav" / name / voice
     if target.exists():
         return
-    rng = np.random.default_rng([options.seed, 2, zlib.crc32(voice.encode())])
+    rng = np.random.default_rng([options.seed, 4 if name == UNLABELLED else 2, zlib.crc32(voice.encode())])
     clean_dir = work / "wav" / f"{name}_clean"
     # Plainly sorted by name: a listing in the file system's order would make the noise depend on the machine.
     others = sorted(path for path in clean_dir.glob("*/*.wav") if path.parent.name != voice)
@@ -277,6 +288,14 @@ def _finish(work: Path, plan: dict, recipe: dict, log: Callable[[str], None]) ->
         write_text(work / f"{name}_clean" / "truth.ctm", "".join(truth))
         log(f"{name}: {len(noisy)} utterances by {len(plan[name])} voices")
     check_disjoint(dirs, by_speaker=True)
+    if UNLABELLED in plan:
+        utts = []
+        for voice, _ in plan[UNLABELLED]:
+            for utt_id in (utt["utt_id"] for utt in _read_unit(work / "wav" / f"{UNLABELLED}_clean" / voice)):
+                wav = Recording(utt_id, str(work / "wav" / UNLABELLED / voice / f"{utt_id}.wav"))
+                utts.append(Utterance(utt_id, voice, wav))
+        write_data_dir(work / UNLABELLED, utts)
+        log(f"{UNLABELLED}: {len(utts)} utterances by {len(plan[UNLABELLED])} voices")
     entries: dict[str, list[tuple[str, ...]]] = {}
     for word, pron in sorted(counts, key=lambda key: (key[0], -counts[key], key[1])):
         entries.setdefault(word, []).append(pron)
@@ -299,6 +318,8 @@ def _is_up_to_date(out_dir: Path, recipe: dict) -> bool:
         for name in SETS:
             read_data_dir(out_dir / name)
             read_data_dir(out_dir / f"{name}_clean")
+        if "hours_unlabelled" in recipe:
+            read_data_dir(out_dir / UNLABELLED, need_text=False)
     except AsrKdError:
         return False
     return (

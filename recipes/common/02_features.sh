@@ -2,11 +2,14 @@
 # Filterbanks for the nets; MFCCs of the audio that is aligned (clean, where the recipe has such a copy).
 . "$root/recipes/common/stage.sh"
 require "$exp"/data/{train,dev,test}/wav.scp
+sets=(train dev test)
+[ ! -d "$exp/data/unlabelled" ] || sets+=(unlabelled) # speech that students alone learn from
+tables=("${sets[@]/%/.fbank.h5}")
 
 from_config() { sed -n "s/^$1: //p" "$config"; }
 # All sets in one process each: loading torch takes longer than the features of a small set.
-run "$python" "$root/data_prep/extract_fbank.py" --data "$exp"/data/{train,dev,test} \
-  --out "$exp"/feats/{train,dev,test}.fbank.h5 --nj "$nj" \
+run "$python" "$root/data_prep/extract_fbank.py" --data "${sets[@]/#/$exp/data/}" \
+  --out "${tables[@]/#/$exp/feats/}" --nj "$nj" \
   --sample-frequency "$(from_config sample_frequency)" --num-mel-bins "$(from_config num_mel_bins)" \
   --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
   --low-freq "$(from_config low_freq)" --high-freq="$(from_config high_freq)" \

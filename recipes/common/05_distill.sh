@@ -11,11 +11,16 @@ sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
 run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
 from=(--teachers "${teachers[@]}")
+unlabelled=() # speech without text, if stage 1 made any
+[ ! -d "$exp/data/unlabelled" ] || unlabelled=(--extra-feats "$exp/feats/unlabelled.fbank.h5")
 if ! grep -q '^online_targets: true' "$config"; then
-  run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/train.fbank.h5" --device "$device" \
-    --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/train.h5"
+  for set in train ${unlabelled:+unlabelled}; do
+    run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/$set.fbank.h5" --device "$device" \
+      --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/$set.h5"
+  done
   from=(--targets "$exp/targets/train.h5")
+  [ ${#unlabelled[@]} -eq 0 ] || unlabelled+=(--extra-targets "$exp/targets/unlabelled.h5")
   ! grep -q '^student_start: member' "$config" || from+=(--initialise "${teachers[@]:0:$((last_seed - seed + 1))}")
 fi
-run asr_kd distill "${from[@]}" "${sets[@]}" --config "$exp/sweep/best.yaml" --seeds "$seed-$last_seed" \
+run asr_kd distill "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" --seeds "$seed-$last_seed" \
   --out "$exp/nnet/student"

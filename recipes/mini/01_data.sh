@@ -3,4 +3,4 @@
 . "$root/recipes/common/stage.sh"
 [ -z "$corpus" ] || { echo "error: --corpus: recipes/mini speaks its own corpus; leave the option out" >&2; exit 1; }
 run "$python" "$root/data_prep/prepare_mini.py" --out "$exp/data" --hours-train "$hours_train" \
-  --hours-dev "$hours_dev" --hours-test "$hours_test" --seed "$seed" --nj "$nj"
+  --hours-dev "$hours_dev" --hours-test "$hours_test" --hours-unlabelled "$hours_unlabelled" --seed "$seed" --nj "$nj"

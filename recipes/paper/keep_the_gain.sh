@@ -18,6 +18,7 @@ Options of this experiment:
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1"; add --view-share 0.5 for
                       half of them; --online-members N lets N teachers, drawn for every batch, label them)
+  --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch
   --folds N           of the arm `fold` (default 5)
   --averaged-rate R   learning rate of averaged-NAME (default 0.003)
   --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)
@@ -25,11 +26,12 @@ Options of this experiment:
 arms=hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views
 teachers=
 view_options="--time-warp 0.2 --freq-warp 0.1"
+extra_feats=
 folds=5
 averaged_rate=0.003
 average_share=0.7
 split=dev
-own_options="arms teachers view_options folds averaged_rate average_share split"
+own_options="arms teachers view_options extra_feats folds averaged_rate average_share split"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 . "$root/recipes/paper/nets.sh"
 
@@ -41,14 +43,16 @@ read -ra view <<<"$view_options"
 starts=()
 for seed in "${seed_list[@]}"; do starts+=("${members[(seed - 1) % ${#members[@]}]}"); done
 
-# Soft targets of nets: stored NAME OPTION… -- NET…; sets `targets`.
+# Soft targets of nets: stored NAME --teachers NET… OPTION…; sets `targets`, the options that name them.
 stored() {
-  local name=$1 options=()
-  shift
-  while [ "$1" != -- ]; do options+=("$1"); shift; done
-  targets=$out/targets/$name.h5
-  run asr_kd soft-targets --teachers "${@:2}" --feats "$base/feats/train.fbank.h5" --device "$device" --config "$config" \
-    --combination arithmetic --temperature 1 ${options[@]+"${options[@]}"} --out "$targets"
+  targets=(--targets "$out/targets/$1.h5")
+  label "$base/feats/train.fbank.h5" "$out/targets/$1.h5" "${@:2}"
+  [ -z "$extra_feats" ] || label "$extra_feats" "$out/targets/$1-extra.h5" "${@:2}"
+  [ -z "$extra_feats" ] || targets+=(--extra-targets "$out/targets/$1-extra.h5")
+}
+label() { # label FEATS TARGETS --teachers NET… OPTION…
+  run asr_kd soft-targets --feats "$1" --device "$device" --config "$config" --combination arithmetic --temperature 1 \
+    "${@:3}" --out "$2"
 }
 
 hard() {
@@ -57,27 +61,28 @@ hard() {
 }
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
-    --combination arithmetic "${on_targets[@]}" ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
+    --combination arithmetic "${on_targets[@]}" ${extra_feats:+--extra-feats "$extra_feats"} \
+    ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
 }
-of_ensemble() { stored "$1" "${@:2}" -- "${ensemble[@]}"; }
+of_ensemble() { stored "$1" --teachers "${ensemble[@]}" "${@:2}"; }
 
 train_arm() {
   case $kind in
     hard) hard ;;
     hard-views) hard "${view[@]}" ;;
     smoothing) hard --label-smoothing 0.1 ;;
-    soft) of_ensemble T1; student --targets "$targets" ;;
-    T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student --targets "$targets" --temperature "${kind#T}" ;;
-    geometric) of_ensemble geometric --combination geometric; student --targets "$targets" --combination geometric ;;
-    mixed) of_ensemble T1; student --targets "$targets" --soft-weight 0.5 ;;
-    logits) of_ensemble T1; student --targets "$targets" --matching logits ;;
-    conditional | swap) of_ensemble T1; student --targets "$targets" --label-use "$kind" ;;
+    soft) of_ensemble T1; student "${targets[@]}" ;;
+    T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student "${targets[@]}" --temperature "${kind#T}" ;;
+    geometric) of_ensemble geometric --combination geometric; student "${targets[@]}" --combination geometric ;;
+    mixed) of_ensemble T1; student "${targets[@]}" --soft-weight 0.5 ;;
+    logits) of_ensemble T1; student "${targets[@]}" --matching logits ;;
+    conditional | swap) of_ensemble T1; student "${targets[@]}" --label-use "$kind" ;;
     views) student --teachers "${ensemble[@]}" "${view[@]}" ;;
-    born-again) stored one -- "${members[0]}"; student --targets "$targets" ;;
+    born-again) stored one --teachers "${members[0]}"; student "${targets[@]}" ;;
     fold)
       run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "$folds" --out "$out/fold-member"
-      stored fold --out-of-fold -- "$out"/fold-member/seed*/
-      student --targets "$targets"
+      stored fold --teachers "$out"/fold-member/seed*/ --out-of-fold
+      student "${targets[@]}"
       ;;
     *) echo "error: --arms: there is no arm $arm; see --help" >&2; exit 2 ;;
   esac
