@@ -527,10 +527,11 @@ def test_the_table_averages_over_seeds_and_names_the_papers_figures(copied, tmp_
     assert "| 67.3 % |" in done.stdout
 
 
-def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp_path):
-    """The experiment whole, on a base of two members of two epochs, up to its table."""
-    base = tmp_path / "base"
-    (base / "feats").mkdir(parents=True)
+@pytest.fixture(scope="module")
+def base(copied, tmp_path_factory) -> Path:
+    """What recipes leave after stage 4: sets, and two members of two epochs whose students would start from them."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "feats").mkdir()
     (base / "ali").mkdir()
     for name in ("train", "dev"):
         (base / f"feats/{name}.fbank.h5").symlink_to(copied / f"{name}.h5")
@@ -538,12 +539,37 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp
     small = [*SMALL, "--num-epochs", 2, "--num-seeds", 2]
     run("train-ensemble", *copied_sets(copied), *small, "--num-members", 2, "--out", base / "nnet/member")
     options = {option[2:].replace("-", "_"): value for option, value in zip(small[::2], small[1::2], strict=True)}
-    options["student_start"] = "member"  # which arms from random weights do not follow
+    options["student_start"] = "member"  # which nets that start from random weights do not follow
     (base / "config.yaml").write_text("".join(f"{k}: {v}\n" for k, v in options.items() if k != "device"))
-    script = ["bash", str(Path(__file__).parents[1] / "recipes/paper/keep_the_gain.sh")]
-    script += ["--base", str(base), "--out", str(tmp_path / "out"), "--device", "cpu", "--seeds", "1-2"]
-    how = {"capture_output": True, "text": True, "env": {**os.environ, "ASR_KD_PYTHON": sys.executable}}
-    done = subprocess.run([*script, "--arms", "hard-x2,start-hard,soft,views,averaged-start-soft"], **how)
+    return base
+
+
+def experiment(name: str, base: Path, out: Path, *options) -> subprocess.CompletedProcess:
+    script = Path(__file__).parents[1] / "recipes/paper" / f"{name}.sh"
+    argv = ["bash", script, "--base", base, "--out", out, "--device", "cpu", *options]
+    env = {**os.environ, "ASR_KD_PYTHON": sys.executable}
+    return subprocess.run([str(arg) for arg in argv], capture_output=True, text=True, env=env)
+
+
+def test_soft_targets_regularise_nets_that_start_from_random_weights(base, tmp_path):
+    done = experiment("regularisers", base, tmp_path, "--seeds", 1, "--shares", 50)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "regularisers.json").read_text())
+    assert [row["system"].split(", ", 1)[-1] for row in rows] == [
+        "labels",
+        "labels, early stopping",
+        "labels, last epoch",
+        "soft targets, last epoch",
+    ]
+    soft = load_card(tmp_path / "soft-50/seed1")["training"]
+    assert soft["started_from"] is None
+    assert soft["history"][-1]["step"] == load_card(base / "nnet/member/seed1")["training"]["history"][-1]["step"]
+
+
+def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_path):
+    """The experiment whole, on a base of two members of two epochs, up to its table."""
+    arms = "hard-x2,start-hard,soft,views,averaged-start-soft"
+    done = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", arms)
     assert done.returncode == 0, done.stderr
     rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
     assert list(rows) == ["members", "ensemble", "hard-x2", "start-hard", "soft", "views", "averaged-start-soft"]
@@ -558,6 +584,6 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(copied, tmp
     assert averaged["config"]["average_share"] == 0.7
     assert averaged["started_from"] is not None
     assert rows["soft"]["per_seed"] == pytest.approx(best)
-    unknown = subprocess.run([*script, "--arms", "hrad"], **how)
+    unknown = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", "hrad")
     assert unknown.returncode == 2
     assert "there is no arm hrad" in unknown.stderr
