@@ -6,11 +6,12 @@ Options of this recipe:
   --hours-train H     hours of training speech (default 0.45)
   --hours-dev H       hours of dev speech (default 0.08)
   --hours-test H      hours of test speech (default 0.15)
-  --hours-unlabelled H  of speech without text by the voices of training, for students alone (default 0)'
+  --hours-unlabelled H  of speech without text by the voices of training, for students alone (default 0,
+                      in preset full 1.35)'
 hours_train=0.45
 hours_dev=0.08
 hours_test=0.15
-hours_unlabelled=0
+hours_unlabelled=
 own_options="hours_train hours_dev hours_test hours_unlabelled"
 clean_suffix=_clean # alignments are made on the clean audio and reused for its noisy copy
 . "$(dirname "${BASH_SOURCE[0]}")/../common/run_stages.sh"
