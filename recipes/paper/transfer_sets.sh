@@ -35,9 +35,12 @@ run asr_kd train "${sets[@]}" --as-long-as-students --seeds "$seeds" --out "$out
 steps=$(steps_of "$out/hard/seed${seed_list[0]}")
 run asr_kd train "${sets[@]}" --as-long-as-students --train-share "$labelled_share" --max-steps "$steps" \
   --steps-per-epoch $(((steps + $(value_of student_epochs) - 1) / $(value_of student_epochs))) --seeds "$seeds" --out "$out/hard-part"
-run asr_kd distill "${students[@]}" --out "$out/labelled"
+# Where labels do not count at all, all three would be one net.
+labels=()
+given soft-weight || given hard-weight || labels=(--soft-weight 0.5)
+run asr_kd distill "${students[@]}" ${labels[@]+"${labels[@]}"} --out "$out/labelled"
 run asr_kd distill "${students[@]}" --unlabelled --out "$out/unlabelled"
-run asr_kd distill "${students[@]}" --labelled-share "$labelled_share" --out "$out/partly"
+run asr_kd distill "${students[@]}" ${labels[@]+"${labels[@]}"} --labelled-share "$labelled_share" --out "$out/partly"
 run asr_kd train "${sets[@]}" --as-long-as-students --omit-phones "$phone" --seeds "$seeds" --out "$out/hard-without"
 run asr_kd distill "${students[@]}" ${soft_only[@]+"${soft_only[@]}"} --omit-phones "$phone" --out "$out/without"
 states=$("$python" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["training"]["transfer"]["omitted_pdfs"], sep=",")' \
