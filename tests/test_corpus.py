@@ -167,7 +167,7 @@ def test_mini_is_made_once(mini: Path):
 
 @needs_espeak
 def test_unlabelled_speech_is_by_the_voices_of_training_and_changes_nothing_else(mini: Path, tmp_path: Path):
-    out, options = tmp_path / "data", dataclasses.replace(TINY, hours_unlabelled=0.01)
+    out, options = tmp_path / "data", dataclasses.replace(TINY, hours_unlabelled=0.05)
     build_mini(out, options, 2, quiet)
     unlabelled, train = (read_data_dir(out / name, need_text=False) for name in (UNLABELLED, "train"))
     assert {utt.spk_id for utt in unlabelled} <= {utt.spk_id for utt in train}

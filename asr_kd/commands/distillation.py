@@ -160,8 +160,8 @@ def distill(args: argparse.Namespace) -> None:
     Soft targets are stored ones (--targets), whose temperature and mean are theirs, or those that the members give
     online (--teachers), for every batch anew. With student_start member, seed N starts from the weights of the Nth
     of --teachers; beside --targets, name the nets with --initialise. A frame without label counts in the soft term
-    alone. A student of another transfer set than the baseline's, as with --extra-feats, has the role `control` in
-    systems.yaml.
+    alone. With --extra-feats a student shows what teachers and speech do together; that of one member on the
+    same frames is its control.
     """
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
     if (args.extra_targets is None) != (args.extra_feats is None or args.targets is None):

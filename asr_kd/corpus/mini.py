@@ -125,13 +125,16 @@ def plan_voices(options: MiniOptions) -> dict[str, list[tuple[str, float]]]:
     np.random.default_rng([options.seed, 0]).shuffle(voices)
     num_held_out = max(2, round(_HELD_OUT_SHARE * len(voices)))
     pools = {"dev": voices[:num_held_out], "test": voices[num_held_out : 2 * num_held_out]}
-    pools["train"] = pools[UNLABELLED] = voices[2 * num_held_out :]
+    pools["train"] = voices[2 * num_held_out :]
     plan = {}
     for name in (*SETS, UNLABELLED) if options.hours_unlabelled else SETS:
         seconds = 3600.0 * getattr(options, f"hours_{name}")
         # Two voices at least, since babble is made of others.
         num_voices = min(len(pools[name]), max(2, math.ceil(seconds / _SECONDS_PER_VOICE)))
-        plan[name] = [(voice, seconds / num_voices) for voice in sorted(pools[name][:num_voices])]
+        speaking = pools[name][:num_voices]
+        plan[name] = [(voice, seconds / num_voices) for voice in sorted(speaking)]
+        if name == "train":
+            pools[UNLABELLED] = speaking
     return plan
 
 
@@ -294,6 +297,7 @@ def _finish(work: Path, plan: dict, recipe: dict, log: Callable[[str], None]) ->
             for utt_id in (utt["utt_id"] for utt in _read_unit(work / "wav" / f"{UNLABELLED}_clean" / voice)):
                 wav = Recording(utt_id, str(work / "wav" / UNLABELLED / voice / f"{utt_id}.wav"))
                 utts.append(Utterance(utt_id, voice, wav))
+        check_disjoint({**{name: dirs[name] for name in ("dev", "test")}, UNLABELLED: utts}, by_speaker=True)
         write_data_dir(work / UNLABELLED, utts)
         log(f"{UNLABELLED}: {len(utts)} utterances by {len(plan[UNLABELLED])} voices")
     entries: dict[str, list[tuple[str, ...]]] = {}

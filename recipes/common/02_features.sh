@@ -4,12 +4,15 @@
 require "$exp"/data/{train,dev,test}/wav.scp
 sets=(train dev test)
 [ ! -d "$exp/data/unlabelled" ] || sets+=(unlabelled) # speech that students alone learn from
-tables=("${sets[@]/%/.fbank.h5}")
+data=() tables=()
+for set in "${sets[@]}"; do
+  data+=("$exp/data/$set")
+  tables+=("$exp/feats/$set.fbank.h5")
+done
 
 from_config() { sed -n "s/^$1: //p" "$config"; }
 # All sets in one process each: loading torch takes longer than the features of a small set.
-run "$python" "$root/data_prep/extract_fbank.py" --data "${sets[@]/#/$exp/data/}" \
-  --out "${tables[@]/#/$exp/feats/}" --nj "$nj" \
+run "$python" "$root/data_prep/extract_fbank.py" --data "${data[@]}" --out "${tables[@]}" --nj "$nj" \
   --sample-frequency "$(from_config sample_frequency)" --num-mel-bins "$(from_config num_mel_bins)" \
   --frame-length "$(from_config frame_length)" --frame-shift "$(from_config frame_shift)" \
   --low-freq "$(from_config low_freq)" --high-freq="$(from_config high_freq)" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The ensemble, whose members are the baseline on their own schedule, and the baseline trained as long as students are.
+# The ensemble, whose members are the baseline on their own schedule, and the baseline trained for as many epochs as students.
 . "$root/recipes/common/stage.sh"
 require "$exp"/feats/{train,dev}.fbank.h5 "$exp"/ali/{train,dev}.h5
 

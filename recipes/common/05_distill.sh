@@ -9,10 +9,11 @@ require "${teachers[@]/%//net.json}"
 
 sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
   --dev-feats "$exp/feats/dev.fbank.h5" --dev-ali "$exp/ali/dev.h5" --device "$device" --config "$config")
-run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
-from=(--teachers "${teachers[@]}")
 unlabelled=() # speech without text, if stage 1 made any
 [ ! -d "$exp/data/unlabelled" ] || unlabelled=(--extra-feats "$exp/feats/unlabelled.fbank.h5")
+require ${unlabelled[1]+"${unlabelled[1]}"}
+run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
+from=(--teachers "${teachers[@]}")
 if ! grep -q '^online_targets: true' "$config"; then
   for set in train ${unlabelled:+unlabelled}; do
     run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/$set.fbank.h5" --device "$device" \
@@ -22,5 +23,5 @@ if ! grep -q '^online_targets: true' "$config"; then
   [ ${#unlabelled[@]} -eq 0 ] || unlabelled+=(--extra-targets "$exp/targets/unlabelled.h5")
   ! grep -q '^student_start: member' "$config" || from+=(--initialise "${teachers[@]:0:$((last_seed - seed + 1))}")
 fi
-run asr_kd distill "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" --seeds "$seed-$last_seed" \
-  --out "$exp/nnet/student"
+run asr_kd distill "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" \
+  --seeds "$seed-$last_seed" --out "$exp/nnet/student"

@@ -41,7 +41,7 @@ rates=(--student-learning-rate "$(value_of learning_rate)" --student-schedule nu
 for kind in $kind_list; do
   options=($(options_of "$kind"))
   run asr_kd train "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
-  run asr_kd distill --targets "$out/targets.h5" "${rates[@]}" "${sets[@]}" ${from_scratch[@]+"${from_scratch[@]}"} ${options[@]+"${options[@]}"} \
+  run asr_kd distill --targets "$out/targets.h5" "${rates[@]}" "${sets[@]}" "${from_scratch[@]}" ${options[@]+"${options[@]}"} \
     --seeds "$seeds" --out "$out/distilled/$kind"
   folders+=("$out/labels/$kind/seed${seed_list[0]}")
 done

@@ -18,7 +18,8 @@ Options of this experiment:
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1"; add --view-share 0.5 for
                       half of them; --online-members N lets N teachers, drawn for every batch, label them)
-  --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch
+  --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch;
+                      take another --out than without, since arms have the same names
   --folds N           of the arm `fold` (default 5)
   --averaged-rate R   learning rate of averaged-NAME (default 0.003)
   --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)

@@ -29,7 +29,7 @@ for share in ${shares//,/ }; do
   run asr_kd train "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best last --out "$out/hard-$share"
   run asr_kd train "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best frame_acc --out "$out/hard-stopped-$share"
   run asr_kd distill --targets "$out/targets.h5" "${sets[@]}" "${budget[@]}" "${part[@]}" \
-    ${from_scratch[@]+"${from_scratch[@]}"} ${soft_only[@]+"${soft_only[@]}"} --keep-best last --out "$out/soft-$share"
+    "${from_scratch[@]}" ${soft_only[@]+"${soft_only[@]}"} --keep-best last --out "$out/soft-$share"
   kind "$share %, labels, early stopping" "$out/hard-stopped-$share" "${paper[0]}" "${paper[1]}"
   kind "$share %, labels, last epoch" "$out/hard-$share"
   kind "$share %, soft targets, last epoch" "$out/soft-$share" "${paper[2]}" "${paper[3]}"
