@@ -294,10 +294,10 @@ def _finish(work: Path, plan: dict, recipe: dict, log: Callable[[str], None]) ->
     if UNLABELLED in plan:
         utts = []
         for voice, _ in plan[UNLABELLED]:
-            for utt_id in (utt["utt_id"] for utt in _read_unit(work / "wav" / f"{UNLABELLED}_clean" / voice)):
-                wav = Recording(utt_id, str(work / "wav" / UNLABELLED / voice / f"{utt_id}.wav"))
-                utts.append(Utterance(utt_id, voice, wav))
-        check_disjoint({**{name: dirs[name] for name in ("dev", "test")}, UNLABELLED: utts}, by_speaker=True)
+            for utt in _read_unit(work / "wav" / f"{UNLABELLED}_clean" / voice):
+                wav = Recording(utt["utt_id"], str(work / "wav" / UNLABELLED / voice / f"{utt['utt_id']}.wav"))
+                utts.append(Utterance(utt["utt_id"], voice, wav))
+        check_disjoint({"dev": dirs["dev"], "test": dirs["test"], UNLABELLED: utts}, by_speaker=True)
         write_data_dir(work / UNLABELLED, utts)
         log(f"{UNLABELLED}: {len(utts)} utterances by {len(plan[UNLABELLED])} voices")
     entries: dict[str, list[tuple[str, ...]]] = {}

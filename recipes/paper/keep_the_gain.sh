@@ -48,8 +48,10 @@ for seed in "${seed_list[@]}"; do starts+=("${members[(seed - 1) % ${#members[@]
 stored() {
   targets=(--targets "$out/targets/$1.h5")
   label "$base/feats/train.fbank.h5" "$out/targets/$1.h5" "${@:2}"
-  [ -z "$extra_feats" ] || label "$extra_feats" "$out/targets/$1-extra.h5" "${@:2}"
-  [ -z "$extra_feats" ] || targets+=(--extra-targets "$out/targets/$1-extra.h5")
+  if [ -n "$extra_feats" ]; then
+    label "$extra_feats" "$out/targets/$1-extra.h5" "${@:2}"
+    targets+=(--extra-targets "$out/targets/$1-extra.h5")
+  fi
 }
 label() { # label FEATS TARGETS --teachers NET… OPTION…
   run asr_kd soft-targets --feats "$1" --device "$device" --config "$config" --combination arithmetic --temperature 1 \

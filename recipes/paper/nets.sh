@@ -24,7 +24,7 @@ given soft-weight || given hard-weight || soft_only=(--soft-weight 1)
 
 # Students of these experiments know no more than nets of labels do when they begin, whatever the base's students start
 # from: a member has the base's shape, and has seen all frames.
-! given student-start || { echo "error: --student-start: students of this experiment start from random weights" >&2; exit 2; }
+! given student-start || { echo "error: --student-start: the experiment says what its students start from" >&2; exit 2; }
 from_scratch=(--student-start random)
 
 # The first so many members' soft targets of the training set at a temperature: soft_targets NUMBER TEMPERATURE FILE.
