@@ -4,53 +4,16 @@ Log-likelihoods are for latgen-faster-mapped, Posteriors for nnet-train-frmshuff
 whatever takes ali.*.gz.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import BLOCK_FRAMES, Frames
-from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.scoring.set_posteriors import Matrices
 from asr_kd.store.ali import FAILED, AliReader
-from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_posterior import Posterior, generator_of, rand_prune
 from asr_kd.store.targets import stream_targets
-
-# Posteriors that are held at a time: 128 MB of them.
-MAX_POSTERIORS = 1 << 25
-
-Matrices = Iterator[tuple[str, np.ndarray]]
-
-
-def log_posteriors(
-    nets: Sequence[TrainedNet],
-    reader: FeatsReader,
-    *,
-    combination: str,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    temperature: float = 1.0,
-    top_n: int = 1,
-) -> Matrices:
-    """Log posteriors of a net, or of nets that answer together: (utt_id, (num_frames, num_pdfs) float32).
-
-    nets: on `device`; combination, top_n: as joint_log_posteriors takes them. Raises AsrKdError where the nets do not
-    belong together or to these features.
-    """
-    check_members(nets, reader, combination=combination)
-    first, layout = nets[0], reader.layout
-    a = first.net.architecture
-    block_frames = max(1, min(BLOCK_FRAMES, MAX_POSTERIORS // a.num_pdfs))
-    how = {"combination": combination, "temperature": temperature, "dtype": dtype, "top_n": top_n}
-    for utts, feats in first.cmvn.normalised_blocks(reader, block_frames):
-        part = layout.part(utts)
-        frames = Frames(feats, part, a.left_context, a.right_context, device, dtype)
-        log_post = np.concatenate([rows.cpu().numpy() for _, rows in joint_log_posteriors(nets, frames, **how)])
-        for utt_id in part.utt_ids:
-            yield utt_id, log_post[part.rows(utt_id)]
 
 
 def pruned(posteriors: Matrices, min_post: float, seed: int) -> Iterator[tuple[str, Posterior]]:

@@ -23,7 +23,8 @@ from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lattice_decode import LatticeDecoder
 from asr_kd.hmm.wheels import kaldi
 from asr_kd.nnet.priors import read_decoding_priors
-from asr_kd.scoring.decoding import FrameCache, load_nets, log_posteriors
+from asr_kd.scoring.decoding import load_nets
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.store.feats import FeatsReader
 
 ROUNDING = 1e-3
@@ -85,11 +86,9 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     graph, reader = Graph.load(args.exp / "graph"), FeatsReader(args.exp / f"feats/{args.split}.fbank.h5")
     cpu = torch.device("cpu")
-    log_post = log_posteriors(
-        load_nets([args.exp / args.net], cpu), None, reader, FrameCache(cpu, torch.float32), torch.float32
-    )
-    log_post -= read_decoding_priors(args.exp / "ali/ali_train_pdf.counts", 1e-5, graph.num_pdfs)
-    logliks = [log_post[reader.layout.rows(utt_id)] for utt_id in reader.layout.utt_ids[: args.max_utts]]
+    posteriors = SetPosteriors(load_nets([args.exp / args.net], cpu), reader, "arithmetic", cpu)
+    log_priors = read_decoding_priors(args.exp / "ali/ali_train_pdf.counts", 1e-5, graph.num_pdfs)
+    logliks = [log_post - log_priors for _, log_post in posteriors.of(reader.layout.utt_ids[: args.max_utts])]
     seconds = sum(map(len, logliks)) * reader.layout.frame_shift_ms / 1000
     print(f"{len(logliks)} utterances, {seconds:.0f} s of speech; graph of {graph.arcs.num_states} states")
     print("| beam | max_active | × real time | Kaldi's search | ratio | raw lattices | ours better | Kaldi's better |")

@@ -12,7 +12,9 @@ from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.priors import NEVER, count_pdfs, read_decoding_priors, read_log_priors, write_counts
 from asr_kd.scoring.decoding import SetDecoder, read_hyps, write_hyps
+from asr_kd.scoring.set_posteriors import KeptMatrices, kept_if_small
 from asr_kd.scoring.system_list import read_systems
+from asr_kd.store.hdf5 import Layout
 
 
 def test_priors_are_relative_counts_with_a_floor(tmp_path):
@@ -83,18 +85,14 @@ def test_a_wrong_list_of_systems_is_explained(tmp_path, text, complaint):
         read_systems(tmp_path / "systems.yaml")
 
 
-class FakeReader:
-    """Two utterances of two frames."""
-
-    class layout:
-        utt_ids = ("a", "b")
+TWO = KeptMatrices(Layout.from_lengths(["a", "b"], [2, 2]), {"a": np.zeros((2, 3)), "b": np.zeros((2, 3))})
 
 
 def test_scales_are_chosen_by_errors_and_ties_go_to_the_first(monkeypatch):
     config = resolve(DecodeConfig, {"acwts": [0.1, 0.2, 0.3], "insertion_penalties": [-1, 0, 1]})
     errors = {(0.1, 0.0): 1, (0.2, 0.0): 0, (0.3, 0.0): 0, (0.2, -1.0): 0, (0.2, 1.0): 1}
 
-    def decode(self, log_post, reader, acwt, penalty, utt_ids):
+    def decode(self, log_post, acwt, penalty, utt_ids):
         hyps = {"a": "x" if errors[acwt, penalty] else "one", "b": "two"}
         return {utt_id: hyps[utt_id] for utt_id in utt_ids}
 
@@ -102,17 +100,33 @@ def test_scales_are_chosen_by_errors_and_ties_go_to_the_first(monkeypatch):
         num_pdfs = 3
 
     monkeypatch.setattr(SetDecoder, "decode", decode)
-    scales = SetDecoder(Graph(), np.zeros(3), config).tune(np.zeros((4, 3)), FakeReader(), {"a": "one", "b": "two"})
+    scales = SetDecoder(Graph(), np.zeros(3), config).tune(TWO, {"a": "one", "b": "two"})
     # Penalties -1 and 0 tie; the smaller one in size is the simpler system.
     assert (scales.acwt, scales.insertion_penalty) == (0.2, 0.0)
     assert len(scales.tried) == 5
     of_one = resolve(DecodeConfig, {"acwts": [0.1], "insertion_penalties": [0], "tuning_utts": 1})
-    [row] = (
-        SetDecoder(Graph(), np.zeros(3), of_one).tune(np.zeros((4, 3)), FakeReader(), {"a": "one", "b": "two"}).tried
-    )
+    [row] = SetDecoder(Graph(), np.zeros(3), of_one).tune(TWO, {"a": "one", "b": "two"}).tried
     assert row["wer"] == 100.0  # of a alone
     with pytest.raises(AsrKdError, match="priors of 2 states do not fit a graph of 3"):
         SetDecoder(Graph(), np.zeros(2), config)
+
+
+def test_what_is_asked_for_again_and_again_is_kept_unless_it_is_large(monkeypatch):
+    class Source:
+        layout, asked = TWO.layout, 0
+
+        def of(self, utt_ids):
+            self.asked += 1
+            return TWO.of(utt_ids)
+
+    source = Source()
+    kept = kept_if_small(source, ["b"], 3)
+    for _ in range(2):
+        [(utt_id, matrix)] = kept.of(["b"])
+        assert (utt_id, matrix.shape) == ("b", (2, 3))
+    assert source.asked == 1
+    monkeypatch.setattr("asr_kd.scoring.set_posteriors.MAX_KEPT", 5)
+    assert kept_if_small(source, ["b"], 3) is source
 
 
 def test_a_report_needs_every_headline_role(tmp_path, capsys):

@@ -24,7 +24,7 @@ from asr_kd.features.options import MfccOptions
 from asr_kd.hmm import boundaries, steps, wheels
 from asr_kd.hmm.align import GraphCompiler, align_graph, align_in_processes, align_utterances
 from asr_kd.hmm.decode import Decoder
-from asr_kd.hmm.flat_start import spectral_change
+from asr_kd.hmm.flat_start import flat_start, spectral_change
 from asr_kd.hmm.forward_backward import TrainingPaths, write_occupancies
 from asr_kd.hmm.gaussians import Gmm, GmmStack, split_targets
 from asr_kd.hmm.gmm import MonoOptions, initial_model, select_subset, train_mono
@@ -165,11 +165,11 @@ def test_flat_start_occupancies_are_those_of_all_paths():
     data = generator.normal(0, 1, (9, 2))
     model = initial_model(lang, data, MonoOptions(), 0)
     graph = GraphCompiler(model, lang).compile("u", ("no",))
-    paths = TrainingPaths.of(model, [graph, graph])  # of the second, whose frames come first, as of the first
+    paths = TrainingPaths.of(model, [graph] * 3)
     likelihoods, change = generator.uniform(0.1, 1, (9, model.num_pdfs)), generator.uniform(0.5, 2, 9)
     occupancies = np.ones((18, model.num_pdfs))
     twice = np.concatenate([likelihoods] * 2), np.concatenate([change] * 2)
-    write_occupancies(paths, np.array([9, 0]), np.array([9, 9]), *twice, occupancies)
+    write_occupancies(paths, 1, np.array([0, 9, 18]), *twice, occupancies)  # of the last two utterances
     expected = np.zeros((9, model.num_pdfs))
 
     def walk(state: int, path: list[int], weight: float) -> None:
@@ -196,9 +196,25 @@ def test_an_utterance_without_a_path_has_no_occupancies():
     occupancies = np.ones((10, model.num_pdfs))
     # One frame is too short for two phones, and an utterance may have no frame at all.
     likelihoods, change = np.ones((10, model.num_pdfs)), np.ones(10)
-    write_occupancies(paths, np.array([0, 1, 1]), np.array([1, 0, 9]), likelihoods, change, occupancies)
+    write_occupancies(paths, 0, np.array([0, 1, 1, 10]), likelihoods, change, occupancies)
     assert (occupancies[0] == 0).all()
     np.testing.assert_allclose(occupancies[1:].sum(1), 1.0)
+
+
+@needs_kaldi
+def test_a_flat_start_in_parts_is_that_of_the_whole(monkeypatch):
+    lang = Lang(Lexicon({"no": [("N", "OW")], "on": [("OW", "N")]}))
+    generator = np.random.default_rng(0)
+    lengths = np.array([20, 30, 25])
+    data = generator.normal(0, 1, (75, 3)) + np.repeat(generator.normal(0, 2, (15, 3)), 5, axis=0)
+    model = initial_model(lang, data, MonoOptions(), 0)
+    graphs = [GraphCompiler(model, lang).compile("u", words) for words in (("no",), ("no", "on"), ("on",))]
+    whole = flat_start(model, data, lengths, graphs)
+    monkeypatch.setattr("asr_kd.hmm.flat_start.MAX_OCCUPANCIES", 30 * model.num_pdfs)
+    parts = flat_start(model, data, lengths, graphs)
+    for one, other, first in zip(whole.gmms, parts.gmms, model.gmms, strict=True):
+        np.testing.assert_allclose(one.means_invvars, other.means_invvars, rtol=1e-4)
+        assert not np.array_equal(one.means_invvars, first.means_invvars)
 
 
 def test_spectral_change_peaks_where_the_sound_changes():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_up_nets import expected_log_post, make_net
@@ -13,8 +14,9 @@ from made_up_nets import expected_log_post, make_net
 from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.kaldi_tables import alignments
-from asr_kd.nnet.net_dir import TrainedNet
+from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.nnet.priors import count_pdfs, read_decoding_priors, write_counts
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
@@ -221,13 +223,19 @@ def test_kaldi_reads_log_likelihoods(toy, nets, tmp_path):
 
 def test_utterances_come_out_alike_in_blocks_of_any_size(toy, nets, tmp_path, monkeypatch):
     for number, frames in enumerate((1, 50, 1 << 16)):
-        monkeypatch.setattr("asr_kd.kaldi_tables.MAX_POSTERIORS", 6 * frames)
+        monkeypatch.setattr("asr_kd.scoring.set_posteriors.MAX_POSTERIORS", 6 * frames)
         argv = ["--nets", tmp_path / "net1", "--feats", toy["feats"], "--device", "cpu", "--precision", "float32"]
         assert run("export-kaldi", "log-post", *argv, "--out", f"ark:{tmp_path}/{number}.ark") == 0
     tables = [dict(read_matrices(f"{tmp_path}/{number}.ark")) for number in range(3)]
     for utt_id in tables[2]:
         for table in tables[:2]:
             np.testing.assert_allclose(table[utt_id], tables[2][utt_id], atol=1e-6)
+    some = list(tables[2])[3:0:-1]
+    net, reader = load_net(tmp_path / "net1"), FeatsReader(toy["feats"])
+    asked = list(SetPosteriors([net], reader, "arithmetic", torch.device("cpu")).of(some))
+    assert [utt_id for utt_id, _ in asked] == some
+    for utt_id, log_post in asked:
+        np.testing.assert_allclose(log_post, tables[2][utt_id], atol=1e-6)
 
 
 def test_a_table_is_made_again_only_if_it_must(toy, nets, tmp_path, capsys):

@@ -18,6 +18,7 @@ from asr_kd.hmm.lattice_decode import LatticeDecoder
 from asr_kd.hmm.search_errors import compare_beams
 from asr_kd.hmm.word_search import determinize, nbest
 from asr_kd.scoring.decoding import SetDecoder
+from asr_kd.scoring.set_posteriors import KeptMatrices
 from asr_kd.store.hdf5 import Layout
 
 pytest.importorskip("kaldi_hmm_gmm", reason="the decoders need the Kaldi wheels: pip install 'asr_kd[hmm]'")
@@ -160,18 +161,18 @@ def test_lattice_decoder_guards(graph):
 
 
 def test_processes_find_what_one_does(graph):
-    class Reader:
-        layout = Layout.from_lengths(["u1", "u2", "u3"], [9, 10, 11])
-
-    log_post = np.concatenate(random_logliks(3))
+    utt_ids, logliks = ["u1", "u2", "u3"], random_logliks(3)
+    log_post = KeptMatrices(
+        Layout.from_lengths(utt_ids, list(map(len, logliks))), dict(zip(utt_ids, logliks, strict=True))
+    )
     config = resolve(DecodeConfig, {})
     results = []
     for nj in (1, 2):
         with SetDecoder(graph, np.zeros(2, np.float32), config, nj) as decoder:
-            paths = np.full(len(log_post), -1)
-            hyps = decoder.decode(log_post, Reader, ACWT, 0.0, paths)
+            paths = np.full(log_post.layout.num_frames, -1)
+            hyps = decoder.decode(log_post, ACWT, 0.0, paths)
             assert decoder.seconds > 0
-            found = list(decoder.lattices(log_post, Reader, ACWT, 0.0))
+            found = list(decoder.lattices(log_post, ACWT, 0.0))
             results.append((hyps, paths.tolist(), [(utt_id, lattice.tids) for utt_id, lattice in found]))
     assert results[0] == results[1]
     assert list(results[0][0]) == [utt_id for utt_id, _ in results[0][2]] == ["u1", "u2", "u3"]

@@ -185,7 +185,7 @@ def check_hmm(args: argparse.Namespace) -> None:
     scale and penalty that dev chose.
     """
     from asr_kd.hmm import steps
-    from asr_kd.hmm.check import check_likelihood, gmm_logliks
+    from asr_kd.hmm.check import GmmLogliks, check_likelihood
     from asr_kd.hmm.graph import make_graph as compose
     from asr_kd.scoring.decoding import SetDecoder, references, write_hyps
 
@@ -197,11 +197,11 @@ def check_hmm(args: argparse.Namespace) -> None:
     model, feats = steps.load_with_feats(args.hmm, args.feats)
     grammar = steps.load_grammar(model.lang, **grammar, max_oov_share=share, progress=log)
     decoder = SetDecoder(compose(model, model.lang, **grammar), np.zeros(model.num_pdfs), config)
-    logliks = gmm_logliks(model, feats)
-    scales = decoder.tune(logliks, feats.reader, references(args.data, feats.reader))
+    logliks = GmmLogliks(model, feats)
+    scales = decoder.tune(logliks, references(args.data, feats.reader))
     best = min(scales.tried, key=lambda row: row["errors"])
     if args.hyps:
-        write_hyps(args.hyps, decoder.decode(logliks, feats.reader, best["acwt"], best["insertion_penalty"]))
+        write_hyps(args.hyps, decoder.decode(logliks, best["acwt"], best["insertion_penalty"]))
     print(report)
     print(
         f"WER {best['wer']:.2f} % ({best['errors']} errors) at acoustic scale {best['acwt']:g}, "
@@ -254,7 +254,6 @@ def check_search(args: argparse.Namespace) -> None:
     With --wide-beam: again at that beam, keeping ten times --max-active states. An utterance whose best path there is
     better is a search error; exit non-zero if more than 1 % are.
     """
-    import torch
 
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.decode import Decoder
@@ -263,7 +262,8 @@ def check_search(args: argparse.Namespace) -> None:
     from asr_kd.hmm.viterbi import check_search as compare_scores
     from asr_kd.nnet.device import resolve_device
     from asr_kd.nnet.priors import read_decoding_priors
-    from asr_kd.scoring.decoding import FrameCache, load_nets, log_posteriors
+    from asr_kd.scoring.decoding import load_nets
+    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.store.feats import FeatsReader
 
     config, device = resolve(DecodeConfig, args.values), resolve_device(args.device)
@@ -274,15 +274,16 @@ def check_search(args: argparse.Namespace) -> None:
     reader, graph = FeatsReader(args.feats), Graph.load(args.graph)
     nets = load_nets([args.net], device)
     check_members(nets, reader, graph.model_digest)
-    log_post = log_posteriors(nets, None, reader, FrameCache(device, torch.float32), torch.float32)
-    logliks = log_post - read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
+    log_priors = read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
+    posteriors = SetPosteriors(nets, reader, "arithmetic", device).of(utt_ids)
+    logliks = ((utt_id, log_post - log_priors) for utt_id, log_post in posteriors)
     if args.wide_beam is not None:
         scales = {"acwt": args.acwt, "insertion_penalty": args.insertion_penalty, "min_active": config.min_active}
         errors = compare_beams(
             Decoder(graph, config.beam, max_active=config.max_active, **scales),
             Decoder(graph, args.wide_beam, max_active=10 * config.max_active, **scales),
-            ((utt_id, logliks[reader.layout.rows(utt_id)]) for utt_id in utt_ids),
+            logliks,
             reader.layout.frame_shift_ms / 1000.0,
             log,
         )
@@ -292,7 +293,7 @@ def check_search(args: argparse.Namespace) -> None:
         return
     worst = compare_scores(
         graph,
-        [np.ascontiguousarray(logliks[reader.layout.rows(utt_id)]) for utt_id in utt_ids],
+        (loglik for _, loglik in logliks),
         acwt=args.acwt,
         insertion_penalty=args.insertion_penalty,
         beam=config.beam,

@@ -113,14 +113,14 @@ Job = tuple[Callable[[], int], dict[str, Any]]
 
 def _log_posteriors(args: argparse.Namespace, temperature: float = 1.0) -> tuple[Matrices, int, dict[str, Any]]:
     """Log posteriors of --nets over --feats, how many states they have, and what they depend on."""
-    from asr_kd.kaldi_tables import log_posteriors
     from asr_kd.scoring.decoding import load_nets
+    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.store.feats import FeatsReader
 
     compute, reader = resolve_compute(args), FeatsReader(args.feats)
     nets = load_nets(args.nets, compute.device)
     how = {"combination": args.values["combination"], "temperature": temperature, "top_n": args.values["top_n"]}
-    posteriors = log_posteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
+    posteriors = SetPosteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
     made_from = {"nets": [trained.digest for trained in nets], "feats": reader.content_digest, "dtype": compute.dtype}
     return posteriors, nets[0].net.architecture.num_pdfs, {**made_from, **how}
 

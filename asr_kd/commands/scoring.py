@@ -45,7 +45,7 @@ def decode(args: argparse.Namespace) -> None:
     OUT/NAME/seedK/{dev,test}.lat.gz, Kaldi's tables of lattices, made at the chosen scales.
     """
     from asr_kd.hmm.graph import Graph
-    from asr_kd.scoring.decoding import FrameCache, SetDecoder, references
+    from asr_kd.scoring.decoding import SetDecoder, references
     from asr_kd.store.feats import FeatsReader
 
     config, compute = resolve(DecodeConfig, args.values), resolve_compute(args)
@@ -54,17 +54,14 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
-    priors, cache = (
-        read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs),
-        FrameCache(compute.device, compute.dtype),
-    )
+    priors = read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     with SetDecoder(graph, priors, config, args.nj) as decoder:
         for system in read_systems(args.systems):
             out = args.out / system.name
             make(
                 out,
                 lambda out=out, system=system: _decode_system(
-                    out, system, decoder, sets, refs["dev"], cache, compute, args.values["top_n"], args.lattices
+                    out, system, decoder, sets, refs["dev"], compute, args.values["top_n"], args.lattices
                 ),
                 command=args.command_line,
                 nets=[[card["digest"] for card in cards] for cards in system.cards()],
@@ -84,12 +81,11 @@ def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
     return {"top_n": values["top_n"]} if system.combination == SPECIALISTS else {}
 
 
-def _decode_system(
-    out, system: SystemSpec, decoder, sets, dev_refs, cache, compute, top_n: int, lattices: bool
-) -> None:
+def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, compute, top_n: int, lattices: bool) -> None:
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.lattice_table import write_lattices
-    from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, Timer, load_nets, log_posteriors, write_hyps
+    from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, load_nets, write_hyps
+    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
@@ -98,16 +94,14 @@ def _decode_system(
         check_members(nets, sets["dev"], decoder.model_digest, combination=system.combination)
         for name, reader in sets.items():
             seed = out / f"seed{number}"
-            cache.frames(reader, nets[0])  # loading is not part of the real-time factor
-            timer = Timer(compute.device)
-            log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, top_n)
-            forward_seconds = timer.seconds()
+            how = {"combination": system.combination or "arithmetic", "top_n": top_n}
+            log_post = SetPosteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
             if scales is None:
-                scales = decoder.tune(log_post, reader, dev_refs)
+                scales = decoder.tune(log_post, dev_refs)
             path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
             before = decoder.seconds
-            hyps = decoder.decode(log_post, reader, scales.acwt, scales.insertion_penalty, path_pdf)
-            seconds = forward_seconds + decoder.seconds - before
+            hyps = decoder.decode(log_post, scales.acwt, scales.insertion_penalty, path_pdf)
+            seconds = decoder.seconds - before
             if unfinished := decoder.unfinished:
                 log(
                     f"warning: {system.name}, {name}: {len(unfinished)} of {len(hyps)} utterances, such as "
@@ -126,7 +120,7 @@ def _decode_system(
                     sil_pdfs=(),
                 )
             if lattices:
-                found = decoder.lattices(log_post, reader, scales.acwt, scales.insertion_penalty)
+                found = decoder.lattices(log_post, scales.acwt, scales.insertion_penalty)
                 write_lattices(f"ark:{seed / LATTICE_FILE.format(split=name)}", found)
     write_json(out / "scales.json", dataclasses.asdict(scales))
     digests = [[card["digest"] for card in seed] for seed in system.cards()]
@@ -155,7 +149,7 @@ def score(args: argparse.Namespace) -> None:
     """Score every system of systems.yaml on one set: OUT/NAME.json holds counts per utterance and seed."""
     from asr_kd.lm.text import read_vocabulary
     from asr_kd.scoring import systems
-    from asr_kd.scoring.decoding import FrameCache, references
+    from asr_kd.scoring.decoding import references
     from asr_kd.store.ali import AliReader, require_fit
     from asr_kd.store.feats import FeatsReader
     from asr_kd.training.data import digest_of
@@ -165,11 +159,10 @@ def score(args: argparse.Namespace) -> None:
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     refs = references(args.data, reader)
     vocabulary = None if args.vocabulary is None else set(read_vocabulary(args.vocabulary))
-    cache = FrameCache(compute.device, compute.dtype)
     for system in read_systems(args.systems):
 
         def work(system: SystemSpec = system) -> None:
-            scores = _score_system(args, system, reader, ali, refs, vocabulary, cache, compute)
+            scores = _score_system(args, system, reader, ali, refs, vocabulary, compute)
             scores.save(args.out / f"{system.name}.json")
             num_seeds = len(scores.seeds)
             log(
@@ -197,11 +190,12 @@ def score(args: argparse.Namespace) -> None:
         )
 
 
-def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, cache, compute):
-    from asr_kd.scoring.decoding import load_nets, log_posteriors, read_hyps
+def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, compute):
+    from asr_kd.scoring.decoding import load_nets, read_hyps
     from asr_kd.scoring.frame_detail import over_seeds
     from asr_kd.scoring.frames import per_utterance_frame_scores
     from asr_kd.scoring.labels import ali_labels
+    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.scoring.systems import SystemScores
     from asr_kd.scoring.wer import as_letters, count_errors
 
@@ -216,8 +210,9 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, cache
         nets = load_nets(paths, compute.device)
         if nets[0].labels["model_digest"] != ali.model_digest:
             raise AsrKdError(f"{ali.path}: its states are of another HMM than those of system {system.name}")
-        log_post = log_posteriors(nets, system.combination, reader, cache, compute.dtype, args.values["top_n"])
-        by_seed.append(per_utterance_frame_scores(log_post, labels))
+        how = {"combination": system.combination or "arithmetic", "top_n": args.values["top_n"]}
+        posteriors = SetPosteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
+        by_seed.append(per_utterance_frame_scores(posteriors.blocks(), labels))
         hyps.append(read_hyps(decoded / f"seed{number}" / f"{args.split}.txt"))
         if missing := [utt_id for utt_id in utt_ids if utt_id not in hyps[-1]]:
             raise AsrKdError(f"{decoded}/seed{number}/{args.split}.txt: has no line for {missing[0]}; decode again")

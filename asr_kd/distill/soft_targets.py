@@ -1,7 +1,9 @@
 """Soft targets of an ensemble: made from its members, stored or made anew for every batch."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -24,6 +26,8 @@ from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.training.stream import Stream
 from asr_kd.world import ALONE, World
+
+_PROGRESS_SECONDS = 10.0
 
 
 class SoftTargets(Protocol):
@@ -268,6 +272,7 @@ def write_soft_targets(
         posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n, world=world)
     else:
         posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how, world=world)
+    posteriors = with_progress(posteriors, path, len(world.share(range(frames.layout.num_frames))), world.log)
     blocks, shape = pack(posteriors, top_k, target_pruning), {"num_pdfs": num_pdfs, "top_k": top_k}
     if world.size > 1:
         parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
@@ -297,6 +302,22 @@ def write_soft_targets(
     )
     if world.size > 1:
         shutil.rmtree(parts[0].parent)
+
+
+def with_progress(
+    blocks: Iterator[tuple[slice, torch.Tensor]], name: str | Path, num_frames: int, log: Callable[[str], None]
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The same blocks; `log` is told every ten seconds how many of about `num_frames` frames they were."""
+    begin = told = time.monotonic()
+    done = 0
+    for rows, values in blocks:
+        yield rows, values
+        done += len(values)
+        now = time.monotonic()
+        if now - told > _PROGRESS_SECONDS and done < num_frames:
+            told, speed = now, done / (now - begin)
+            left = timedelta(seconds=round((num_frames - done) / speed))
+            log(f"{name}: {done:,} of {num_frames:,} frames, {speed:,.0f} frames/s, {left} left")
 
 
 def choose_top_k(

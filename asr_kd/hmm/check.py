@@ -3,6 +3,7 @@
 Comparing GMM-HMMs before a net is trained on their states shows whether more states, or other ones, are worth it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,10 +74,13 @@ def check_likelihood(
     )
 
 
-def gmm_logliks(model: HmmModel, feats: GmmFeats) -> np.ndarray:
-    """Log-likelihood of every frame under every state, (num_frames, num_pdfs) float32, in the order of feats' file."""
-    stack, layout = GmmStack(model.gmms), feats.reader.layout
-    logliks = np.empty((layout.num_frames, model.num_pdfs), np.float32)
-    for utt_id in layout.utt_ids:
-        logliks[layout.rows(utt_id)] = stack.logliks(feats[utt_id])
-    return logliks
+class GmmLogliks:
+    """Log-likelihood of every frame under every state, an utterance at a time (asr_kd.scoring.set_posteriors)."""
+
+    def __init__(self, model: HmmModel, feats: GmmFeats) -> None:
+        self._stack, self._feats = GmmStack(model.gmms), feats
+        self.layout = feats.reader.layout
+
+    def of(self, utt_ids: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+        """(utt_id, (num_frames, num_pdfs) float32) in the order of `utt_ids`."""
+        return ((utt_id, self._stack.logliks(self._feats[utt_id])) for utt_id in utt_ids)

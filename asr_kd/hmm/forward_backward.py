@@ -68,19 +68,20 @@ def _with_transition_probs(model: HmmModel, graph: object) -> GraphArcs:
 
 
 @compiled
-def write_occupancies(paths, first_row, length, likelihoods, change, occupancies):
+def write_occupancies(paths, first_utt, offset, likelihoods, change, occupancies):
     """P(pdf of the frame | all frames) into the rows of `occupancies` (num_frames, num_pdfs), utterance by utterance.
 
-    paths: TrainingPaths; first_row, length: (num_utts,), its frames; likelihoods: (num_frames, num_pdfs), scaled by any
-    factor a frame; change: (num_frames,) factor for beginning a phone with the frame. An utterance that no path fits
-    gets zeros.
+    paths: TrainingPaths; offset: (num_utts + 1,), where the frames of utterances first_utt, first_utt + 1, ... begin;
+    likelihoods: (num_frames, num_pdfs), scaled by any factor a frame; change: (num_frames,) factor for beginning a
+    phone with the frame. An utterance that no path fits gets zeros.
     """
-    for utt in range(len(length)):
+    for number in range(len(offset) - 1):
+        utt, first_row, length = first_utt + number, offset[number], offset[number + 1] - offset[number]
         first, num_states = paths.first_state[utt], paths.first_state[utt + 1] - paths.first_state[utt]
-        alpha = np.zeros((length[utt] + 1, num_states))
+        alpha = np.zeros((length + 1, num_states))
         alpha[0, paths.start[utt] - first] = 1.0
-        for frame in range(length[utt]):
-            row, here, then = first_row[utt] + frame, alpha[frame], alpha[frame + 1]
+        for frame in range(length):
+            row, here, then = first_row + frame, alpha[frame], alpha[frame + 1]
             for state in range(num_states):
                 if here[state] > 0:
                     for arc in range(paths.first_arc[first + state], paths.first_arc[first + state + 1]):
@@ -90,8 +91,8 @@ def write_occupancies(paths, first_row, length, likelihoods, change, occupancies
                 then[state] *= likelihoods[row, paths.pdf[first + state]]
             _normalise(then)
         beta, onward = paths.final[first : first + num_states].copy(), np.zeros(num_states)
-        for frame in range(length[utt], 0, -1):
-            row, posterior = first_row[utt] + frame - 1, alpha[frame]
+        for frame in range(length, 0, -1):
+            row, posterior = first_row + frame - 1, alpha[frame]
             posterior *= beta
             _normalise(posterior)
             occupancies[row] = 0.0

@@ -13,10 +13,9 @@ from asr_kd.cli_common import log
 from asr_kd.config import DecodeConfig
 from asr_kd.corpus.datadir import read_words
 from asr_kd.corpus.processes import WorkerDied, Workers
-from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.net_dir import TrainedNet, load_net
+from asr_kd.scoring.set_posteriors import Matrices, SetMatrices, kept_if_small
 from asr_kd.scoring.transcripts import read_transcripts
 from asr_kd.scoring.wer import count_errors
 from asr_kd.store.atomic import write_text
@@ -33,42 +32,6 @@ def load_nets(paths: Sequence[Path], device: torch.device) -> list[TrainedNet]:
     for trained in nets:
         trained.net.to(device)
     return nets
-
-
-class FrameCache:
-    """Sets of features as frames on the device, each loaded once for all systems that normalise alike."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype):
-        self._device, self._dtype = device, dtype
-        self._frames: dict[tuple, Frames] = {}
-
-    def frames(self, reader: FeatsReader, trained: TrainedNet) -> Frames:
-        """The frames of `reader` as `trained` wants to see them."""
-        a = trained.net.architecture
-        key = (reader.content_digest, a.left_context, a.right_context, trained.cmvn.mode, trained.cmvn.mean.tobytes())
-        if key not in self._frames:
-            self._frames[key] = Frames.from_reader(
-                reader, trained.cmvn, a.left_context, a.right_context, self._device, self._dtype
-            )
-        return self._frames[key]
-
-
-def log_posteriors(
-    nets: Sequence[TrainedNet],
-    combination: str | None,
-    reader: FeatsReader,
-    cache: FrameCache,
-    dtype: torch.dtype,
-    top_n: int = 1,
-) -> np.ndarray:
-    """Log posteriors of a system for all frames of a set, (num_frames, num_pdfs) float32.
-
-    combination, top_n: as joint_log_posteriors takes them; None is for a single net.
-    """
-    check_members(nets, reader, combination=combination)
-    frames = cache.frames(reader, nets[0])
-    blocks = joint_log_posteriors(nets, frames, combination=combination or "arithmetic", dtype=dtype, top_n=top_n)
-    return np.concatenate([log_post.cpu().numpy() for _, log_post in blocks])
 
 
 @dataclass
@@ -100,7 +63,8 @@ class SearchProgress:
 class SetDecoder:
     """Decodes log posteriors of whole sets with one graph and one vector of log priors (num_pdfs,).
 
-    nj: processes; use it in a `with`, so that they end. seconds: of processor time that all searches took so far.
+    nj: processes; use it in a `with`, so that they end. seconds: of processor time that went so far into posteriors
+    and searches (waiting for a GPU is such time, too: CUDA spins).
     unfinished: the utterances of the last decode whose best path ends in no final state of the graph.
     """
 
@@ -129,8 +93,7 @@ class SetDecoder:
 
     def decode(
         self,
-        log_post: np.ndarray,
-        reader: FeatsReader,
+        log_post: SetMatrices,
         acwt: float,
         insertion_penalty: float,
         path_pdf: np.ndarray | None = None,
@@ -140,28 +103,24 @@ class SetDecoder:
 
         path_pdf: (num_frames,) int, filled with the states of the best paths where given; left as it is where none is.
         """
-        utt_ids = reader.layout.utt_ids if utt_ids is None else utt_ids
+        utt_ids = log_post.layout.utt_ids if utt_ids is None else utt_ids
         hyps, self.unfinished = dict.fromkeys(utt_ids, ""), []
-        for utt_id, found in self._search(log_post, reader, utt_ids, acwt, insertion_penalty, lattice=False):
+        for utt_id, found in self._search(log_post, utt_ids, acwt, insertion_penalty, lattice=False):
             hyps[utt_id] = " ".join(found.decoded.words)
             if not found.decoded.complete:
                 self.unfinished.append(utt_id)
             if path_pdf is not None:
-                path_pdf[reader.layout.rows(utt_id)] = found.decoded.pdfs
+                path_pdf[log_post.layout.rows(utt_id)] = found.decoded.pdfs
         return hyps
 
-    def lattices(
-        self, log_post: np.ndarray, reader: FeatsReader, acwt: float, insertion_penalty: float
-    ) -> Iterator[tuple[str, "Lattice"]]:
+    def lattices(self, log_post: SetMatrices, acwt: float, insertion_penalty: float) -> Iterator[tuple[str, "Lattice"]]:
         """The determinised lattice of every utterance of which a path survives."""
-        utt_ids = reader.layout.utt_ids
-        for utt_id, found in self._search(log_post, reader, utt_ids, acwt, insertion_penalty, lattice=True):
+        for utt_id, found in self._search(log_post, log_post.layout.utt_ids, acwt, insertion_penalty, lattice=True):
             yield utt_id, found.lattice
 
     def _search(
         self,
-        log_post: np.ndarray,
-        reader: FeatsReader,
+        log_post: SetMatrices,
         utt_ids: Sequence[str],
         acwt: float,
         insertion_penalty: float,
@@ -170,12 +129,11 @@ class SetDecoder:
         from asr_kd.hmm.beam_search import NoPathError
         from asr_kd.hmm.searcher import Task
 
-        layout = reader.layout
         tasks = (
-            Task(utt_id, log_post[layout.rows(utt_id)] - self._log_priors, acwt, insertion_penalty, lattice)
-            for utt_id in utt_ids
+            Task(utt_id, matrix - self._log_priors, acwt, insertion_penalty, lattice)
+            for utt_id, matrix in self._timed(log_post.of(utt_ids))
         )
-        progress = SearchProgress(len(utt_ids), layout.frame_shift_ms / 1000.0)
+        progress = SearchProgress(len(utt_ids), log_post.layout.frame_shift_ms / 1000.0)
         num_died = 0
         for task, found in self._workers.results(tasks):
             if isinstance(found, NoPathError | WorkerDied):
@@ -191,6 +149,13 @@ class SetDecoder:
         if num_died == len(utt_ids) > 0:
             raise AsrKdError(f"the processes of all {num_died} searches ended: is there memory enough for the graph?")
 
+    def _timed(self, matrices: Matrices) -> Matrices:
+        begin = time.process_time()
+        for item in matrices:
+            self.seconds += time.process_time() - begin
+            yield item
+            begin = time.process_time()
+
     @property
     def num_pdfs(self) -> int:
         """States of the graph's HMM."""
@@ -201,19 +166,20 @@ class SetDecoder:
         """Of the graph, by word id − 1."""
         return self._graph.words
 
-    def tune(self, log_post: np.ndarray, reader: FeatsReader, refs: dict[str, str]) -> Scales:
+    def tune(self, log_post: SetMatrices, refs: dict[str, str]) -> Scales:
         """Choose the acoustic scale at no penalty, then the penalty, by word errors on dev; ties go to the first."""
         tried: list[dict[str, float]] = []
-        utt_ids = reader.layout.utt_ids
+        utt_ids = log_post.layout.utt_ids
         if 0 < self._config.tuning_utts < len(utt_ids):
             rows = np.linspace(0, len(utt_ids) - 1, self._config.tuning_utts).astype(int)
             utt_ids = [utt_ids[row] for row in rows]
+        log_post = kept_if_small(log_post, utt_ids, self.num_pdfs)
 
         def errors(acwt: float, insertion_penalty: float) -> int:
             for row in tried:
                 if (row["acwt"], row["insertion_penalty"]) == (acwt, insertion_penalty):
                     return int(row["errors"])
-            hyps = self.decode(log_post, reader, acwt, insertion_penalty, utt_ids=utt_ids)
+            hyps = self.decode(log_post, acwt, insertion_penalty, utt_ids=utt_ids)
             counts, num_ref = count_errors(refs, hyps, utt_ids)
             total = int(counts.sum())
             wer = 100.0 * total / max(int(num_ref.sum()), 1)
@@ -249,14 +215,3 @@ def write_hyps(path: Path, hyps: dict[str, str]) -> None:
 def read_hyps(path: Path) -> dict[str, str]:
     """Words of each utterance, joined by blanks, from Kaldi's text format, by `read_transcripts`."""
     return {utt_id: " ".join(words) for utt_id, words in read_transcripts(path).items()}
-
-
-class Timer:
-    """Seconds of work since it was made: processor time of this process, or wall time where a GPU does the work."""
-
-    def __init__(self, device: torch.device):
-        self._now = time.process_time if device.type == "cpu" else time.perf_counter
-        self._begin = self._now()
-
-    def seconds(self) -> float:
-        return self._now() - self._begin

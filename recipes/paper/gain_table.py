@@ -20,10 +20,11 @@ import torch
 from asr_kd.cli_common import Parser, run_main
 from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.net_dir import load_card
-from asr_kd.scoring.decoding import FrameCache, load_nets, log_posteriors
+from asr_kd.scoring.decoding import load_nets
 from asr_kd.scoring.estimates import FRAME_METRICS, Estimates
 from asr_kd.scoring.frames import per_utterance_frame_scores
 from asr_kd.scoring.labels import ali_labels
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.scoring.significance import share_of_gain
 from asr_kd.store.ali import AliReader, require_fit
 from asr_kd.store.atomic import write_json
@@ -52,16 +53,11 @@ def main(args: argparse.Namespace) -> None:
     torch.set_grad_enabled(False)
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
-    cache = FrameCache(resolve_device(args.device), torch.float32)
-    labels = ali_labels(ali)
+    device, labels = resolve_device(args.device), ali_labels(ali)
 
     def score(name: str, nets: list[list[Path]]) -> FrameSystem:
-        loaded = [load_nets(paths, resolve_device(args.device)) for paths in nets]
-        combination = "arithmetic" if len(nets[0]) > 1 else None
-        scores = [
-            per_utterance_frame_scores(log_posteriors(each, combination, reader, cache, torch.float32), labels)
-            for each in loaded
-        ]
+        answers = [SetPosteriors(load_nets(paths, device), reader, "arithmetic", device) for paths in nets]
+        scores = [per_utterance_frame_scores(each.blocks(), labels) for each in answers]
         correct, xent_sum = (np.stack([getattr(each, key) for each in scores]) for key in ("correct", "xent_sum"))
         return FrameSystem(name, reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames, correct, xent_sum)
 
