@@ -127,6 +127,7 @@ class DnnConfig:
     compile: bool
     precision: str
     resident_frames: int
+    eight_bit_frames: bool
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no net can be trained with."""
@@ -150,6 +151,8 @@ class DnnConfig:
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "average_share")
         if self.average_share and self.schedule == "newbob":
             raise AsrKdError("average_share: schedule newbob goes back to weights of before; choose another")
+        if self.eight_bit_frames and self.cmvn == "none":
+            raise AsrKdError("eight_bit_frames: features that are not normalised (cmvn none) do not fit into 8 bits")
         _require(self, "frame_acc, xent or last", lambda x: x in ("frame_acc", "xent", "last"), "keep_best")
         if self.schedule == "exponential":
             _require(self, "above 0 for exponential decay", lambda x: x > 0, "final_learning_rate_ratio")

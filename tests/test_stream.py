@@ -17,6 +17,7 @@ from asr_kd.cli import main
 from asr_kd.distill.soft_targets import StoredTargets
 from asr_kd.distill.transfer import TransferChoice, TransferSet, choose
 from asr_kd.errors import AsrKdError
+from asr_kd.nnet.frames import STEP
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.ali import FAILED, AliReader, AliRows
 from asr_kd.store.feats import FeatsReader
@@ -42,8 +43,8 @@ def run(*argv: object) -> None:
     assert main([str(arg) for arg in argv]) == 0
 
 
-def load(toy: dict, resident_frames: int, cmvn: str = "utterance", extra_feats: Path | None = None) -> LabelledSet:
-    how = {"cmvn": cmvn, "extra_feats": extra_feats, **SHAPE}
+def load(toy: dict, resident_frames: int, cmvn: str = "utterance", **more: object) -> LabelledSet:
+    how = {"cmvn": cmvn, **more, **SHAPE}
     return load_or_stream(toy["feats"], toy["ali"], resident_frames=resident_frames, **how)
 
 
@@ -179,6 +180,22 @@ def test_what_is_streamed_is_what_is_resident(toy, cmvn):
     everything = TransferChoice()
     wanted, got = (seen_in_pass(choose(load(toy, frames, cmvn), everything)) for frames in (0, 400))
     np.testing.assert_array_equal(got, wanted)
+
+
+def test_frames_in_eight_bits_are_the_frames_up_to_rounding(toy, tmp_path, capsys):
+    """Held whole or streamed; and the key reaches the net's card."""
+    exact, whole, part = (load(toy, n, held_as=kind) for n, kind in ((0, None), (0, torch.int8), (400, torch.int8)))
+    assert whole.frames.windows(torch.arange(3)).dtype == torch.float32
+    every = torch.arange(991)
+    exact_windows, windows = (each.frames.windows(every) for each in (exact, whole))
+    assert 0 < (exact_windows - windows).abs().max() <= STEP / 2 + 1e-6
+    seen = [seen_in_pass(choose(each, TransferChoice())) for each in (whole, part)]
+    np.testing.assert_array_equal(*seen)
+    run("train", *sets(toy), *SMALL, "--num-epochs", 1, "--eight-bit-frames", "true", "--out", tmp_path)
+    assert load_card(tmp_path / "seed1")["training"]["config"]["eight_bit_frames"] is True
+    argv = ["train", *sets(toy), *SMALL, "--eight-bit-frames", "true", "--cmvn", "none", "--out", tmp_path]
+    assert main([str(arg) for arg in argv]) == 1
+    assert "do not fit into 8 bits" in capsys.readouterr().err
 
 
 CHOICES = {

@@ -93,6 +93,7 @@ def begin(args: argparse.Namespace) -> Session:
     }
     choice = transfer_choice(args)
     of_train = {"cmvn": dnn.cmvn, "extra_feats": vars(args).get("extra_feats"), "resident_frames": dnn.resident_frames}
+    of_train["held_as"] = torch.int8 if dnn.eight_bit_frames else None
     train = load_or_stream(args.feats, args.ali, **of_train, **shape)
     dev = load_set(args.dev_feats, args.dev_ali, cmvn=train.cmvn, **shape)
     if dev.labels != train.labels:

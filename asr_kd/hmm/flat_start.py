@@ -30,8 +30,8 @@ VARIANCE_FLOOR = 0.1
 # Log-probability that a phone begins at a frame rises by this per unit of spectral_change. Of boundaries on espeak
 # speech 89.3, 89.7, 90.1 % are within 20 ms at 2, 4, 8, but 86 % at 14.
 CHANGE_WEIGHT = 8.0
-# Occupancies, and as many likelihoods, that are held at a time: 64 MB of each.
-MAX_OCCUPANCIES = 1 << 23
+# Occupancies, and as many likelihoods, that are held at a time: 16 MB of each.
+MAX_OCCUPANCIES = 1 << 21
 
 
 @dataclass

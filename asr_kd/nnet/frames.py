@@ -15,6 +15,8 @@ from asr_kd.world import ALONE, World
 
 # Frames that are read and normalised at a time: some tens of megabytes.
 BLOCK_FRAMES = 1 << 16
+# Of features that are held in 8 bits, in deviations: the error of rounding is 0.024 of one.
+STEP = 1 / 12
 CMVN_MODES = ("global", "speaker", "utterance", "none")
 FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
 
@@ -108,17 +110,28 @@ def joined_layout(readers: Sequence[FeatsReader]) -> Layout:
     return Layout.from_lengths(utt_ids, lengths, layout.frame_shift_ms, layout.snip_edges)
 
 
-def windows_of(feats: torch.Tensor, offsets: torch.Tensor, context: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def as_held(feats: torch.Tensor, held_as: torch.dtype) -> torch.Tensor:
+    """Normalised features as they are held: multiples of STEP in 8 bits, the largest 10.6 deviations from the mean."""
+    if held_as == torch.int8:
+        return (feats / STEP).round_().clamp_(-127, 127).to(held_as)
+    return feats.to(held_as)
+
+
+def windows_of(
+    feats: torch.Tensor, offsets: torch.Tensor, context: torch.Tensor, index: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     """The windows of rows `index` (batch,) int64: (batch, window * feat_dim), a new tensor.
 
-    feats: (num_rows, feat_dim); offsets: where utterances begin and end; context: (window,) rows from the middle one.
+    feats: (num_rows, feat_dim), as_held; offsets: where utterances begin and end; context: (window,) rows from the
+    middle one.
     """
     utt_end = torch.searchsorted(offsets, index, right=True)
     first, last = offsets[utt_end - 1], offsets[utt_end] - 1
     rows = torch.clamp(index[:, None] + context, first[:, None], last[:, None])
     # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which would hold
     # a tenth more in memory.
-    return feats.index_select(0, rows.flatten()).view(len(index), len(context) * feats.shape[1])
+    windows = feats.index_select(0, rows.flatten()).view(len(index), len(context) * feats.shape[1])
+    return windows.to(dtype).mul_(STEP) if feats.dtype == torch.int8 else windows
 
 
 class Frames:
@@ -135,10 +148,11 @@ class Frames:
         right_context: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        held_as: torch.dtype | None = None,
     ):
-        """feats: (num_frames, feat_dim), already normalised; not copied where they are on the device in `dtype`.
+        """feats: (num_frames, feat_dim), already normalised; not copied where they are on the device as they are held.
 
-        Raises AsrKdError where they do not fit `layout`.
+        dtype: of windows; held_as: that, or int8. Raises AsrKdError where they do not fit `layout`.
         """
         if len(feats) != layout.num_frames:
             raise AsrKdError(f"{len(feats)} feature rows do not fit a layout of {layout.num_frames} frames")
@@ -146,7 +160,9 @@ class Frames:
         self.window = left_context + 1 + right_context
         self.feat_dim = feats.shape[1]
         self.device = device
-        self._feats = torch.as_tensor(feats).to(device, dtype)
+        feats = torch.as_tensor(feats).to(device)
+        self._feats = feats if feats.dtype == (held_as or dtype) else as_held(feats, held_as or dtype)
+        self._dtype = dtype
         self._offsets = torch.from_numpy(layout.offsets).to(device)
         self._context = torch.arange(-left_context, right_context + 1, device=device)
 
@@ -172,20 +188,21 @@ class Frames:
         right_context: int,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
+        held_as: torch.dtype | None = None,
     ) -> "Frames":
         """The frames of several files one after another; raises AsrKdError where they hold an utterance twice."""
-        layout = joined_layout(readers)
-        feats = torch.empty((layout.num_frames, readers[0].feat_dim), dtype=dtype, device=device)
+        layout, held_as = joined_layout(readers), held_as or dtype
+        feats = torch.empty((layout.num_frames, readers[0].feat_dim), dtype=held_as, device=device)
         begin = 0
         for reader in readers:
             for _, block in cmvn.normalised_blocks(reader):
-                feats[begin : begin + len(block)] = torch.from_numpy(block)
+                feats[begin : begin + len(block)] = as_held(torch.from_numpy(block), held_as)
                 begin += len(block)
-        return cls(feats, layout, left_context, right_context, device, dtype)
+        return cls(feats, layout, left_context, right_context, device, dtype, held_as)
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows of frames `index` (batch,) int64: (batch, window * feat_dim), a new tensor."""
-        return windows_of(self._feats, self._offsets, self._context, index)
+        return windows_of(self._feats, self._offsets, self._context, index, self._dtype)
 
     def block_rows(self, batch_size: int = 8192, world: World = ALONE) -> Iterator[slice]:
         """The rows of all windows in order, block by block; of several processes, each has its share of the blocks."""

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
-from asr_kd.nnet.frames import BLOCK_FRAMES, Frames
+from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances
 
-# Posteriors that are made at a time: 128 MB of them.
+# Frames whose posteriors are made at a time, as long as these are at most 128 MB.
+BLOCK_FRAMES = 1 << 14
 MAX_POSTERIORS = 1 << 25
 # Posteriors that are kept, at most, where they are asked for again and again: 1 GB.
 MAX_KEPT = 1 << 28

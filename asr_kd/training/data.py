@@ -53,12 +53,13 @@ def load_set(
     right_context: int,
     device: torch.device,
     dtype: torch.dtype,
+    held_as: torch.dtype | None = None,
     extra_feats: str | Path | None = None,
 ) -> LabelledSet:
     """Load a feats.h5 and the ali.h5 that fits it, and behind them a second feats.h5, unlabelled, where one is given.
 
     cmvn: a mode, whose statistics are then taken from this (training) set, or the training set's Cmvn for another set;
-    extra speech has part in those of its own speakers and utterances alone.
+    extra speech has part in those of its own speakers and utterances alone. held_as: see Frames.
     Raises AsrKdError if the layouts differ, no frame has a label, the extra speech has another front end, or there are
     more than MAX_FRAMES.
     """
@@ -77,7 +78,7 @@ def load_set(
             )
         pdf = np.concatenate([alignment.pdf, np.full(num_extra, FAILED)]).astype(np.int32)
         return LabelledSet(
-            frames=Frames.from_readers([reader, *extra], cmvn, left_context, right_context, device, dtype),
+            frames=Frames.from_readers([reader, *extra], cmvn, left_context, right_context, device, dtype, held_as),
             pdf=torch.from_numpy(pdf).to(device),
             num_pdfs=alignment.num_pdfs,
             cmvn=cmvn,

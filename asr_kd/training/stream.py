@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import Cmvn, front_end, joined_layout, windows_of
+from asr_kd.nnet.frames import Cmvn, as_held, front_end, joined_layout, windows_of
 from asr_kd.runinfo import fingerprint
 from asr_kd.store.ali import FAILED, AliRows
 from asr_kd.store.feats import FeatsReader
@@ -78,9 +78,9 @@ class StreamedFrames:
     layout: that of the whole set.
     """
 
-    def __init__(self, layout: Layout, buffer: torch.Tensor, left_context: int, right_context: int):
-        """buffer: (num_rows, feat_dim)."""
-        self.layout, self.buffer = layout, buffer
+    def __init__(self, layout: Layout, buffer: torch.Tensor, left_context: int, right_context: int, dtype: torch.dtype):
+        """buffer: (num_rows, feat_dim), as_held; dtype: of windows."""
+        self.layout, self.buffer, self._dtype = layout, buffer, dtype
         self.window, self.feat_dim, self.device = left_context + 1 + right_context, buffer.shape[1], buffer.device
         self._context = torch.arange(-left_context, right_context + 1, device=self.device)
         self._offsets: dict[int, torch.Tensor] = {}
@@ -93,7 +93,7 @@ class StreamedFrames:
 
     def windows(self, index: torch.Tensor) -> torch.Tensor:
         """The windows of rows `index` (batch,) int64: (batch, window * feat_dim), a new tensor."""
-        return windows_of(self.buffer, self._all_offsets, self._context, index)
+        return windows_of(self.buffer, self._all_offsets, self._context, index, self._dtype)
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,17 @@ class Stream:
         right_context: int,
         device: torch.device,
         dtype: torch.dtype,
+        held_as: torch.dtype | None = None,
     ):
-        """layout: that of all parts, one after another; resident_frames: of all slots together."""
+        """layout: that of all parts, one after another; resident_frames: of all slots together; held_as: see Frames."""
         self._parts, self._layout, self.device = parts, layout, device
         slot, longest = resident_frames // SLOTS, int(layout.lengths.max())
         self.block_frames = max(slot // BLOCKS_IN_SLOT, 1)
         largest_block = max(self.block_frames, longest)
         self.group_frames = max(slot - largest_block, largest_block)
         capacity = self.group_frames + largest_block  # see deal
-        buffer = torch.empty((SLOTS * capacity, parts[0].reader.feat_dim), dtype=dtype, device=device)
-        self.frames = StreamedFrames(layout, buffer, left_context, right_context)
+        buffer = torch.empty((SLOTS * capacity, parts[0].reader.feat_dim), dtype=held_as or dtype, device=device)
+        self.frames = StreamedFrames(layout, buffer, left_context, right_context, dtype)
         self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
         self._targets: list[torch.Tensor] = []
         self._slots = [_Slot(number * capacity) for number in range(SLOTS)]
@@ -218,7 +219,8 @@ class Stream:
                     raise CancelledError
                 of_set = slice(part.first_utt + utts.start, part.first_utt + utts.stop)
                 pdf, is_wanted = group.index.select(of_set, part.labels(utts))
-                columns = [(self.frames.buffer, part.normalised(utts)), (self.pdf, pdf)]
+                feats = as_held(torch.from_numpy(part.normalised(utts)), self.frames.buffer.dtype)
+                columns = [(self.frames.buffer, feats), (self.pdf, pdf)]
                 if part.targets:
                     offsets = part.reader.layout.offsets
                     values = part.targets.read(slice(offsets[utts.start], offsets[utts.stop]))
@@ -265,8 +267,8 @@ class Stream:
             yield
             self._copies.synchronize()
 
-    def _copy(self, to: torch.Tensor, values: np.ndarray) -> None:
-        source = torch.from_numpy(values)
+    def _copy(self, to: torch.Tensor, values: np.ndarray | torch.Tensor) -> None:
+        source = torch.as_tensor(values)
         if self._copies:  # pinned memory is asked for once: PyTorch keeps it
             source = source.to(to.dtype).pin_memory()
         to.copy_(source, non_blocking=True)
@@ -444,10 +446,12 @@ def load_or_stream(
     right_context: int,
     device: torch.device,
     dtype: torch.dtype,
+    held_as: torch.dtype | None = None,
     extra_feats: str | Path | None = None,
 ) -> LabelledSet:
     """As load_set, but a training set of more than resident_frames frames is streamed; 0 streams none."""
     shape = {"left_context": left_context, "right_context": right_context, "device": device, "dtype": dtype}
+    shape["held_as"] = held_as
     readers = feats_readers(feats, extra_feats) if resident_frames else []
     if sum(reader.layout.num_frames for reader in readers) <= resident_frames:
         return load_set(feats, ali, cmvn=cmvn, extra_feats=extra_feats, **shape)
