@@ -238,7 +238,8 @@ def measure_synthetic(
     """Print the table of speeds on --synthetic-frames, and what they take."""
     bandwidth = begin_table(args, clock, device)
     print(
-        f"{args.synthetic_frames:,} frames of {FEAT_DIM} in {name_of(dtype)}, the {args.top_k} largest targets of each"
+        f"{args.synthetic_frames:,} frames of {FEAT_DIM} in {'8 bits' if args.eight_bit_frames else name_of(dtype)}, "
+        f"the {args.top_k} largest targets of each"
     )
     print(HEADER)
     notes = []
@@ -276,6 +277,8 @@ def main(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     nets = [Net.parse(text, args.num_pdfs) for text in args.nets.split(",")]
+    if args.eight_bit_frames:
+        nets = [replace(net, config=replace(net.config, eight_bit_frames=True)) for net in nets]
     for name, number in (("num-frames", args.num_frames), ("synthetic-frames", args.synthetic_frames)):
         if number and (number < 10 * UTT_FRAMES or number % (20 * UTT_FRAMES)):
             raise AsrKdError(f"--{name} {number}: must be a multiple of {20 * UTT_FRAMES}")
@@ -300,6 +303,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--synthetic-frames", type=int, default=0, help="train a student on so many, made on the device"
     )
     parser.add_argument("--top-k", type=int, default=20, help="targets of each of --synthetic-frames (default 20)")
+    parser.add_argument("--eight-bit-frames", action="store_true", help="ours are held in 8 bits")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement in a round (default 2)")
     parser.add_argument("--threads", type=int, default=0, help="default: one for each core")
