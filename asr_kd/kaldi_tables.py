@@ -45,7 +45,7 @@ def posteriors_of_targets(
         )
 
 
-def alignments(ali: AliReader, *, transition_ids: bool) -> Matrices:
+def alignments(ali: AliReader, *, transition_ids: bool) -> Iterator[tuple[str, np.ndarray]]:
     """Transition-ids, or pdf-ids, of every aligned utterance: (utt_id, (num_frames,) int).
 
     Raises AsrKdError for transition-ids of an ali.h5 that has none.

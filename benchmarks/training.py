@@ -197,7 +197,9 @@ def print_row(net: Net, dtype: torch.dtype, bandwidth: float, rounds: list[dict[
 def begin_table(args: argparse.Namespace, clock: Clock, device: torch.device) -> float:
     """Print what machine it is; returns the bytes a second at which it copies memory."""
     bandwidth = copy_bandwidth(clock, device)
-    print(f"{machine(device)}; {clock.kind} time, medians of {args.rounds} rounds; copies {bandwidth / 1e9:.1f} GB/s")
+    held = "; frames of ours in 8 bits" if args.eight_bit_frames else ""
+    how = f"{clock.kind} time, medians of {args.rounds} rounds"
+    print(f"{machine(device)}; {how}; copies {bandwidth / 1e9:.1f} GB/s{held}")
     return bandwidth
 
 
@@ -238,8 +240,7 @@ def measure_synthetic(
     """Print the table of speeds on --synthetic-frames, and what they take."""
     bandwidth = begin_table(args, clock, device)
     print(
-        f"{args.synthetic_frames:,} frames of {FEAT_DIM} in {'8 bits' if args.eight_bit_frames else name_of(dtype)}, "
-        f"the {args.top_k} largest targets of each"
+        f"{args.synthetic_frames:,} frames of {FEAT_DIM} in {name_of(dtype)}, the {args.top_k} largest targets of each"
     )
     print(HEADER)
     notes = []

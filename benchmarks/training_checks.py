@@ -113,9 +113,11 @@ def print_peak(folder: Path, targets: str | None, config: DnnConfig, device: tor
     """Train and print the largest resident memory of this process."""
     shape = {"left_context": config.left_context, "right_context": config.right_context}
     shape |= {"device": device, "dtype": torch.float32}
-    data = load_set(folder / "train.feats.h5", folder / "train.ali.h5", cmvn="utterance", **shape)
+    held_as = torch.int8 if config.eight_bit_frames else None
+    data = load_set(folder / "train.feats.h5", folder / "train.ali.h5", cmvn="utterance", held_as=held_as, **shape)
     dev = load_set(folder / "dev.feats.h5", folder / "dev.ali.h5", cmvn=data.cmvn, **shape)
-    held = sum(each.frames.layout.num_frames * FEAT_DIM * 4 for each in (data, dev))
+    train_bytes = 1 if config.eight_bit_frames else 4
+    held = FEAT_DIM * (data.frames.layout.num_frames * train_bytes + dev.frames.layout.num_frames * 4)
     loss, out = hard_loss(data), folder / "net"
     if targets:
         reader = TargetsReader(folder / targets)

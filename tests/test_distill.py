@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd.distill.losses import distillation_loss, logit_difference, swap_where_wrong
-from asr_kd.distill.soft_targets import StoredTargets, write_soft_targets
+from asr_kd.distill.soft_targets import StoredTargets, with_progress, write_soft_targets
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import combine
@@ -127,6 +127,15 @@ def test_swapped_targets_are_the_same_numbers_with_the_label_on_top(seed, labels
     assert torch.equal(swapped.argmax(-1), expected_best)
     unchanged = (y < 0) | (y == p.argmax(-1))
     assert torch.equal(swapped[unchanged], p[unchanged])
+
+
+def test_progress_is_told_and_changes_nothing(monkeypatch):
+    monkeypatch.setattr("asr_kd.distill.soft_targets._PROGRESS_SECONDS", 0.0)
+    blocks = [(slice(begin, begin + 4), torch.full((4, 2), float(begin))) for begin in (0, 4, 8)]
+    told: list[str] = []
+    assert list(with_progress(iter(blocks), "targets.h5", 12, told.append)) == blocks
+    assert [line.split(",")[0] for line in told] == ["targets.h5: 4 of 12 frames", "targets.h5: 8 of 12 frames"]
+    assert list(with_progress(iter([]), "targets.h5", 0, told.append)) == []
 
 
 @pytest.mark.parametrize(

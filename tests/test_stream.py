@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,11 +18,11 @@ from asr_kd.cli import main
 from asr_kd.distill.soft_targets import StoredTargets
 from asr_kd.distill.transfer import TransferChoice, TransferSet, choose
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.frames import STEP
+from asr_kd.nnet.frames import STEP, as_held
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.ali import FAILED, AliReader, AliRows
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.hdf5 import Layout, runs_of
 from asr_kd.store.targets import TargetsReader, TargetsRows, write_targets
 from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet
@@ -182,9 +183,17 @@ def test_what_is_streamed_is_what_is_resident(toy, cmvn):
     np.testing.assert_array_equal(got, wanted)
 
 
+@given(st.lists(st.integers(0, 30), unique=True))
+def test_runs_are_the_utterances_in_their_order(utts):
+    runs = runs_of(np.array(utts, dtype=int))
+    assert [utt for run in runs for utt in range(run.start, run.stop)] == utts
+    assert all(one.stop != other.start for one, other in pairwise(runs))
+
+
 def test_frames_in_eight_bits_are_the_frames_up_to_rounding(toy, tmp_path, capsys):
     """Held whole or streamed; and the key reaches the net's card."""
     exact, whole, part = (load(toy, n, held_as=kind) for n, kind in ((0, None), (0, torch.int8), (400, torch.int8)))
+    assert as_held(torch.tensor([-50.0, 0.04, 0.05, 50.0]), torch.int8).tolist() == [-127, 0, 1, 127]
     assert whole.frames.windows(torch.arange(3)).dtype == torch.float32
     every = torch.arange(991)
     exact_windows, windows = (each.frames.windows(every) for each in (exact, whole))

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import h5py
@@ -38,7 +38,7 @@ from asr_kd.store.targets import TargetsReader
 from asr_kd.training import data, loop
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.optimizer import clip_gradients
-from asr_kd.training.run import WITHOUT_EFFECT, Run, hard_loss
+from asr_kd.training.run import NOT_IN_WEIGHTS, WITHOUT_EFFECT, Run, hard_loss
 
 SMALL = ["--hidden-dim", "16", "--num-hidden-layers", "1", "--left-context", "3", "--right-context", "1"]
 SMALL += ["--batch-size", "64", "--warmup-steps", "5"]
@@ -439,6 +439,11 @@ def test_keys_without_effect_do_not_make_a_net_be_trained_again(toy, tmp_path):
     # The files give these keys the values that have no effect.
     defaults = resolve(DnnConfig)
     assert {key: getattr(defaults, key) for key in WITHOUT_EFFECT} == WITHOUT_EFFECT
+    # Of these every value counts; a new key belongs to one of the three.
+    counts = {"left_context", "right_context", "num_hidden_layers", "hidden_dim", "cmvn", "dropout", "optimizer"}
+    counts |= {"learning_rate", "final_learning_rate_ratio", "warmup_steps", "weight_decay", "max_grad_norm"}
+    counts |= {"batch_size", "num_epochs", "precision"}
+    assert {field.name for field in fields(DnnConfig)} == counts | NOT_IN_WEIGHTS | set(WITHOUT_EFFECT)
 
 
 def test_views_of_students_alone_leave_members_as_they_are(members, toy, tmp_path):

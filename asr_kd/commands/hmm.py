@@ -254,7 +254,6 @@ def check_search(args: argparse.Namespace) -> None:
     With --wide-beam: again at that beam, keeping ten times --max-active states. An utterance whose best path there is
     better is a search error; exit non-zero if more than 1 % are.
     """
-
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.decode import Decoder
     from asr_kd.hmm.graph import Graph

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def decode(args: argparse.Namespace) -> None:
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
     priors = read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
-    with SetDecoder(graph, priors, config, args.nj) as decoder:
+    clock = time.process_time if compute.device.type == "cpu" else time.perf_counter
+    with SetDecoder(graph, priors, config, args.nj, clock) as decoder:
         for system in read_systems(args.systems):
             out = args.out / system.name
             make(
@@ -81,11 +83,17 @@ def _how_called(system: SystemSpec, values: dict[str, Any]) -> dict[str, Any]:
     return {"top_n": values["top_n"]} if system.combination == SPECIALISTS else {}
 
 
+def _posteriors(system: SystemSpec, nets, reader, compute, top_n: int):
+    from asr_kd.scoring.set_posteriors import SetPosteriors
+
+    combination = system.combination or "arithmetic"  # a single net's
+    return SetPosteriors(nets, reader, combination, compute.device, compute.dtype, top_n=top_n)
+
+
 def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, compute, top_n: int, lattices: bool) -> None:
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.lattice_table import write_lattices
     from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, load_nets, write_hyps
-    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
@@ -94,8 +102,7 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, compute, to
         check_members(nets, sets["dev"], decoder.model_digest, combination=system.combination)
         for name, reader in sets.items():
             seed = out / f"seed{number}"
-            how = {"combination": system.combination or "arithmetic", "top_n": top_n}
-            log_post = SetPosteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
+            log_post = _posteriors(system, nets, reader, compute, top_n)
             if scales is None:
                 scales = decoder.tune(log_post, dev_refs)
             path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
@@ -195,7 +202,6 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, compu
     from asr_kd.scoring.frame_detail import over_seeds
     from asr_kd.scoring.frames import per_utterance_frame_scores
     from asr_kd.scoring.labels import ali_labels
-    from asr_kd.scoring.set_posteriors import SetPosteriors
     from asr_kd.scoring.systems import SystemScores
     from asr_kd.scoring.wer import as_letters, count_errors
 
@@ -210,8 +216,7 @@ def _score_system(args, system: SystemSpec, reader, ali, refs, vocabulary, compu
         nets = load_nets(paths, compute.device)
         if nets[0].labels["model_digest"] != ali.model_digest:
             raise AsrKdError(f"{ali.path}: its states are of another HMM than those of system {system.name}")
-        how = {"combination": system.combination or "arithmetic", "top_n": args.values["top_n"]}
-        posteriors = SetPosteriors(nets, reader, device=compute.device, dtype=compute.dtype, **how)
+        posteriors = _posteriors(system, nets, reader, compute, args.values["top_n"])
         by_seed.append(per_utterance_frame_scores(posteriors.blocks(), labels))
         hyps.append(read_hyps(decoded / f"seed{number}" / f"{args.split}.txt"))
         if missing := [utt_id for utt_id in utt_ids if utt_id not in hyps[-1]]:

@@ -85,6 +85,10 @@ def _raise_failure(exit_code: int | None, receiver: Connection, task: tuple) -> 
         raise AsrKdError(f"the process for {task} ended with the status {exit_code}")
 
 
+# Results of each process that may wait for one of an earlier task.
+_MAX_WAITING = 8
+
+
 class WorkerDied(AsrKdError):
     """A worker ended while it was at a task, as on a crash in a C library."""
 
@@ -133,7 +137,8 @@ class Workers:
         done: dict[int, tuple[Any, Any]] = {}
         next_one = 0
         while True:
-            while idle and (numbered := next(queue, None)) is not None:
+            # No further ahead of the slowest than this, so that what is done and waits for it is not much.
+            while idle and len(done) < _MAX_WAITING * self._nj and (numbered := next(queue, None)) is not None:
                 at_work[idle[-1]] = numbered
                 self._send(idle.pop(), numbered[1])
             if not at_work:

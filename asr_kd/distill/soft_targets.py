@@ -272,7 +272,8 @@ def write_soft_targets(
         posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n, world=world)
     else:
         posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how, world=world)
-    posteriors = with_progress(posteriors, path, len(world.share(range(frames.layout.num_frames))), world.log)
+    name = path if world.size == 1 else f"{path}, this process's part"
+    posteriors = with_progress(posteriors, name, len(world.share(range(frames.layout.num_frames))), world.log)
     blocks, shape = pack(posteriors, top_k, target_pruning), {"num_pdfs": num_pdfs, "top_k": top_k}
     if world.size > 1:
         parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]

@@ -75,7 +75,7 @@ def check_likelihood(
 
 
 class GmmLogliks:
-    """Log-likelihood of every frame under every state, an utterance at a time (asr_kd.scoring.set_posteriors)."""
+    """Log-likelihood of every frame under every state, as SetMatrices (asr_kd/scoring/set_posteriors.py) are given."""
 
     def __init__(self, model: HmmModel, feats: GmmFeats) -> None:
         self._stack, self._feats = GmmStack(model.gmms), feats

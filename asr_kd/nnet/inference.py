@@ -51,7 +51,8 @@ def of_type(net: FrameClassifier, dtype: torch.dtype) -> FrameClassifier:
     """
     holders = [m for m in net.modules() if m._parameters or m._buffers]
     plain = all(type(holder) is nn.Linear for holder in holders)  # quantized layers have types of their own
-    return copy.deepcopy(net).to(dtype) if plain and dtype != torch.float32 else net
+    is_such = dtype == torch.float32 or all(weight.dtype == dtype for weight in net.parameters())
+    return copy.deepcopy(net).to(dtype) if plain and not is_such else net
 
 
 @torch.inference_mode()

@@ -1,17 +1,19 @@
 """What is scored and decoded: a matrix an utterance, made when it is asked for, so that no set is held whole."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from asr_kd.cli_common import log
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.nnet.frames import Frames
+from asr_kd.nnet.inference import of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout, blocks_of_utterances
+from asr_kd.store.hdf5 import Layout, blocks_of_utterances, runs_of
 
 # Frames whose posteriors are made at a time, as long as these are at most 128 MB.
 BLOCK_FRAMES = 1 << 14
@@ -19,7 +21,7 @@ MAX_POSTERIORS = 1 << 25
 # Posteriors that are kept, at most, where they are asked for again and again: 1 GB.
 MAX_KEPT = 1 << 28
 
-Matrices = Iterator[tuple[str, np.ndarray]]
+Matrices = Iterable[tuple[str, np.ndarray]]
 
 
 class SetMatrices(Protocol):
@@ -49,6 +51,8 @@ class SetPosteriors:
 
     def __post_init__(self) -> None:
         check_members(self.nets, self.reader, combination=self.combination)
+        converted = [replace(trained, net=of_type(trained.net, self.dtype)) for trained in self.nets]
+        object.__setattr__(self, "nets", converted)  # once, not for every block
 
     @property
     def layout(self) -> Layout:
@@ -57,38 +61,32 @@ class SetPosteriors:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """Of all frames in order, (n, num_pdfs) float32, some whole utterances at a time."""
-        return (log_post for _, log_post in self._answers(self._runs()))
+        return (log_post for _, log_post in self._answers(np.arange(self.layout.num_utts)))
 
     def __iter__(self) -> Matrices:
         """Of all utterances in order, (utt_id, (num_frames, num_pdfs) float32)."""
-        return self._by_utterance(self._runs())
+        return self.of(self.layout.utt_ids)
 
     def of(self, utt_ids: Sequence[str]) -> Matrices:
         """See SetMatrices."""
-        if list(utt_ids) == list(self.layout.utt_ids):
-            return iter(self)
-        numbers = [self.layout.index[utt_id] for utt_id in utt_ids]
-        return self._by_utterance(slice(u, u + 1) for u in numbers)
-
-    def _runs(self) -> Iterator[slice]:
-        block_frames = max(1, min(BLOCK_FRAMES, MAX_POSTERIORS // self.nets[0].net.architecture.num_pdfs))
-        return blocks_of_utterances(self.layout.offsets, block_frames)
-
-    def _by_utterance(self, runs: Iterable[slice]) -> Matrices:
-        for part, log_post in self._answers(runs):
+        for part, log_post in self._answers(np.array([self.layout.index[utt_id] for utt_id in utt_ids], dtype=int)):
             for utt_id in part.utt_ids:
                 yield utt_id, log_post[part.rows(utt_id)]
 
-    def _answers(self, runs: Iterable[slice]) -> Iterator[tuple[Layout, np.ndarray]]:
-        """Of runs of utterances that follow each other."""
-        first = self.nets[0]
+    def _answers(self, utts: np.ndarray) -> Iterator[tuple[Layout, np.ndarray]]:
+        """Of utterances, by their numbers, some at a time."""
+        first, layout = self.nets[0], self.layout
         a, normalised = first.net.architecture, first.cmvn.normaliser(self.reader)
         how = {key: getattr(self, key) for key in ("combination", "temperature", "dtype", "top_n")}
-        for utts in runs:
-            part = self.layout.part(utts)
-            frames = Frames(normalised(utts), part, a.left_context, a.right_context, self.device, self.dtype)
+        lengths, none = layout.lengths[utts], np.empty((0, a.num_pdfs), np.float32)
+        block_frames = max(1, min(BLOCK_FRAMES, MAX_POSTERIORS // a.num_pdfs))
+        for block in blocks_of_utterances(np.concatenate([[0], np.cumsum(lengths)]), block_frames):
+            names = [layout.utt_ids[utt] for utt in utts[block]]
+            part = Layout.from_lengths(names, lengths[block], layout.frame_shift_ms, layout.snip_edges)
+            feats = np.concatenate([normalised(run) for run in runs_of(utts[block])])
+            frames = Frames(feats, part, a.left_context, a.right_context, self.device, self.dtype)
             answers = joint_log_posteriors(self.nets, frames, **how)
-            yield part, np.concatenate([log_post.cpu().numpy() for _, log_post in answers])
+            yield part, np.concatenate([none, *(log_post.cpu().numpy() for _, log_post in answers)])
 
 
 @dataclass(frozen=True)
@@ -104,8 +102,12 @@ class KeptMatrices:
 
 
 def kept_if_small(found: SetMatrices, utt_ids: Sequence[str], num_pdfs: int) -> SetMatrices:
-    """`found`, of these utterances alone and in memory unless they are more than MAX_KEPT numbers."""
-    layout = found.layout
-    if sum(int(layout.lengths[layout.index[utt_id]]) for utt_id in utt_ids) * num_pdfs > MAX_KEPT:
+    """`found`, of these utterances alone and in memory, unless they are more than MAX_KEPT numbers, as a line says."""
+    layout, lengths = found.layout, found.layout.lengths
+    if sum(int(lengths[layout.index[utt_id]]) for utt_id in utt_ids) * num_pdfs > MAX_KEPT:
+        log(
+            f"{num_pdfs} states of {len(utt_ids)} utterances are more than is kept; they are computed anew for every "
+            "setting (tuning_utts takes fewer utterances)"
+        )
         return found
     return KeptMatrices(layout, dict(found.of(utt_ids)))

@@ -301,6 +301,12 @@ def blocks_of_utterances(offsets: np.ndarray, block_frames: int) -> Iterator[sli
         begin = end
 
 
+def runs_of(utts: np.ndarray) -> list[slice]:
+    """Numbers of utterances as the runs of neighbours that they are made of, in their order."""
+    runs = np.split(utts, np.flatnonzero(np.diff(utts) != 1) + 1)
+    return [slice(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]
+
+
 def write_layout(file: h5py.File, layout: Layout) -> None:
     """Store /utt/id and /utt/offset and the layout attributes."""
     file.create_dataset("utt/id", data=list(layout.utt_ids), dtype=h5py.string_dtype())

@@ -52,6 +52,7 @@ WITHOUT_EFFECT = {
     "steps_per_epoch": None,
     "keep_best": "frame_acc",
     "patience": 0,
+    "eight_bit_frames": False,
 }
 # Keys of the views, none of which has an effect where no window is seen so.
 OF_VIEWS = {

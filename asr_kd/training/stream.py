@@ -25,7 +25,7 @@ from asr_kd.nnet.frames import Cmvn, as_held, front_end, joined_layout, windows_
 from asr_kd.runinfo import fingerprint
 from asr_kd.store.ali import FAILED, AliRows
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout, blocks_of_utterances
+from asr_kd.store.hdf5 import Layout, blocks_of_utterances, runs_of
 from asr_kd.store.hdf5_guard import identity_of
 from asr_kd.store.targets import TargetsRows
 from asr_kd.training.augment import mixed_seed
@@ -252,9 +252,7 @@ class Stream:
         """Utterances of a block that follow each other in one file, by their numbers there."""
         for part in self._parts:
             here = block[np.searchsorted(block, part.utts.start) : np.searchsorted(block, part.utts.stop)]
-            for run in np.split(here, np.flatnonzero(np.diff(here) != 1) + 1):
-                if len(run):
-                    yield part, slice(int(run[0]) - part.first_utt, int(run[-1]) + 1 - part.first_utt)
+            yield from ((part, run) for run in runs_of(here - part.first_utt))
 
     @contextlib.contextmanager
     def _copying(self, slot: _Slot) -> Iterator[None]:
