@@ -63,9 +63,9 @@ class SetPosteriors:
         """Of all frames in order, (n, num_pdfs) float32, some whole utterances at a time."""
         return (log_post for _, log_post in self._answers(np.arange(self.layout.num_utts)))
 
-    def __iter__(self) -> Matrices:
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         """Of all utterances in order, (utt_id, (num_frames, num_pdfs) float32)."""
-        return self.of(self.layout.utt_ids)
+        return iter(self.of(self.layout.utt_ids))
 
     def of(self, utt_ids: Sequence[str]) -> Matrices:
         """See SetMatrices."""
