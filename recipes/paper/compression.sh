@@ -36,8 +36,10 @@ require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base/data/dev"
 temperature=$(value_of temperature)
 soft_targets ${#members[@]} "$temperature" "$out/targets.h5"
 folders=()
-# The rates of those on labels, whatever the base's students have, and no mean of weights that are not yet pruned.
-rates=(--student-learning-rate "$(value_of learning_rate)" --student-schedule null --student-average-share 0)
+# The rates of those on labels unless one was given, whatever the base's students have, and no mean of weights that are not
+# yet pruned.
+rates=(--student-schedule null --student-average-share 0)
+given student-learning-rate || rates+=(--student-learning-rate "$(value_of learning_rate)")
 for kind in $kind_list; do
   options=($(options_of "$kind"))
   run asr_kd train "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
