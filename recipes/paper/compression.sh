@@ -36,14 +36,12 @@ require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base/data/dev"
 temperature=$(value_of temperature)
 soft_targets ${#members[@]} "$temperature" "$out/targets.h5"
 folders=()
-# The rates of those on labels unless one was given, whatever the base's students have, and no mean of weights that are not
-# yet pruned.
-rates=(--student-schedule null --student-average-share 0)
-given student-learning-rate || rates+=(--student-learning-rate "$(value_of learning_rate)")
+# The rates fall as those on labels do: no mean of weights that are not yet pruned.
+schedule=(--student-schedule null --student-average-share 0)
 for kind in $kind_list; do
   options=($(options_of "$kind"))
   run asr_kd train "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
-  run asr_kd distill --targets "$out/targets.h5" "${rates[@]}" "${sets[@]}" "${from_scratch[@]}" ${options[@]+"${options[@]}"} \
+  run asr_kd distill --targets "$out/targets.h5" "${schedule[@]}" "${sets[@]}" "${from_scratch[@]}" ${options[@]+"${options[@]}"} \
     --seeds "$seeds" --out "$out/distilled/$kind"
   folders+=("$out/labels/$kind/seed${seed_list[0]}")
 done
