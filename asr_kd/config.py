@@ -125,6 +125,7 @@ class DnnConfig:
     checkpoint_minutes: float
     tensorboard: bool
     compile: bool
+    cuda_graphs: bool
     precision: str
     resident_frames: int
     eight_bit_frames: bool

@@ -54,7 +54,7 @@ def labelled_set(
 def top_k_targets(num_frames: int, num_pdfs: int, k: int, device: torch.device) -> StoredTargets:
     """The k largest of every frame at T = 2, of the types in which they are stored, a tenth of the mass in the tail."""
     prob = torch.full((num_frames, k), 0.9 / k, dtype=torch.float16, device=device)
-    pdf = torch.empty((num_frames, k), dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32, device=device)
+    pdf = torch.empty((num_frames, k), dtype=torch.int16 if num_pdfs <= 1 << 16 else torch.int32, device=device)
     generator = torch.Generator(device).manual_seed(3)
     apart = torch.arange(k, device=device) * (num_pdfs // k)
     for begin in range(0, num_frames, BLOCK):

@@ -172,14 +172,15 @@ def plain(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch
 
 def ours(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
     """The mean loss, as it is trained with."""
-    return cross_entropy(logits, [Term(targets, torch.full(logits.shape[:1], 1 / len(logits)), temperature)])
+    weight = torch.full(logits.shape[:1], 1 / len(logits), device=logits.device)
+    return cross_entropy(logits, [Term(targets, weight, temperature)])
 
 
 LOSSES = {"plain": plain, "ours": ours}
 
 
-def measure_loss(args: argparse.Namespace, name: str, kind: str, num_pdfs: int, dtype: torch.dtype, pipe) -> None:
-    """Send seconds of a loss with its gradient, and the bytes that it takes beyond logits and targets."""
+def loss_cost(args: argparse.Namespace, name: str, kind: str, num_pdfs: int, dtype: torch.dtype) -> tuple[float, int]:
+    """Seconds of a loss with its gradient, and the bytes that it takes beyond logits and targets."""
     device = resolve_device(args.device)
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -194,28 +195,30 @@ def measure_loss(args: argparse.Namespace, name: str, kind: str, num_pdfs: int, 
     small = torch.randn(2, num_pdfs, device=device, dtype=dtype).requires_grad_()
     LOSSES[name](small, targets.of(slice(0, 2)), temperature).backward()  # what PyTorch itself takes
     taken = memory_taken(work, device)
-    pipe.send((min(seconds(work, device) for _ in range(args.rounds)), taken))
+    return min(seconds(work, device) for _ in range(args.rounds)), taken
+
+
+def loss_cost_apart(args: argparse.Namespace, *what: object) -> tuple[float, int]:
+    """As loss_cost, in a process of its own: what others took before would hide what this takes."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=lambda: there.send(loss_cost(args, *what)))
+    process.start()
+    there.close()  # so that a process that dies does not leave this one waiting
+    try:
+        return here.recv()
+    except EOFError as error:
+        raise AsrKdError(f"{what[1]}, {what[0]}: its process ended early, see above; of too little memory?") from error
+    finally:
+        process.join()
 
 
 def measure_losses(args: argparse.Namespace, num_pdfs: int) -> None:
     """Print a row for each kind of target and type of logits."""
-    # A fork is quick, but cannot use a GPU that its parent has looked at.
-    context = multiprocessing.get_context("fork" if args.device == "cpu" else "spawn")
+    measure = loss_cost_apart if resolve_device(args.device).type == "cpu" else loss_cost
     for dtype in (torch.float32, torch.bfloat16):
         for kind in ("labels", "dense", "top"):
-            found = {}
-            for name in LOSSES:
-                here, there = context.Pipe(duplex=False)
-                process = context.Process(target=measure_loss, args=(args, name, kind, num_pdfs, dtype, there))
-                process.start()
-                there.close()  # so that a process that dies does not leave this one waiting
-                try:
-                    found[name] = here.recv()
-                except EOFError as error:
-                    raise AsrKdError(
-                        f"{kind}, {name}: its process ended early, see above; of too little memory?"
-                    ) from error
-                process.join()
+            found = {name: measure(args, name, kind, num_pdfs, dtype) for name in LOSSES}
             (plain_s, plain_bytes), (our_s, our_bytes) = found["plain"], found["ours"]
             size = args.batch_size * num_pdfs * 4
             print(

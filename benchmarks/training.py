@@ -211,7 +211,7 @@ def measure(args: argparse.Namespace, nets: list[Net], clock: Clock, device: tor
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             plain = plain_loops(net, args.num_frames, Path(folder) / "feats.h5", clock, device)
             parts = {}
-            for dtype in dict.fromkeys([torch.float32, fast]):
+            for dtype in dict.fromkeys([torch.float32, fast] if args.with_float32 == "true" else [fast]):
                 sizes = (args.num_frames, args.num_frames // 10)
                 sets = [labelled_set(size, net.num_pdfs, size, net.config, device, dtype) for size in sizes]
                 products = Products(net.dims, net.config.batch_size, device, dtype)
@@ -311,6 +311,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="on a CPU (default wall)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--precision", default="auto", help="the fast one: auto, float32 or bfloat16")
+    parser.add_argument(
+        "--with-float32", choices=["true", "false"], default="true", help="measure it too (default true)"
+    )
     parser.add_argument("--check-accuracy", action="store_true", help="compare dev accuracies in place of speeds")
     parser.add_argument("--check-memory", action="store_true", help="compare resident memory in place of speeds")
     parser.add_argument("--folder", type=Path, help="for files (default: the temporary folder)")

@@ -29,7 +29,7 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.net_dir import CARD, load_card, load_net
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.lock import only_writer
-from asr_kd.training import loop
+from asr_kd.training import update
 from asr_kd.world import ALONE, World
 
 pytestmark = pytest.mark.skipif(
@@ -311,7 +311,7 @@ def test_whoever_is_killed_the_next_run_goes_on_from_the_last_step(toy, unbroken
     argv = ["train", *sets(toy), *UNBROKEN, "--out", tmp_path]
 
     def run_and_be_killed() -> int:
-        backward, calls = loop.backward_together, []
+        backward, calls = update.backward_together, []
 
         def backward_or_die(*args):
             calls.append(1)
@@ -319,7 +319,7 @@ def test_whoever_is_killed_the_next_run_goes_on_from_the_last_step(toy, unbroken
                 os.kill(os.getpid(), signal.SIGKILL)
             return backward(*args)
 
-        loop.backward_together = backward_or_die
+        update.backward_together = backward_or_die
         return run(*argv)
 
     functions = [lambda: run(*argv)] * 2
@@ -334,9 +334,9 @@ def test_whoever_is_killed_the_next_run_goes_on_from_the_last_step(toy, unbroken
 KILLER = """
 import os, signal, sys
 from asr_kd.cli import main
-from asr_kd.training import loop
+from asr_kd.training import update
 
-backward, calls = loop.backward_together, []
+backward, calls = update.backward_together, []
 
 def backward_or_die(*args):
     calls.append(1)
@@ -345,7 +345,7 @@ def backward_or_die(*args):
         os.kill(os.getpid(), signal.SIGKILL)
     return backward(*args)
 
-loop.backward_together = backward_or_die
+update.backward_together = backward_or_die
 sys.exit(main())
 """
 

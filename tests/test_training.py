@@ -35,7 +35,7 @@ from asr_kd.store.feats import FeatsReader, content_digest
 from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances, read_layout, seal
 from asr_kd.store.targets import TargetsReader
-from asr_kd.training import data, loop
+from asr_kd.training import data, loop, update
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.optimizer import clip_gradients
 from asr_kd.training.run import NOT_IN_WEIGHTS, WITHOUT_EFFECT, Run, hard_loss
@@ -262,13 +262,13 @@ def test_the_net_is_the_mean_of_its_weights_after_each_of_the_last_steps(toy, tm
     """Of 20 steps in 4 epochs the last 13: from the 8th on, in the second epoch."""
     options = ["--max-steps", 20, "--steps-per-epoch", 5, "--schedule", "constant", "--keep-best", "last"]
     seen = []
-    clip = loop.clip_gradients
+    clip = update.clip_gradients
 
     def watch(net, max_norm):  # before each step: the weights after the one before
         seen.append({name: weight.detach().clone() for name, weight in net.named_parameters()})
         clip(net, max_norm)
 
-    monkeypatch.setattr(loop, "clip_gradients", watch)
+    monkeypatch.setattr(update, "clip_gradients", watch)
     run("train", *sets(toy), *SMALL, *options, "--average-share", 0.65, "--out", tmp_path / "mean")
     run("train", *sets(toy), *SMALL, *options, "--out", tmp_path / "last")
     mean, last = (load_net(tmp_path / name / "seed1") for name in ("mean", "last"))

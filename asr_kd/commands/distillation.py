@@ -332,7 +332,7 @@ class _LazyTargets:
         combination: str,
         kept: dict[str, Any],
     ):
-        self.temperature = temperature
+        self.temperature, self.is_recordable = temperature, True
         called = _how_called(combination, session.values)
         self._compute = cache(
             lambda: StoredTargets.from_members(

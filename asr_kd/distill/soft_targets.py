@@ -22,6 +22,7 @@ from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
+from asr_kd.store.tensors import as_tensor
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.training.stream import Stream
@@ -33,10 +34,11 @@ _PROGRESS_SECONDS = 10.0
 class SoftTargets(Protocol):
     """Whatever can tell a batch of frames its soft targets at one temperature.
 
-    looked_up: tensors of all frames, on the device, in which it looks up those of a batch.
+    looked_up: tensors of all frames, on the device, in which it looks up those of a batch. is_recordable: see Run.
     """
 
     temperature: float
+    is_recordable: bool
     looked_up: Sequence[torch.Tensor]
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
@@ -73,7 +75,7 @@ class StoredTargets:
     def __init__(
         self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
     ):
-        self.temperature = temperature
+        self.temperature, self.is_recordable = temperature, True
         self._prob, self._pdf, self._tail = prob, pdf, tail
         self.looked_up = [each for each in (prob, pdf, tail) if each is not None]
 
@@ -86,7 +88,7 @@ class StoredTargets:
             arrays = [getattr(reader, name) for reader in readers]
             if arrays[0] is None:
                 return None
-            tensors = [torch.from_numpy(array).to(device) for array in arrays]
+            tensors = [as_tensor(array).to(device) for array in arrays]
             return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
         return cls(readers[0].temperature, joined("prob"), joined("pdf"), _unless_empty(joined("tail")))
@@ -125,7 +127,7 @@ class StoredTargets:
             for rows, log_post in blocks:
                 prob[rows] = log_post.exp()
             return cls(temperature, prob)
-        pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 15 else torch.int32)
+        pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 16 else torch.int32)
         tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
             found = kept(log_post, top_k, target_pruning, rows.start)
@@ -139,7 +141,10 @@ class StoredTargets:
         prob = self._prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        return SoftBatch(prob, self._pdf[index].long(), None if self._tail is None else self._tail[index])
+        pdf = self._pdf[index].long()
+        if self._pdf.dtype == torch.int16:
+            pdf &= 0xFFFF  # see as_tensor
+        return SoftBatch(prob, pdf, None if self._tail is None else self._tail[index])
 
 
 class OnlineTargets:
@@ -164,6 +169,7 @@ class OnlineTargets:
         self._dtype = dtype
         self._specialists = SpecialistEnsemble(members, top_n, dtype) if combination == SPECIALISTS else None
         self._num_drawn = min(num_drawn or len(members), len(members))
+        self.is_recordable = self._num_drawn == len(members) and not self._specialists
 
     def _answering(self, index: torch.Tensor) -> list[nn.Module]:
         """A function of the batch alone, so that a resumed run draws what an unbroken one would have drawn."""

@@ -184,6 +184,7 @@ class SpecialistTraining:
             loss_key={"kind": "specialist", "soft_targets": None if teacher is None else teacher.temperature},
             dtype=self.dtype,
             draw=draw,
+            is_recordable=teacher is None,  # which frames it labels is another number in every batch
             initialise=initialise_from(
                 net, specialist, log_sum_gap(net, specialist, self.train, first_draw, self.dtype)
             ),

@@ -120,6 +120,7 @@ def student_run(
         transfer=transfer.record,
         start=start,
         looked_up=lambda: targets.looked_up,
+        is_recordable=targets.is_recordable,
         compress=compress,
         world=world,
     )

@@ -47,6 +47,15 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether kernels of Triton can be had; it comes with PyTorch's builds for GPUs, not with those for CPUs."""
+    try:
+        from asr_kd.nnet.gpu_kernels import is_usable
+    except ImportError:
+        return False
+    return is_usable(device)
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
     """Run matrix products in `dtype`; nothing at all for float32."""
     if dtype == torch.float32:

@@ -9,6 +9,7 @@ import torch
 
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
+from asr_kd.nnet.device import has_kernels
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances
 from asr_kd.world import ALONE, World
@@ -127,6 +128,10 @@ def windows_of(
     """
     utt_end = torch.searchsorted(offsets, index, right=True)
     first, last = offsets[utt_end - 1], offsets[utt_end] - 1
+    if feats.is_cuda and has_kernels(feats.device):
+        from asr_kd.nnet.gpu_kernels import gathered
+
+        return gathered(feats, index, context, first, last, dtype, STEP if feats.dtype == torch.int8 else 1.0)
     rows = torch.clamp(index[:, None] + context, first[:, None], last[:, None])
     # A gather of rows of 160 bytes is hardly slower than one of whole windows from padded utterances, which would hold
     # a tenth more in memory.

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -20,3 +21,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
             save_file(copies, temporary, metadata=metadata)
         except SafetensorError as error:  # its own kind of error for a full disk too
             raise AsrKdError(f"{path}: could not be written ({error})") from error
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The same memory as a tensor; uint16, by which GPUs can look up nothing, as int16 of the same bits."""
+    return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)

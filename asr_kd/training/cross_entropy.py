@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from asr_kd.nnet.device import rows_at_once
+from asr_kd.nnet.device import has_kernels, rows_at_once
+
+# On a GPU every state that has a target of its own is looked for in every row: with more, the plain formula is faster.
+MAX_NAMED = 128
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,18 @@ def cross_entropy(logits: torch.Tensor, terms: Sequence[Term]) -> torch.Tensor:
     rows are one net's after another's; the losses are then (num_nets,).
     """
     num_nets = len(logits) if logits.ndim == 3 else None
-    return _CrossEntropy.apply(logits.flatten(0, -2), terms, num_nets)
+    logits = logits.flatten(0, -2)
+    if logits.is_cuda and _has_kernel(logits, terms):
+        from asr_kd.training.fused_cross_entropy import FusedCrossEntropy
+
+        return FusedCrossEntropy.apply(logits.contiguous(), terms, num_nets)
+    return _CrossEntropy.apply(logits, terms, num_nets)
+
+
+def _has_kernel(logits: torch.Tensor, terms: Sequence[Term]) -> bool:
+    """Whether asr_kd/training/fused_cross_entropy.py takes these; what is compiled gets kernels anyway."""
+    few = all(term.targets.pdf is None or term.targets.pdf.shape[1] <= MAX_NAMED for term in terms)
+    return few and logits.itemsize <= 4 and not torch.compiler.is_compiling() and has_kernels(logits.device)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -21,12 +21,13 @@ def sum_over(world: World, tensor: torch.Tensor) -> torch.Tensor:
 def backward_together(net: nn.Module, loss: torch.Tensor, share: float, world: World) -> torch.Tensor:
     """Give `net` the gradients of a whole batch in all processes; returns the loss of the whole.
 
-    loss: the mean over this process's part of the batch, which is a `share` of it. It is NaN where the part is empty,
-    but the gradients are sums over no frame, and so 0. What all processes then do with the gradients is the same; so
-    their weights stay the same, bit for bit, on machines of one kind.
+    loss: the mean over this process's part of the batch, which is a `share` of it, or (num_nets,) of nets that one
+    process trains together. It is NaN where the part is empty, but the gradients are sums over no frame, and so 0. What
+    all processes then do with the gradients is the same; so their weights stay the same, bit for bit, on machines of
+    one kind.
     """
     if world.size == 1:
-        loss.backward()
+        loss.sum().backward()
         return loss.detach()
     whole = loss.detach() * share if share else torch.zeros_like(loss)
     sums = []

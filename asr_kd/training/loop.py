@@ -29,19 +29,21 @@ from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation, mixed_seed
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
-from asr_kd.training.data_parallel import backward_together
-from asr_kd.training.forward import forward_of
-from asr_kd.training.optimizer import bound_norms, clip_gradients, make_optimizer
+from asr_kd.training.optimizer import make_optimizer
 from asr_kd.training.progress import HEADER, Progress, tensorboard
 from asr_kd.training.pruning import sparsity_of
 from asr_kd.training.quantization import prepare, quantized
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
+from asr_kd.training.shuffle import shuffled
 from asr_kd.training.state import TrainingState
 from asr_kd.training.stream import StreamedIndex, StreamedOrder
+from asr_kd.training.update import Update
 
 # Frames to train on that a finished net is tried on.
 MAX_TRANSFER_FRAMES = 100_000
+# Of more than these, PyTorch's random order would take gigabytes beside them on a GPU, where it sorts keys.
+MANY_FRAMES = 1 << 26
 
 
 def train_net(run: Run) -> TrainedNet:
@@ -149,7 +151,7 @@ def new_state(run: Run) -> TrainingState:
         prepare(net, run.quantization)
     net.to(device)
     schedule, optimizer = make_schedule(run.config, run.num_steps), make_optimizer(net, run.config)
-    return TrainingState(net, optimizer, schedule, torch.zeros((), device=device), forward_of(run, net))
+    return TrainingState(net, optimizer, schedule, torch.zeros((), device=device), Update(run, net, optimizer))
 
 
 def describe(run: Run, state: TrainingState) -> str:
@@ -199,12 +201,13 @@ def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
 
 def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
     """Train from where `state` stands to the end of its epoch; `save` is called every checkpoint_minutes."""
-    config, frames, net, optimizer = run.config, run.train.frames, state.net, state.optimizer
+    config, frames, net = run.config, run.train.frames, state.net
     augment = Augmentation(config, frames.window, frames.feat_dim, run.seed, frames.device)
     end = min(state.epoch_begin + (config.steps_per_epoch or run.steps_per_pass), run.num_steps)
     net.train()
     if config.dropout_schedule:
         set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
+    state.update.begin_epoch()
     pruning = run.pruning
     order = None
     begin = time.perf_counter()
@@ -216,21 +219,14 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
             torch.manual_seed(seed_of_pass(run, number_of_pass))  # dropout
         batch = order[position * config.batch_size : (position + 1) * config.batch_size].long()
         index = run.world.share(batch)
-        for group in optimizer.param_groups:
-            group["lr"] = state.schedule.learning_rate(state.step)
         windows = _windows(run, augment, batch, state.step)
-        loss = state.forward(windows, index)
-        loss = backward_together(net, loss, len(index) / len(batch), run.world)
-        if config.max_grad_norm:
-            clip_gradients(net, config.max_grad_norm)
-        with pruning.around_step(net, state.step + 1) if pruning else contextlib.nullcontext():
-            optimizer.step()
-            if config.max_norm:
-                bound_norms(net, config.max_norm)
-        optimizer.zero_grad(set_to_none=True)
-        state.loss_sum += loss * len(batch)
+        rate, share = state.schedule.learning_rate(state.step), len(index) / len(batch)
+        loss = state.update(index, rate, windows, share=share)
+        state.loss_sum.add_(loss, alpha=len(batch))
         state.num_frames += len(batch)
         state.step += 1
+        if pruning:
+            pruning.after_step(net, state.step)
         if state.step > run.num_steps_before_average:
             state.add_to_average()
         if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
@@ -242,13 +238,17 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
     state.seconds += time.perf_counter() - begin
 
 
-def _windows(run: Run, augment: Augmentation, batch: torch.Tensor, step: int) -> torch.Tensor:
-    """What this process sees of a batch: views are drawn for all of it, so that they do not depend on who sees them."""
+def _windows(run: Run, augment: Augmentation, batch: torch.Tensor, step: int) -> torch.Tensor | None:
+    """What this process sees of a batch; None where that is the frames' own windows, and the frames are all there.
+
+    Views are drawn for all of the batch, so that they do not depend on who sees them.
+    """
     if run.world.size > 1 and (run.architecture.dropout or run.architecture.input_dropout):
         # A function of step and process: a checkpoint holds the random numbers of the first process alone.
         torch.manual_seed(mixed_seed(run.seed, step, run.world.rank))
     if not augment.active:
-        return run.train.frames.windows(run.world.share(batch))
+        is_resident = isinstance(run.transfer_index, torch.Tensor)
+        return None if is_resident else run.train.frames.windows(run.world.share(batch))
     return run.world.share(augment(run.train.frames.windows(batch), step))
 
 
@@ -261,10 +261,16 @@ def order_of_pass(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder
     """The frames of one pass in their order, (n,) int32: half the memory of int64."""
     if isinstance(run.transfer_index, StreamedIndex):
         return run.transfer_index.order(run.seed, number_of_pass, run.config.batch_size)
-    generator = torch.Generator().manual_seed(seed_of_pass(run, number_of_pass))
-    order = torch.randperm(len(run.transfer_index), generator=generator, dtype=torch.int32)
+    seed, number = seed_of_pass(run, number_of_pass), len(run.transfer_index)
+    generator = torch.Generator().manual_seed(seed)
+    device = run.train.frames.device
+    if device.type == "cuda" and number > MANY_FRAMES:
+        order = shuffled(number, seed, device)
+    else:
+        there = generator if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
+        order = torch.randperm(number, generator=there, dtype=torch.int32, device=device)
     frames = run.draw(generator) if run.draw else run.transfer_index
-    return frames[order.to(frames.device)]
+    return frames[order]
 
 
 def set_dropout(net: FrameClassifier, rate: float) -> None:
@@ -289,7 +295,7 @@ def end_epoch(run: Run, state: TrainingState) -> tuple[dict[str, Any], bool]:
         "epoch": state.epoch,
         "step": state.step,
         "train_loss": mean_loss(run, state),
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "learning_rate": state.schedule.learning_rate(state.step - 1),
         "frames_per_second": state.num_frames / state.seconds,
         "num_frames": state.num_frames,
         "seconds": state.seconds,

@@ -53,16 +53,20 @@ class Pruning:
         every_so_often = (step - self._begin) % self._config.prune_every == 0
         return step == self._end or (self._begin < step < self._end and every_so_often)
 
-    @contextmanager
-    def around_step(self, net: FrameClassifier, step: int) -> Iterator[None]:
-        """What happens inside is the update that makes `step` steps: weights that were 0 are so after it, too."""
-        pruned = [layer.weight == 0 for layer in net.linear]
-        yield
-        with torch.no_grad():
-            for layer, mask in zip(net.linear, pruned, strict=True):
-                layer.weight.masked_fill_(mask, 0.0)
+    def after_step(self, net: FrameClassifier, step: int) -> None:
+        """Prune where that is due after so many steps."""
         if self.is_due(step):
             prune(net, self.sparsity(step), self._config.prune_scope)
+
+
+@contextmanager
+def kept_zero(net: FrameClassifier) -> Iterator[None]:
+    """Weights that are 0 before what happens inside are so after it, too."""
+    pruned = [layer.weight == 0 for layer in net.linear]
+    yield
+    with torch.no_grad():
+        for layer, mask in zip(net.linear, pruned, strict=True):
+            layer.weight.masked_fill_(mask, 0.0)
 
 
 @torch.no_grad()

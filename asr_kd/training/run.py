@@ -26,7 +26,7 @@ Loss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # Keys that the weights do not depend on but for their last bits, and the values at which a key changes nothing: neither
 # counts in the fingerprint, so that a new key does not make complete nets be trained again. Of resident_frames, what is
 # streamed has the sizes of its groups in its digest.
-NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard", "compile", "resident_frames"}
+NOT_IN_WEIGHTS = {"checkpoint_minutes", "tensorboard", "compile", "cuda_graphs", "resident_frames"}
 WITHOUT_EFFECT = {
     "dropout_schedule": None,
     "input_dropout": 0.0,
@@ -91,7 +91,8 @@ class Run:
     fingerprint. draw: the (n,) frames of a pass, where they are others in every pass, of a generator seeded by run and
     pass. initialise: what gives the net, on the CPU, other weights than random ones. start: a net of the same shape
     whose weights it begins with. looked_up: gives tensors of all frames, beside train.pdf, in which the loss looks up
-    those of a batch. compress: how it is pruned and quantized while it is trained, if at all.
+    those of a batch. is_recordable: whether the loss does the same with whatever batch, and waits for nothing, so that
+    a GPU may record it. compress: how it is pruned and quantized while it is trained, if at all.
     transfer: how these frames were chosen, for net.json; empty where they are all that have a label.
     world: the processes that train it together, each on its part of every batch.
     """
@@ -110,6 +111,7 @@ class Run:
     initialise: Callable[[FrameClassifier], None] | None = None
     start: TrainedNet | None = None
     looked_up: Callable[[], Sequence[torch.Tensor]] = tuple
+    is_recordable: bool = True
     compress: CompressConfig | None = None
     world: World = ALONE
 

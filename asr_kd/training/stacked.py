@@ -20,7 +20,6 @@ from asr_kd.nnet.stacked import StackedNets
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, load_checkpoint, restore, save_checkpoint, snapshot
-from asr_kd.training.forward import forward_of
 from asr_kd.training.loop import (
     describe,
     end_epoch,
@@ -36,10 +35,11 @@ from asr_kd.training.loop import (
     train_net,
     warn_of_other_bits,
 )
-from asr_kd.training.optimizer import bound_norms, clip_gradients_of_each, make_optimizer
+from asr_kd.training.optimizer import make_optimizer
 from asr_kd.training.progress import HEADER, Progress
 from asr_kd.training.run import Run
 from asr_kd.training.state import TrainingState
+from asr_kd.training.update import Update
 
 # The checkpoint of all members, in the folder of the first.
 NAME = "stacked.safetensors"
@@ -239,12 +239,13 @@ class Stack:
             for member in self.members
         ]
         first, nets = states[0], StackedNets([state.net for state in states])
+        optimizer = make_optimizer(nets, self.run.config)
         self.state = TrainingState(
             nets,
-            make_optimizer(nets, self.run.config),
+            optimizer,
             first.schedule,
             torch.stack([state.loss_sum for state in states]),
-            forward_of(self.run, nets),
+            Update(self.run, nets, optimizer),
             step=first.step,
             history=first.history,  # the same list: epochs of all end together
             num_frames=first.num_frames,
@@ -268,6 +269,7 @@ class Stack:
             set_dropout(state.net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
         if state.step == state.epoch_begin:
             state.begin_epoch()
+        state.update.begin_epoch()
         orders, begin = None, time.perf_counter()
         while state.step < end:
             number_of_pass, position = divmod(state.step, run.steps_per_pass)
@@ -285,30 +287,24 @@ class Stack:
 
     def train_step(self, index: torch.Tensor) -> None:
         """One step of every member, on frames `index` (num_nets, batch)."""
-        run, state, config = self.run, self.state, self.run.config
-        for group in state.optimizer.param_groups:
-            group["lr"] = state.schedule.learning_rate(state.step)
-        windows = self._windows(index)
+        run, state = self.run, self.state
         masks = state.net.dropout_masks(index.shape[1], [member.dropout for member in self.members], run.dtype)
-        losses = state.forward(windows, index, *masks)
-        losses.sum().backward()
-        if config.max_grad_norm:
-            clip_gradients_of_each(state.net, config.max_grad_norm)
-        state.optimizer.step()
-        if config.max_norm:
-            bound_norms(state.net, config.max_norm)
-        state.optimizer.zero_grad(set_to_none=True)
-        state.loss_sum += losses.detach() * index.shape[1]
+        rate = state.schedule.learning_rate(state.step)
+        losses = state.update(index, rate, self._windows(index), masks)
+        state.loss_sum.add_(losses, alpha=index.shape[1])
         state.num_frames += index.shape[1]
         state.step += 1
         if state.step > run.num_steps_before_average:
             state.add_to_average()
 
-    def _windows(self, index: torch.Tensor) -> torch.Tensor:
-        """What each member sees, (num_nets, batch, window * feat_dim), views of its own drawn as if it were alone."""
-        windows = self.run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
+    def _windows(self, index: torch.Tensor) -> torch.Tensor | None:
+        """What each member sees, (num_nets, batch, window * feat_dim), views of its own drawn as if it were alone.
+
+        None where that is the frames' own windows.
+        """
         if not self._views[0].active:
-            return windows
+            return None
+        windows = self.run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
         return torch.stack([view(mine, self.state.step) for view, mine in zip(self._views, windows, strict=True)])
 
     def _pause(self, begin: float) -> None:
@@ -322,8 +318,6 @@ class Stack:
         for number, member in enumerate(self.members):
             state = member.state
             restore(state.net, state.optimizer, now[number])
-            for group, of_whole in zip(state.optimizer.param_groups, whole.optimizer.param_groups, strict=True):
-                group["lr"] = of_whole["lr"]
             state.loss_sum.copy_(loss_sums[number])
             state.step, state.num_frames, state.seconds = whole.step, whole.num_frames, whole.seconds / num_nets
             if means:

@@ -8,15 +8,15 @@ import torch
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, restore, snapshot
-from asr_kd.training.forward import Forward
 from asr_kd.training.schedule import Schedule
+from asr_kd.training.update import Update
 
 
 @dataclass
 class TrainingState:
     """A run between two steps.
 
-    forward: gives the loss of a batch, as asr_kd/training/forward.py has it. average: of the weights of the last steps,
+    update: takes a step, as asr_kd/training/update.py has it. average: of the weights of the last steps,
     once these have begun. num_together: nets that are trained as one, this one counted. step: steps done. history: a
     row for every epoch.
     best: weights of the best epoch so far. accepted: snapshot after the last epoch that the schedule accepted, where it
@@ -28,7 +28,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     loss_sum: torch.Tensor
-    forward: Forward
+    update: Update
     average: WeightAverage | None = None
     num_together: int = 1
     step: int = 0

@@ -28,6 +28,7 @@ from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances, runs_of
 from asr_kd.store.hdf5_guard import identity_of
 from asr_kd.store.targets import TargetsRows
+from asr_kd.store.tensors import as_tensor
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.data import LabelledSet, digest_of, feats_readers, load_set, require_labels
 
@@ -159,7 +160,7 @@ class Stream:
             if dataset is None or (name == "tail" and not any(each.has_tail for each in targets)):
                 buffers.append(None)
                 continue
-            dtype = torch.from_numpy(np.empty(0, dataset.dtype)).dtype
+            dtype = as_tensor(np.empty(0, dataset.dtype)).dtype
             buffers.append(torch.empty((len(self.pdf), *dataset.shape[1:]), dtype=dtype, device=self.device))
         for part, each in zip(self._parts, targets, strict=True):
             part.targets = each
@@ -266,7 +267,7 @@ class Stream:
             self._copies.synchronize()
 
     def _copy(self, to: torch.Tensor, values: np.ndarray | torch.Tensor) -> None:
-        source = torch.as_tensor(values)
+        source = as_tensor(values) if isinstance(values, np.ndarray) else values
         if self._copies:  # pinned memory is asked for once: PyTorch keeps it
             source = source.to(to.dtype).pin_memory()
         to.copy_(source, non_blocking=True)

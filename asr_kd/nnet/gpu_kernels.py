@@ -1,0 +1,61 @@
+"""Kernels of Triton for GPUs: whether they can be had, and windows that are gathered in one pass."""
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+
+from asr_kd.cli_common import log
+
+_BLOCK = 1024
+
+
+@functools.cache
+def is_usable(device: torch.device) -> bool:
+    """Whether Triton's kernels can be built and run here; says once what is missing otherwise."""
+    try:
+        ones = torch.ones(2, dtype=torch.int64, device=device)
+        _windows_kernel[(1,)](ones, ones, ones, ones, ones, ones, 1, 1, 2, 1.0, 2)
+    except Exception as error:  # whatever a missing C compiler or header, or an unknown GPU, makes of it
+        reason = str(error).strip().partition("\n")[0]
+        log(f"warning: Triton cannot build kernels here ({reason}); training takes longer, and its loss more memory")
+        return False
+    return True
+
+
+def gathered(
+    feats: torch.Tensor,
+    index: torch.Tensor,
+    context: torch.Tensor,
+    first: torch.Tensor,
+    last: torch.Tensor,
+    dtype: torch.dtype,
+    scale: float,
+) -> torch.Tensor:
+    """Rows index + context of feats (num_rows, feat_dim), times scale: (batch, window * feat_dim).
+
+    first, last: (batch,) the outermost rows of each window's utterance, repeated where it reaches beyond them.
+    """
+    windows = torch.empty((len(index), len(context) * feats.shape[1]), dtype=dtype, device=feats.device)
+    blocks = triton.cdiv(windows.numel(), _BLOCK)
+    if blocks:
+        sizes = (len(context), feats.shape[1], windows.numel())
+        _windows_kernel[(blocks,)](feats, index, context, first, last, windows, *sizes, scale, _BLOCK)
+    return windows
+
+
+@triton.jit
+def _windows_kernel(
+    feats, index, context, first, last, windows, window, feat_dim, number, scale, BLOCK: tl.constexpr
+):  # fmt: skip
+    """BLOCK of the `number` values of all windows, one after another."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < number
+    frame, dim = place // feat_dim, place % feat_dim
+    which = frame // window
+    row = tl.load(index + which, mask=inside, other=0) + tl.load(context + frame % window, mask=inside, other=0)
+    row = tl.minimum(row, tl.load(last + which, mask=inside, other=0))
+    row = tl.maximum(row, tl.load(first + which, mask=inside, other=0))
+    values = tl.load(feats + row * feat_dim + dim, mask=inside, other=0).to(tl.float32) * scale
+    tl.store(windows + place, values.to(windows.dtype.element_ty), mask=inside)

@@ -1,0 +1,145 @@
+"""One step of training: the loss of a batch, its gradients, and what the optimiser makes of them.
+
+On a GPU the step of a whole batch is recorded once as a CUDA graph and replayed from then on: some hundred kernels are
+launched by one call, where Python would take longer to launch them than a small net's take to run.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from asr_kd.nnet.stacked import StackedNets
+from asr_kd.training.data_parallel import backward_together
+from asr_kd.training.forward import forward_of, is_recorded
+from asr_kd.training.optimizer import bound_norms, clip_gradients, clip_gradients_of_each
+from asr_kd.training.pruning import kept_zero
+from asr_kd.training.run import Run
+
+# (frame numbers, windows or None, dropout masks…) → the loss.
+Work = Callable[..., torch.Tensor]
+
+
+class Update:
+    """What a step does to `net`, a single one or a stack, and to its optimiser."""
+
+    def __init__(self, run: Run, net: nn.Module, optimizer: torch.optim.Optimizer):
+        self._run, self._net, self._optimizer = run, net, optimizer
+        self._forward = forward_of(run, net)
+        self._clip = clip_gradients_of_each if isinstance(net, StackedNets) else clip_gradients
+        self._recording: Recording | None = None
+
+    def begin_epoch(self) -> None:
+        """Between epochs the optimiser may go back to another state, and dropout change: what was recorded is over."""
+        if self._recording and not self._recording.is_of(self._net, self._optimizer):
+            self._recording = None
+
+    def __call__(
+        self,
+        index: torch.Tensor,
+        learning_rate: float,
+        windows: torch.Tensor | None = None,
+        masks: Sequence[torch.Tensor] = (),
+        share: float = 1.0,
+    ) -> torch.Tensor:
+        """Take a step on frames `index` ((num_nets,) batch); returns their loss, to be read before the next step.
+
+        windows: what the net sees, (…, batch, window * feat_dim); None where that is what Frames.windows gives, always
+        or never in a run. masks: of a stack's dropout. share: of the batch that `index` is; others have the rest.
+        """
+        if not is_recorded(self._run) or index.shape[-1] != self._run.config.batch_size:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            return self._work(index, windows, *masks, share=share)
+        inputs = [index, windows, *masks]
+        if self._recording is None:
+            self._recording = Recording(self._work, inputs, self._net, self._optimizer)
+        return self._recording(inputs, learning_rate)
+
+    def _work(
+        self, index: torch.Tensor, windows: torch.Tensor | None, *masks: torch.Tensor, share: float = 1.0
+    ) -> torch.Tensor:
+        run, net, config = self._run, self._net, self._run.config
+        if windows is None:
+            windows = run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
+        loss = self._forward(windows, index, *masks)
+        loss = backward_together(net, loss, share, run.world)
+        if config.max_grad_norm:
+            self._clip(net, config.max_grad_norm)
+        with kept_zero(net) if "prune_sparsity" in run.compressed_by else contextlib.nullcontext():
+            self._optimizer.step()
+            if config.max_norm:
+                bound_norms(net, config.max_norm)
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss
+
+
+class Recording:
+    """A step as a CUDA graph, that works on copies of what it is given."""
+
+    def __init__(
+        self, work: Work, inputs: Sequence[torch.Tensor | None], net: nn.Module, optimizer: torch.optim.Optimizer
+    ):
+        """Record `work`; weights, the optimiser and random numbers stay as they are."""
+        self._inputs = [None if each is None else each.clone() for each in inputs]
+        device = self._inputs[0].device
+        self._learning_rate = torch.zeros((), device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = self._learning_rate
+            if "capturable" in group:  # AdamW asks to be told
+                group["capturable"] = True
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        # A first time for what is built then: kernels, workspaces, the optimiser's state.
+        with torch.cuda.stream(stream), _without_effect(net, optimizer, device):
+            work(*self._inputs)
+        torch.cuda.current_stream(device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=stream):
+            self._loss = work(*self._inputs)
+        self._of = _places(net, optimizer)
+
+    def is_of(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether what it works on is still what the net and its optimiser have."""
+        return self._of == _places(net, optimizer)
+
+    def __call__(self, inputs: Sequence[torch.Tensor | None], learning_rate: float) -> torch.Tensor:
+        """Take a step; the loss stands there until the next one."""
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            if given is not None:
+                mine.copy_(given)
+        self._learning_rate.fill_(learning_rate)
+        self._graph.replay()
+        return self._loss
+
+
+@contextlib.contextmanager
+def _without_effect(net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
+    """Undo what happens inside to weights, optimiser and random numbers, in their places; new state begins as 0."""
+    weights = [each.detach().clone() for each in net.parameters()]
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    before = {parameter: {name: _copy(value) for name, value in state.items()} for parameter, state in before.items()}
+    random = torch.cuda.get_rng_state(device)
+    yield
+    with torch.no_grad():
+        for mine, value in zip(net.parameters(), weights, strict=True):
+            mine.copy_(value)
+        for parameter, state in optimizer.state.items():
+            for name, value in state.items():
+                if isinstance(value, torch.Tensor):
+                    old = before.get(parameter, {}).get(name)
+                    value.zero_() if old is None else value.copy_(old)
+    torch.cuda.set_rng_state(random, device)
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def _places(net: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What a recording has fixed: where weights and state of the optimiser are, and the rates of dropout."""
+    tensors = [*net.parameters(), *(value for state in optimizer.state.values() for value in state.values())]
+    places = [each.data_ptr() for each in tensors if isinstance(each, torch.Tensor)]
+    return [*places, *(module.p for module in net.modules() if isinstance(module, nn.Dropout))]
