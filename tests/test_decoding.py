@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run
+from made_up_lattices import word_graph
+from made_up_nets import make_net
 from made_up_systems import make_systems
 
 from asr_kd.cli import main
@@ -12,8 +15,9 @@ from asr_kd.config import DecodeConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.priors import NEVER, count_pdfs, read_decoding_priors, read_log_priors, write_counts
 from asr_kd.scoring.decoding import SetDecoder, read_hyps, write_hyps
-from asr_kd.scoring.set_posteriors import KeptMatrices, kept_if_small
+from asr_kd.scoring.set_posteriors import KeptMatrices, SetPosteriors, kept_if_small
 from asr_kd.scoring.system_list import read_systems
+from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 
 
@@ -127,6 +131,35 @@ def test_what_is_asked_for_again_and_again_is_kept_unless_it_is_large(monkeypatc
     assert source.asked == 1
     monkeypatch.setattr("asr_kd.scoring.set_posteriors.MAX_KEPT", 5)
     assert kept_if_small(source, ["b"], 3) is source
+
+
+@pytest.mark.parametrize(
+    ("max_kept", "tuning_utts", "passes"),
+    [(1e9, 0, 1), (1e9, 2, 1), (300, 2, 2), (0, 2, 4), (0, 0, 4)],
+)
+def test_nets_answer_once_for_what_can_be_kept(toy, tmp_path, monkeypatch, capsys, max_kept, tuning_utts, passes):
+    """Three settings are tried on dev, or on two of its utterances, 300 numbers at most; then it is decoded."""
+    asked, of = [], SetPosteriors.of
+    monkeypatch.setattr(
+        SetPosteriors, "of", lambda self, utt_ids: asked.append(Path(self.reader.path)) or of(self, utt_ids)
+    )
+    monkeypatch.setattr("asr_kd.scoring.set_posteriors.MAX_KEPT", max_kept)
+    for seed in (1, 2):
+        make_net(tmp_path / f"seed{seed}", toy, seed, num_pdfs=2)
+    (tmp_path / "systems.yaml").write_text("- {name: a, role: baseline, nets: [[seed1], [seed2]]}\n")
+    replace(word_graph(), model_digest="toy").save(tmp_path / "graph")
+    write_counts(tmp_path / "counts", np.array([3, 4]))
+    argv = ["decode", "--systems", tmp_path / "systems.yaml", "--graph", tmp_path / "graph", "--device", "cpu"]
+    argv += ["--counts", tmp_path / "counts", "--out", tmp_path / "out", "--tuning-utts", tuning_utts]
+    argv += ["--acwts", "0.1,0.2", "--insertion-penalties", "0,1"]
+    for name, feats in (("dev", toy["dev_feats"]), ("test", toy["feats"])):
+        (tmp_path / name).mkdir()
+        write_hyps(tmp_path / name / "text", dict.fromkeys(FeatsReader(feats).layout.utt_ids, "a b"))
+        argv += [f"--{name}-feats", feats, f"--{name}-data", tmp_path / name]
+    assert run(*argv) == 0
+    # And once for dev of the second seed, and for test of both.
+    assert (asked.count(toy["dev_feats"]), asked.count(toy["feats"])) == (passes + 1, 2)
+    assert ("are more than is kept" in capsys.readouterr().err) == (max_kept == 0)
 
 
 def test_a_report_needs_every_headline_role(tmp_path, capsys):

@@ -94,6 +94,7 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, compute, to
     from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.lattice_table import write_lattices
     from asr_kd.scoring.decoding import LATTICE_FILE, PATH_FILE, load_nets, write_hyps
+    from asr_kd.scoring.set_posteriors import kept_if_small
     from asr_kd.store.ali import FAILED, write_ali
 
     scales, rtfs = None, []
@@ -104,6 +105,8 @@ def _decode_system(out, system: SystemSpec, decoder, sets, dev_refs, compute, to
             seed = out / f"seed{number}"
             log_post = _posteriors(system, nets, reader, compute, top_n)
             if scales is None:
+                # Tuned on, and decoded: where the answers can be kept, the nets give them once.
+                log_post = kept_if_small(log_post, reader.layout.utt_ids, decoder.num_pdfs)
                 scales = decoder.tune(log_post, dev_refs)
             path_pdf = np.full(reader.layout.num_frames, FAILED) if number == 1 and name == "test" else None
             before = decoder.seconds

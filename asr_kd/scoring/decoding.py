@@ -15,7 +15,7 @@ from asr_kd.corpus.datadir import read_words
 from asr_kd.corpus.processes import WorkerDied, Workers
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import TrainedNet, load_net
-from asr_kd.scoring.set_posteriors import Matrices, SetMatrices, kept_if_small
+from asr_kd.scoring.set_posteriors import KeptMatrices, Matrices, SetMatrices, kept_if_small
 from asr_kd.scoring.transcripts import read_transcripts
 from asr_kd.scoring.wer import count_errors
 from asr_kd.store.atomic import write_text
@@ -174,6 +174,11 @@ class SetDecoder:
             rows = np.linspace(0, len(utt_ids) - 1, self._config.tuning_utts).astype(int)
             utt_ids = [utt_ids[row] for row in rows]
         log_post = kept_if_small(log_post, utt_ids, self.num_pdfs)
+        if not isinstance(log_post, KeptMatrices):
+            log(
+                f"{self.num_pdfs} states of {len(utt_ids)} utterances are more than is kept; they are computed anew "
+                "for every setting (tuning_utts takes fewer utterances)"
+            )
 
         def errors(acwt: float, insertion_penalty: float) -> int:
             for row in tried:

@@ -7,7 +7,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from asr_kd.cli_common import log
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import of_type
@@ -102,12 +101,8 @@ class KeptMatrices:
 
 
 def kept_if_small(found: SetMatrices, utt_ids: Sequence[str], num_pdfs: int) -> SetMatrices:
-    """`found`, of these utterances alone and in memory, unless they are more than MAX_KEPT numbers, as a line says."""
+    """`found`, of these utterances alone and in memory, unless they are more than MAX_KEPT numbers."""
     layout, lengths = found.layout, found.layout.lengths
     if sum(int(lengths[layout.index[utt_id]]) for utt_id in utt_ids) * num_pdfs > MAX_KEPT:
-        log(
-            f"{num_pdfs} states of {len(utt_ids)} utterances are more than is kept; they are computed anew for every "
-            "setting (tuning_utts takes fewer utterances)"
-        )
         return found
     return KeptMatrices(layout, dict(found.of(utt_ids)))
