@@ -14,8 +14,8 @@ from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances, runs_of
 
-# Frames whose posteriors are made at a time, as long as these are at most 128 MB.
-BLOCK_FRAMES = 1 << 14
+# Frames whose posteriors are made at once, as long as these are at most 128 MB.
+FRAMES_AT_ONCE = 1 << 14
 MAX_POSTERIORS = 1 << 25
 # Posteriors that are kept, at most, where they are asked for again and again: 1 GB.
 MAX_KEPT = 1 << 28
@@ -78,7 +78,7 @@ class SetPosteriors:
         a, normalised = first.net.architecture, first.cmvn.normaliser(self.reader)
         how = {key: getattr(self, key) for key in ("combination", "temperature", "dtype", "top_n")}
         lengths, none = layout.lengths[utts], np.empty((0, a.num_pdfs), np.float32)
-        block_frames = max(1, min(BLOCK_FRAMES, MAX_POSTERIORS // a.num_pdfs))
+        block_frames = max(1, min(FRAMES_AT_ONCE, MAX_POSTERIORS // a.num_pdfs))
         for block in blocks_of_utterances(np.concatenate([[0], np.cumsum(lengths)]), block_frames):
             names = [layout.utt_ids[utt] for utt in utts[block]]
             part = Layout.from_lengths(names, lengths[block], layout.frame_shift_ms, layout.snip_edges)
