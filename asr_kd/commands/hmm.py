@@ -254,7 +254,6 @@ def check_search(args: argparse.Namespace) -> None:
     With --wide-beam: again at that beam, keeping ten times --max-active states. An utterance whose best path there is
     better is a search error; exit non-zero if more than 1 % are.
     """
-    from asr_kd.distill.soft_targets import check_members
     from asr_kd.hmm.decode import Decoder
     from asr_kd.hmm.graph import Graph
     from asr_kd.hmm.search_errors import MAX_SHARE, compare_beams
@@ -272,11 +271,10 @@ def check_search(args: argparse.Namespace) -> None:
         raise AsrKdError(f"--max-utts {args.max_utts}: must be 0, for all, or more")
     reader, graph = FeatsReader(args.feats), Graph.load(args.graph)
     nets = load_nets([args.net], device)
-    check_members(nets, reader, graph.model_digest)
+    posteriors = SetPosteriors(nets, reader, "arithmetic", device, model_digest=graph.model_digest)
     log_priors = read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     utt_ids = reader.layout.utt_ids[: args.max_utts or None]
-    posteriors = SetPosteriors(nets, reader, "arithmetic", device).of(utt_ids)
-    logliks = ((utt_id, log_post - log_priors) for utt_id, log_post in posteriors)
+    logliks = ((utt_id, log_post - log_priors) for utt_id, log_post in posteriors.of(utt_ids))
     if args.wide_beam is not None:
         scales = {"acwt": args.acwt, "insertion_penalty": args.insertion_penalty, "min_active": config.min_active}
         errors = compare_beams(

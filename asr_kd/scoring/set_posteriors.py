@@ -36,8 +36,9 @@ class SetMatrices(Protocol):
 class SetPosteriors:
     """Log posteriors of a net, or of nets that answer together, for a set; computed anew for each `of`.
 
-    nets: on `device`; combination, top_n: as joint_log_posteriors takes them. Raises AsrKdError where the nets do not
-    belong together or to these features.
+    nets: on `device`; combination, top_n: as joint_log_posteriors takes them. model_digest: of the HMM that a graph was
+    made from, where the nets must name its states. Raises AsrKdError where the nets do not belong together, to these
+    features or to that HMM.
     """
 
     nets: Sequence[TrainedNet]
@@ -47,9 +48,10 @@ class SetPosteriors:
     dtype: torch.dtype = torch.float32
     temperature: float = 1.0
     top_n: int = 1
+    model_digest: str | None = None
 
     def __post_init__(self) -> None:
-        check_members(self.nets, self.reader, combination=self.combination)
+        check_members(self.nets, self.reader, self.model_digest, combination=self.combination)
         converted = [replace(trained, net=of_type(trained.net, self.dtype)) for trained in self.nets]
         object.__setattr__(self, "nets", converted)  # once, not for every block
 
