@@ -5,7 +5,7 @@ launched by one call, where Python would take longer to launch them than a small
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -49,14 +49,16 @@ class Update:
         windows: what the net sees, (…, batch, window * feat_dim); None where that is what Frames.windows gives, always
         or never in a run. masks: of a stack's dropout. share: of the batch that `index` is; others have the rest.
         """
-        if not is_recorded(self._run) or index.shape[-1] != self._run.config.batch_size:
+        inputs = [index, windows, *masks]
+        is_whole = index.shape[-1] == self._run.config.batch_size
+        if is_whole and self._recording is None and is_recorded(self._run):
+            self._recording = Recording(self._work, inputs, self._net, self._optimizer)
+        if self._recording:
+            self._recording.learning_rate.fill_(learning_rate)
+        else:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
-            return self._work(index, windows, *masks, share=share)
-        inputs = [index, windows, *masks]
-        if self._recording is None:
-            self._recording = Recording(self._work, inputs, self._net, self._optimizer)
-        return self._recording(inputs, learning_rate)
+        return self._recording(inputs) if is_whole and self._recording else self._work(*inputs, share=share)
 
     def _work(
         self, index: torch.Tensor, windows: torch.Tensor | None, *masks: torch.Tensor, share: float = 1.0
@@ -77,7 +79,10 @@ class Update:
 
 
 class Recording:
-    """A step as a CUDA graph, that works on copies of what it is given."""
+    """A step as a CUDA graph, that works on copies of what it is given.
+
+    learning_rate: a scalar on the device, which the optimiser reads in every step from now on, recorded or not.
+    """
 
     def __init__(
         self, work: Work, inputs: Sequence[torch.Tensor | None], net: nn.Module, optimizer: torch.optim.Optimizer
@@ -85,43 +90,52 @@ class Recording:
         """Record `work`; weights, the optimiser and random numbers stay as they are."""
         self._inputs = [None if each is None else each.clone() for each in inputs]
         device = self._inputs[0].device
-        self._learning_rate = torch.zeros((), device=device)
+        self.learning_rate = torch.zeros((), device=device)
         for group in optimizer.param_groups:
-            group["lr"] = self._learning_rate
+            group["lr"] = self.learning_rate
             if "capturable" in group:  # AdamW asks to be told
                 group["capturable"] = True
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        # A first time for what is built then: kernels, workspaces, the optimiser's state.
-        with torch.cuda.stream(stream), _without_effect(net, optimizer, device):
-            work(*self._inputs)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self._loss = work(*self._inputs)
+        undone = _without_effect(net, optimizer, device)
+        self._replay, self._loss = recorded(lambda: work(*self._inputs), device, undone)
         self._of = _places(net, optimizer)
 
     def is_of(self, net: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
         """Whether what it works on is still what the net and its optimiser have."""
         return self._of == _places(net, optimizer)
 
-    def __call__(self, inputs: Sequence[torch.Tensor | None], learning_rate: float) -> torch.Tensor:
+    def __call__(self, inputs: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Take a step; the loss stands there until the next one."""
         for mine, given in zip(self._inputs, inputs, strict=True):
             if given is not None:
                 mine.copy_(given)
-        self._learning_rate.fill_(learning_rate)
-        self._graph.replay()
+        self._replay()
         return self._loss
 
 
+def recorded(
+    work: Callable[[], torch.Tensor], device: torch.device, undone: contextlib.AbstractContextManager[None]
+) -> tuple[Callable[[], None], torch.Tensor]:
+    """What does `work` on the GPU from now on, and where its result stands then; a first time is `undone`."""
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream), undone:
+        work()  # kernels, workspaces and the optimiser's state are built now
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    # Of this thread alone: the one that reads a streamed set pins memory meanwhile.
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        result = work()
+    return graph.replay, result
+
+
 @contextlib.contextmanager
-def _without_effect(net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device):
+def _without_effect(net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
     """Undo what happens inside to weights, optimiser and random numbers, in their places; new state begins as 0."""
     weights = [each.detach().clone() for each in net.parameters()]
     before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     before = {parameter: {name: _copy(value) for name, value in state.items()} for parameter, state in before.items()}
-    random = torch.cuda.get_rng_state(device)
+    cpu = device.type == "cpu"
+    random = torch.get_rng_state() if cpu else torch.cuda.get_rng_state(device)
     yield
     with torch.no_grad():
         for mine, value in zip(net.parameters(), weights, strict=True):
@@ -131,7 +145,7 @@ def _without_effect(net: nn.Module, optimizer: torch.optim.Optimizer, device: to
                 if isinstance(value, torch.Tensor):
                     old = before.get(parameter, {}).get(name)
                     value.zero_() if old is None else value.copy_(old)
-    torch.cuda.set_rng_state(random, device)
+    torch.set_rng_state(random) if cpu else torch.cuda.set_rng_state(random, device)
 
 
 def _copy(value: Any) -> Any:
