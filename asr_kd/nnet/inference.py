@@ -73,15 +73,21 @@ def mean_log_posteriors(
     several processes, each has its share of the blocks.
     """
     nets = [of_type(net, dtype) for net in nets]
-    max_logits = max_logits or _MAX_LOGITS["cpu" if frames.device.type == "cpu" else "cuda"]
-
     def answer(windows: torch.Tensor) -> torch.Tensor:
         with autocast(frames.device, dtype):
             logits = torch.stack([net(windows) for net in nets])
         return combine(logits, temperature, combination)
 
+    yield from answers(answer, frames, frames_at_once(nets, frames.device, batch_size, max_logits), world)
+
+
+def frames_at_once(
+    nets: Sequence[FrameClassifier], device: torch.device, batch_size: int = 8192, max_logits: int | None = None
+) -> int:
+    """How many frames mean_log_posteriors takes in one block."""
     logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
-    yield from answers(answer, frames, max(1, min(batch_size, max_logits // max(logits_of_frame, 1))), world)
+    max_logits = max_logits or _MAX_LOGITS["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(batch_size, max_logits // max(logits_of_frame, 1)))
 
 
 @torch.inference_mode()
