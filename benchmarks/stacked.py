@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Members of an ensemble trained together, as batched products over stacked weights, against one after the other.
 
-A row for each net, and with --compile false,true another for each with its steps compiled, on a GPU into CUDA graphs:
+A row for each net, and with --compile false,true another for each with its steps compiled; on a GPU all are recorded:
 the time of a step of one net, of --num-members nets in turn, and of as many stacked, each through asr-kd's own training
 on generated frames: order, windows, forward, loss, backward, clipping, optimiser. The first epoch of --steps is not
 counted, and so compiling is not; an epoch's time ends when the GPU is done. Medians of --rounds, in which the three

@@ -74,7 +74,9 @@ TRAININGS = {
     "dropout and norms": ["--dropout", 0.2, "--input-dropout", 0.1, "--max-norm", 1.0],
     "views": ["--time-masks", 1, "--feature-noise", 0.3, "--freq-warp", 0.1],
     "average": ["--schedule", "constant", "--average-share", 0.6],
-    "newbob": ["--schedule", "newbob", "--warmup-steps", 0, "--keep-best", "xent"],
+    "newbob": ["--schedule", "newbob", "--warmup-steps", 0, "--learning-rate", 0.05, "--keep-best", "xent"],
+    "sgd": ["--optimizer", "sgd"],
+    "rates of dropout": ["--dropout-schedule", "0.1,0.3"],
     "streamed": MOST_OF_TOY,
 }
 
@@ -85,6 +87,17 @@ def test_broken_off_between_any_steps_a_net_ends_with_the_same_bits(toy, tmp_pat
     assert run(*argv) == 0
     train_in_pieces([*argv[:-1], tmp_path / "broken"], monkeypatch)
     assert training(tmp_path / "broken/seed1") == training(tmp_path / "whole/seed1")
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["plain", "views", "average", "newbob", "sgd"])
+def test_recorded_steps_are_those_launched_one_by_one(toy, tmp_path, name):
+    for way in ("true", "false"):
+        options = [*HERE, "--precision", "float32", *TRAININGS[name], "--cuda-graphs", way]
+        assert run(*command(toy, tmp_path / way, *options, name="train")) == 0
+    if name == "newbob":  # to go back is to record anew
+        assert not all(row["accepted"] for row in load_card(tmp_path / "true/seed1")["training"]["history"])
+    assert_near(tmp_path / "false/seed1", tmp_path / "true/seed1")
 
 
 KILLED_AFTER_TWENTY_SAVES = """

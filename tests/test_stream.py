@@ -234,13 +234,13 @@ def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k):
     paths = []
     for number, feats in enumerate((toy["feats"], extra)):
         reader, rng = FeatsReader(feats), np.random.default_rng(number)
-        n, width = reader.layout.num_frames, top_k or 6
-        arrays = {"prob": rng.random((n, width)), "pdf": rng.integers(0, 6, (n, width)), "tail": rng.random(n)}
+        n, width, num_pdfs = reader.layout.num_frames, top_k or 6, 50_000 if top_k else 6
+        arrays = {"prob": rng.random((n, width)), "pdf": rng.integers(0, num_pdfs, (n, width)), "tail": rng.random(n)}
         attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["m"], "model_digest": "toy"}
         attributes["content_digest"] = reader.content_digest
         paths.append(tmp_path / f"{number}.h5")
         blocks = [(slice(0, n), arrays)]
-        write_targets(paths[-1], reader.layout, blocks, num_pdfs=6, top_k=top_k, attributes=attributes)
+        write_targets(paths[-1], reader.layout, blocks, num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
     whole, part = (choose(load(toy, n, extra_feats=extra), TransferChoice()) for n in (0, 600))
     wanted = seen_in_pass(whole, StoredTargets.from_readers(list(map(TargetsReader, paths)), CPU["device"]))
     rows = list(map(TargetsRows, paths))

@@ -37,6 +37,7 @@ def gathered(
 
     first, last: (batch,) the outermost rows of each window's utterance, repeated where it reaches beyond them.
     """
+    feats, index = feats.contiguous(), index.contiguous()
     windows = torch.empty((len(index), len(context) * feats.shape[1]), dtype=dtype, device=feats.device)
     blocks = triton.cdiv(windows.numel(), _BLOCK)
     if blocks:

@@ -73,6 +73,7 @@ def mean_log_posteriors(
     several processes, each has its share of the blocks.
     """
     nets = [of_type(net, dtype) for net in nets]
+
     def answer(windows: torch.Tensor) -> torch.Tensor:
         with autocast(frames.device, dtype):
             logits = torch.stack([net(windows) for net in nets])

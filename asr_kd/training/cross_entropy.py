@@ -3,7 +3,8 @@
 The gradient is made together with the loss, some rows at a time, in float32 whatever the logits are, and kept in the
 logits' own type, as Liger Kernel does (Hsu et al. 2024, arXiv:2410.10989). Of a batch of 1024 frames and 14,000 states
 nothing lives but the logits, their gradient and the chunk at hand. Each step on a chunk is the one that autograd takes
-on the plain formula, in its order: float32 gradients are the same to the bit.
+on the plain formula, in its order: float32 gradients are the same to the bit. On a GPU, where the many operations on a
+chunk cost more than the bytes, asr_kd/training/fused_cross_entropy.py has kernels for it.
 """
 
 from collections.abc import Sequence

@@ -55,7 +55,7 @@ class _Part:
         self._width = targets.prob.shape[1]
         # Where every state is named there is no rest.
         self._tail = targets.tail if self._pdf is not None and self._width < self._num_pdfs else None
-        self._pdf = None if self._pdf is None else self._pdf.contiguous()
+        self._pdf, self._tail = (None if each is None else each.contiguous() for each in (self._pdf, self._tail))
         self._inverse_temperature = 1.0 / term.temperature
         self._log_sum, self._log_rest = torch.empty((2, num_rows), device=logits.device)
         kinds = (self._pdf is not None, self._tail is not None)

@@ -29,21 +29,20 @@ from asr_kd.runinfo import git_commit
 from asr_kd.training.augment import Augmentation, mixed_seed
 from asr_kd.training.checkpoint import NAME, load_checkpoint, save_checkpoint
 from asr_kd.training.data import LabelledSet
+from asr_kd.training.forward import is_recorded
 from asr_kd.training.optimizer import make_optimizer
 from asr_kd.training.progress import HEADER, Progress, tensorboard
 from asr_kd.training.pruning import sparsity_of
 from asr_kd.training.quantization import prepare, quantized
+from asr_kd.training.random_order import random_order
 from asr_kd.training.run import Run
 from asr_kd.training.schedule import Newbob, make_schedule
-from asr_kd.training.shuffle import shuffled
 from asr_kd.training.state import TrainingState
 from asr_kd.training.stream import StreamedIndex, StreamedOrder
 from asr_kd.training.update import Update
 
 # Frames to train on that a finished net is tried on.
 MAX_TRANSFER_FRAMES = 100_000
-# Of more than these, PyTorch's random order would take gigabytes beside them on a GPU, where it sorts keys.
-MANY_FRAMES = 1 << 26
 
 
 def train_net(run: Run) -> TrainedNet:
@@ -110,6 +109,7 @@ def summation(run: Run, state: TrainingState) -> dict[str, int | bool]:
         "num_processes": run.world.size,
         "num_together": state.num_together,
         "compile": run.config.compile,
+        "cuda_graphs": is_recorded(run),
     }
 
 
@@ -182,7 +182,8 @@ def _go_on(run: Run, state: TrainingState, made_from: str) -> bool:
 def warn_of_other_bits(run: Run, state: TrainingState, begun: Mapping[str, Any]) -> None:
     """Say where a run goes on otherwise than it was `begun`, by its checkpoint."""
     for key, now in summation(run, state).items():
-        before = begun.get(key, False if key == "compile" else 1)  # older checkpoints are of one process and one net
+        # Older checkpoints are of one process and one net, nothing compiled or recorded.
+        before = begun.get(key, False if key in ("compile", "cuda_graphs") else 1)
         if before != now:
             run.world.log(
                 f"{run.out}: warning: begun with {key} {before}, continued with {now}; "
@@ -222,7 +223,7 @@ def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> No
         windows = _windows(run, augment, batch, state.step)
         rate, share = state.schedule.learning_rate(state.step), len(index) / len(batch)
         loss = state.update(index, rate, windows, share=share)
-        state.loss_sum.add_(loss, alpha=len(batch))
+        state.loss_sum += loss * len(batch)
         state.num_frames += len(batch)
         state.step += 1
         if pruning:
@@ -264,11 +265,10 @@ def order_of_pass(run: Run, number_of_pass: int) -> torch.Tensor | StreamedOrder
     seed, number = seed_of_pass(run, number_of_pass), len(run.transfer_index)
     generator = torch.Generator().manual_seed(seed)
     device = run.train.frames.device
-    if device.type == "cuda" and number > MANY_FRAMES:
-        order = shuffled(number, seed, device)
-    else:
-        there = generator if device.type == "cpu" else torch.Generator(device).manual_seed(seed)
-        order = torch.randperm(number, generator=there, dtype=torch.int32, device=device)
+    if device.type == "cpu":
+        order = torch.randperm(number, generator=generator, dtype=torch.int32)
+    else:  # PyTorch's own order would be another on another model of GPU, and take several times its memory
+        order = random_order(number, seed, device)
     frames = run.draw(generator) if run.draw else run.transfer_index
     return frames[order]
 

@@ -291,7 +291,7 @@ class Stack:
         masks = state.net.dropout_masks(index.shape[1], [member.dropout for member in self.members], run.dtype)
         rate = state.schedule.learning_rate(state.step)
         losses = state.update(index, rate, self._windows(index), masks)
-        state.loss_sum.add_(losses, alpha=index.shape[1])
+        state.loss_sum += losses * index.shape[1]
         state.num_frames += index.shape[1]
         state.step += 1
         if state.step > run.num_steps_before_average:

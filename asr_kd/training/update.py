@@ -29,6 +29,7 @@ class Update:
         self._run, self._net, self._optimizer = run, net, optimizer
         self._forward = forward_of(run, net)
         self._clip = clip_gradients_of_each if isinstance(net, StackedNets) else clip_gradients
+        self._is_recorded, self._prunes = is_recorded(run), run.pruning is not None
         self._recording: Recording | None = None
 
     def begin_epoch(self) -> None:
@@ -51,7 +52,7 @@ class Update:
         """
         inputs = [index, windows, *masks]
         is_whole = index.shape[-1] == self._run.config.batch_size
-        if is_whole and self._recording is None and is_recorded(self._run):
+        if is_whole and self._recording is None and self._is_recorded:
             self._recording = Recording(self._work, inputs, self._net, self._optimizer)
         if self._recording:
             self._recording.learning_rate.fill_(learning_rate)
@@ -70,7 +71,7 @@ class Update:
         loss = backward_together(net, loss, share, run.world)
         if config.max_grad_norm:
             self._clip(net, config.max_grad_norm)
-        with kept_zero(net) if "prune_sparsity" in run.compressed_by else contextlib.nullcontext():
+        with kept_zero(net) if self._prunes else contextlib.nullcontext():
             self._optimizer.step()
             if config.max_norm:
                 bound_norms(net, config.max_norm)
@@ -95,6 +96,7 @@ class Recording:
             group["lr"] = self.learning_rate
             if "capturable" in group:  # AdamW asks to be told
                 group["capturable"] = True
+        # This first time is also when targets are made that are made at all only if a batch asks for them.
         undone = _without_effect(net, optimizer, device)
         self._replay, self._loss = recorded(lambda: work(*self._inputs), device, undone)
         self._of = _places(net, optimizer)

@@ -1,4 +1,4 @@
-"""A random order of a billion frames in a second, in no more memory than its own, made where the frames lie."""
+"""A random order of a billion frames in a second, in little more memory than its own, the same on every device."""
 
 import torch
 
@@ -9,20 +9,20 @@ _AT_ONCE = 1 << 24  # numbers: temporaries of 128 MB
 _MASK = (1 << 32) - 1
 
 
-def shuffled(number: int, seed: int, device: torch.device) -> torch.Tensor:
+def random_order(number: int, seed: int, device: torch.device) -> torch.Tensor:
     """The numbers below `number` (at most 2^31) in an order that `seed` gives, (number,) int32 on `device`.
 
-    A Feistel network (Luby & Rackoff 1988) permutes the numbers below the next power of 2; what it makes of a number
-    is put in again until it lies below `number` (cycle walking, Black & Rogaway 2002). The same on every device.
+    A Feistel network (Luby & Rackoff 1988) permutes the numbers below the next power of 2, of which those below
+    `number` are taken. Integers alone, so that unlike GPUs, or a GPU and a CPU, come to the same.
     """
     bits = max(2, (number - 1).bit_length())
     keys = [mixed_seed(seed, n) & _MASK for n in range(_ROUNDS)]
-    order = torch.empty(number, dtype=torch.int32, device=device)
-    for begin in range(0, number, _AT_ONCE):
-        values = _permuted(torch.arange(begin, min(begin + _AT_ONCE, number), device=device), bits, keys)
-        while (outside := torch.nonzero(values >= number).squeeze(1)).numel():
-            values[outside] = _permuted(values[outside], bits, keys)
-        order[begin : begin + len(values)] = values
+    order, filled = torch.empty(number, dtype=torch.int32, device=device), 0
+    for begin in range(0, 1 << bits, _AT_ONCE):
+        values = _permuted(torch.arange(begin, min(begin + _AT_ONCE, 1 << bits), device=device), bits, keys)
+        values = values[values < number]
+        order[filled : filled + len(values)] = values
+        filled += len(values)
     return order
 
 
