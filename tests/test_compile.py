@@ -63,10 +63,9 @@ def test_members_that_are_drawn_for_every_batch_are_not_compiled(toy, tmp_path, 
     assert "error: compile true: not with online_members" in capsys.readouterr().err
 
 
-def test_without_a_compiler_one_sentence_says_so(toy, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
-    monkeypatch.setattr(torch._inductor.config, "fx_graph_cache", False)
-    assert main(command(toy, tmp_path, "--compile", "true", "--seeds", 1, name="train")) == 1
+def test_without_a_compiler_one_sentence_says_so(toy, tmp_path, capsys):
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/such/compiler",), "fx_graph_cache": False}):
+        assert main(command(toy, tmp_path, "--compile", "true", "--seeds", 1, name="train")) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: compile true: cannot be done here")
     assert "set compile to false" in last

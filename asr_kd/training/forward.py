@@ -54,7 +54,7 @@ def forward_of(run: Run, net: nn.Module) -> Forward:
         try:
             return compiled(windows, index, *more)
         except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = str(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             raise AsrKdError(
                 f"compile true: cannot be done here ({reason}); it needs a C++ compiler such as g++, and on a GPU "
                 "triton: install them, or set compile to false"
