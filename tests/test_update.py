@@ -49,13 +49,10 @@ def test_recorded_steps_are_those_of_before(toy, tmp_path, request, way, stacked
     """The learning rate is rounded to float32, nothing else: recording has no effect, and nothing is forgotten."""
     if stacked == "always" and way in ("newbob", "pruned"):
         pytest.skip("trained in turn")
-    argv = ["--num-epochs", 3, *WAYS[way], "--stacked", stacked, "--num-members", 2]
-    name = "train" if way == "pruned" else "train-ensemble"
-    if name == "train":
-        argv = [*argv[:-4], "--seeds", "1,2"]
-    assert run(*command(toy, tmp_path / "plain", *argv, name=name)) == 0
+    argv = ["--num-epochs", 3, *WAYS[way], "--stacked", stacked, "--seeds", "1,2"]
+    assert run(*command(toy, tmp_path / "plain", *argv, name="train")) == 0
     recordings = request.getfixturevalue("recordings")
-    assert run(*command(toy, tmp_path / "recorded", *argv, name=name)) == 0
+    assert run(*command(toy, tmp_path / "recorded", *argv, name="train")) == 0
     for seed in ("seed1", "seed2"):
         plain, found = (load_net(tmp_path / folder / seed) for folder in ("plain", "recorded"))
         for weight, same in zip(plain.net.parameters(), found.net.parameters(), strict=True):

@@ -134,8 +134,9 @@ def recorded(
 def _without_effect(net: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> Iterator[None]:
     """Undo what happens inside to weights, optimiser and random numbers, in their places; new state begins as 0."""
     weights = [each.detach().clone() for each in net.parameters()]
-    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
-    before = {parameter: {name: _copy(value) for name, value in state.items()} for parameter, state in before.items()}
+    before = {
+        parameter: {name: _copy(value) for name, value in state.items()} for parameter, state in optimizer.state.items()
+    }
     cpu = device.type == "cpu"
     random = torch.get_rng_state() if cpu else torch.cuda.get_rng_state(device)
     yield
