@@ -30,6 +30,7 @@ COMMANDS = {
     "specialist-coverage": "specialists",
     "soft-targets": "distillation",
     "import-targets": "kaldi_import",
+    "smooth-targets": "sequence",
     "sweep": "distillation",
     "distill": "distillation",
     "correct-bias": "transfer",

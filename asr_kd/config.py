@@ -191,6 +191,8 @@ class DistillConfig:
     top_k: int | None
     top_k_kl: float | None
     target_pruning: str
+    sequence_weight: float
+    sequence_acwt: float
     online_targets: bool
     online_members: int | None
     student_start: str
@@ -227,6 +229,13 @@ class DistillConfig:
         _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl", "online_members")
         _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "sequence_weight")
+        _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
+        if self.sequence_weight and self.online_targets:
+            raise AsrKdError(
+                f"sequence_weight {self.sequence_weight:g}: needs the soft targets of whole utterances, stored; set "
+                "online_targets to false"
+            )
         if self.top_k_kl is not None and (self.top_k is not None or self.target_pruning == "random"):
             raise AsrKdError(f"top_k_kl {self.top_k_kl:g}: chooses top_k for target_pruning tail; set top_k to null")
         if self.online_members and set(self.sweep_combinations) | {self.combination} != {"arithmetic"}:

@@ -568,15 +568,15 @@ def test_soft_targets_regularise_nets_that_start_from_random_weights(base, tmp_p
 
 def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_path):
     """The experiment whole, on a base of two members of two epochs, up to its table."""
-    arms = "hard-x2,start-hard,soft,views,averaged-start-soft"
+    arms = "hard-x2,start-hard,soft,views,averaged-start-soft,start-sequence"
     done = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", arms)
     assert done.returncode == 0, done.stderr
     rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
-    assert list(rows) == ["members", "ensemble", "hard-x2", "start-hard", "soft", "views", "averaged-start-soft"]
+    assert list(rows) == ["members", "ensemble", "hard-x2", "start-hard", "soft", "views", "averaged-start-soft", "start-sequence"]
     assert sum(row["baseline"] for row in rows.values()) == 1
     # A pass of two teachers is two thirds of a step of training, in every epoch or once.
     assert [rows[arm]["cost"] for arm in ("hard-x2", "soft", "views")] == pytest.approx([2, 1 + 1 / 3, 1 + 2 / 3])
-    for arm in ("soft", "views", "averaged-start-soft"):
+    for arm in ("soft", "views", "averaged-start-soft", "start-sequence"):
         assert set(rows[arm]["share"]) == {"value", "ci95", "p_at_least_086", "reason"}
     dev = [load_card(tmp_path / f"out/soft/seed{seed}")["training"] for seed in (1, 2)]
     best = [max(row["dev_frame_acc"] for row in each["history"]) for each in dev]
@@ -584,6 +584,8 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_p
     assert averaged["config"]["average_share"] == 0.7
     assert averaged["started_from"] is not None
     assert rows["soft"]["per_seed"] == pytest.approx(best)
+    smoothed = TargetsReader(tmp_path / "out/targets/T1-sequence.h5")
+    assert smoothed.attributes["sequence_weight"] == 0.5
     unknown = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", "hrad")
     assert unknown.returncode == 2
     assert "there is no arm hrad" in unknown.stderr

@@ -16,6 +16,9 @@ FORMAT = "asr_kd.targets"
 PART_FORMAT = "asr_kd.targets_part"
 PART_CHUNK = 1024
 PART_BLOCK = 8 * PART_CHUNK
+# What write_targets says of values and frames; other attributes tell where they came from.
+_OF_VALUES = {"format", "version", "frame_shift_ms", "snip_edges", "layout_digest", "tables_digest", "values_digest"}
+_OF_VALUES |= {"num_pdfs", "top_k"}
 
 # Rows, and the arrays of these rows.
 Blocks = Iterable[tuple[slice, dict[str, np.ndarray]]]
@@ -173,6 +176,7 @@ class _Targets:
         self.content_digest = str(file.attrs["content_digest"])
         self.model_digest = str(file.attrs["model_digest"])
         self.members = list(file.attrs["members"])
+        self.attributes = {key: file.attrs[key] for key in file.attrs.keys() - _OF_VALUES}
         if not 0 < self.temperature < np.inf:
             raise AsrKdError(f"{path}: its temperature is {self.temperature}")
         _check_shapes(path, self.layout, self.num_pdfs, *(file.get(name) for name in ("prob", "pdf", "tail")))

@@ -7,7 +7,7 @@ Options of this recipe:
   --hours-dev H       hours of dev speech (default 0.08)
   --hours-test H      hours of test speech (default 0.15)
   --hours-unlabelled H  of speech without text by the voices of training, for students alone (default 0,
-                      in preset full 1.35, three times the default of --hours-train)'
+                      in preset full 5.4, twelve times the default of --hours-train)'
 hours_train=0.45
 hours_dev=0.08
 hours_test=0.15

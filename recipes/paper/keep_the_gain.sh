@@ -13,6 +13,8 @@ their name says otherwise:
   logits          logits are matched                conditional  labels where the ensemble is wrong (arXiv:1904.12399)
   swap            labels correct the soft targets   born-again   one member is the teacher
   fold            members label only utterances that they were not trained on (they are trained for it: --folds)
+  sequence        soft targets in the light of their utterance (asr-kd smooth-targets), by the key sequence_weight, or 0.5
+  born-again-sequence  one member is the teacher, its soft targets in the light of their utterance
 Options of this experiment:
   --arms LIST         (default hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views)
   --teachers N        members of the base that answer together (default all)
@@ -58,6 +60,18 @@ label() { # label FEATS TARGETS --teachers NET… OPTION…
     "${@:3}" --out "$2"
 }
 
+# The stored targets that `targets` names, smoothed; `targets` names the new ones then.
+in_sequence() {
+  local n weight
+  weight=$(value_of sequence_weight)
+  [ "$weight" != 0 ] || weight=0.5
+  for ((n = 1; n < ${#targets[@]}; n += 2)); do
+    run asr_kd smooth-targets --targets "${targets[n]}" --ali "$base/ali/train.h5" --device "$device" --config "$config" \
+      --sequence-weight "$weight" --out "${targets[n]%.h5}-sequence.h5"
+    targets[n]=${targets[n]%.h5}-sequence.h5
+  done
+}
+
 hard() {
   run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
     --out "$out/$arm" "$@"
@@ -81,6 +95,8 @@ train_arm() {
     logits) of_ensemble T1; student "${targets[@]}" --matching logits ;;
     conditional | swap) of_ensemble T1; student "${targets[@]}" --label-use "$kind" ;;
     views) student --teachers "${ensemble[@]}" "${view[@]}" ;;
+    sequence) of_ensemble T1; in_sequence; student "${targets[@]}" ;;
+    born-again-sequence) stored one --teachers "${members[0]}"; in_sequence; student "${targets[@]}" ;;
     born-again) stored one --teachers "${members[0]}"; student "${targets[@]}" ;;
     fold)
       run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "$folds" --out "$out/fold-member"

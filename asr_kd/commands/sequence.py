@@ -1,0 +1,81 @@
+"""`asr-kd smooth-targets`."""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+
+from asr_kd.cli_common import log
+from asr_kd.commands.command import command, path
+from asr_kd.commands.options import DEVICE, resolve_compute
+from asr_kd.config import DistillConfig, resolve
+from asr_kd.distill.sequence import StateBigram, smoothed, whole_utterances
+from asr_kd.distill.soft_targets import pack, with_progress
+from asr_kd.errors import AsrKdError
+from asr_kd.runinfo import make
+from asr_kd.store.ali import AliReader
+from asr_kd.store.targets import TargetsRows, write_targets
+from asr_kd.store.tensors import as_tensor
+from asr_kd.training.data import digest_of
+
+
+@command(
+    "smooth-targets",
+    "let the HMM see soft targets in the light of their utterance",
+    path("--targets", "targets.h5 made by asr-kd soft-targets or import-targets"),
+    path("--ali", "training alignment: tells what follows what, and how long states last"),
+    path("--out", "targets.h5 to write"),
+    DEVICE,
+    config=["sequence_weight", "sequence_acwt", "precision"],
+)
+def smooth_targets(args: argparse.Namespace) -> None:
+    """Weigh each frame's soft targets by what an HMM makes of all targets of its utterance.
+
+    Forward-backward over a bigram of states, counted on an alignment, gives the posterior of every state given the
+    whole utterance; the new targets are the mean of that and the old ones, weighted by sequence_weight. Students
+    of them can be better than the ensemble, on speech that it has not learnt by heart: see docs/sequence_targets.md.
+    Of top-k targets as many are kept as there were.
+    """
+    config, device = resolve(DistillConfig, args.values), resolve_compute(args).device
+    if not config.sequence_weight:
+        raise AsrKdError("sequence_weight 0: leaves targets as they are; give --sequence-weight, 0.5 for instance")
+    targets, ali = TargetsRows(args.targets), AliReader(args.ali)
+    if ali.model_digest != targets.model_digest or ali.num_pdfs != targets.num_pdfs:
+        raise AsrKdError(f"{args.targets}: targets over states of another HMM than {args.ali}")
+    how = {"weight": config.sequence_weight, "acwt": config.sequence_acwt}
+
+    def work() -> None:
+        bigram, top_k = StateBigram.counted(ali).to(device), None if targets.pdf is None else targets.prob.shape[1]
+        blocks = smoothed(_dense(targets, bigram), targets.layout, bigram, temperature=targets.temperature, **how)
+        blocks = with_progress(blocks, args.out, targets.layout.num_frames, log)
+        attributes = {f"sequence_{key}": value for key, value in how.items()}
+        attributes |= {"sequence_ali": digest_of(ali.pdf)} | targets.attributes
+        write_targets(
+            args.out,
+            targets.layout,
+            pack(((rows, prob.log()) for rows, prob in blocks), top_k),
+            num_pdfs=targets.num_pdfs,
+            top_k=top_k,
+            attributes=attributes,
+        )
+        log(f"{args.out}: {targets.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
+
+    made_from = {"targets": targets.digest, "ali": digest_of(ali.pdf), "device": device.type}
+    make(args.out, work, command=args.command_line, **made_from, **how)
+
+
+def _dense(targets: TargetsRows, bigram: StateBigram) -> Iterator[tuple[slice, torch.Tensor]]:
+    """All states' targets of whole utterances: (rows, (n, num_pdfs) float32).
+
+    What top-k targets left in their tail is divided among the other states as these share the training frames.
+    """
+    offsets = targets.layout.offsets
+    for utts in whole_utterances(targets.layout, targets.num_pdfs):
+        rows = slice(int(offsets[utts.start]), int(offsets[utts.stop]))
+        prob, pdf, tail = (None if a is None else as_tensor(a).to(bigram.prior.device) for a in targets.read(rows))
+        prob = prob.float()
+        if pdf is not None:
+            pdf = pdf.long() & 0xFFFF if pdf.dtype == torch.int16 else pdf.long()  # see as_tensor
+            others = bigram.prior.expand(len(pdf), -1).scatter(1, pdf, 0.0)
+            prob = (others * (tail.float() / others.sum(dim=1))[:, None]).scatter(1, pdf, prob)
+        yield rows, prob
