@@ -9,6 +9,7 @@ import torch
 from asr_kd.cli import main
 from asr_kd.distill.sequence import StateBigram, smoothed, state_posteriors, whole_utterances
 from asr_kd.errors import AsrKdError
+from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.ali import FAILED, AliReader, write_ali
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import TargetsReader
@@ -108,7 +109,7 @@ def test_an_alignment_of_failed_utterances_alone_is_refused(tmp_path):
 
 
 def test_blocks_hold_whole_utterances_and_all_of_them():
-    blocks = list(whole_utterances(layout_of([9] * 1000), NUM_PDFS))
+    blocks = list(whole_utterances(layout_of([9] * 1000), num_pdfs=1 << 20))
     assert len(blocks) > 1
     assert [block.start for block in blocks] == [0, *(block.stop for block in blocks[:-1])]
     assert blocks[-1].stop == 1000
@@ -131,14 +132,18 @@ def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelle
     argv += ["--sequence-weight", 0.5, "--out", tmp_path / "targets.h5"]
     run(*argv)
     before, after = TargetsReader(labelled["dense"]), TargetsReader(tmp_path / "targets.h5")
-    attributes = after.attributes
-    assert attributes.pop("sequence_weight") == 0.5 and attributes.pop("sequence_acwt") == 0.25
-    assert attributes.pop("sequence_ali") and attributes.keys() == before.attributes.keys()
+    assert after.sequence == {
+        "sequence_weight": 0.5,
+        "sequence_acwt": 0.25,
+        "sequence_ali": after.sequence["sequence_ali"],
+    }
+    assert after.attributes.keys() == before.attributes.keys() | after.sequence.keys()
     ali = AliReader(toy["ali"])
     assert (after.prob.argmax(axis=1) == ali.pdf).mean() > (before.prob.argmax(axis=1) == ali.pdf).mean()
     np.testing.assert_allclose(after.prob.astype(np.float64).sum(axis=1), 1, atol=4e-3)
-    run("distill", *labelled["sets"], *SMALL, "--temperature", 1, "--soft-weight", 1, "--student-epochs", 1, "--targets",
-        tmp_path / "targets.h5", "--out", tmp_path / "student")  # fmt: skip
+    how = ["--temperature", 1, "--soft-weight", 1, "--student-epochs", 1, "--out", tmp_path / "student"]
+    run("distill", *labelled["sets"], *SMALL, "--targets", tmp_path / "targets.h5", *how)
+    assert load_card(tmp_path / "student/seed1")["training"]["loss"]["sequence"] == [after.sequence]
     capsys.readouterr()
     run(*argv)
     assert "targets.h5: up to date" in capsys.readouterr().err
@@ -146,8 +151,8 @@ def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelle
 
 def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled, toy, tmp_path):
     for kind in ("dense", "top3"):
-        run("smooth-targets", "--targets", labelled[kind], "--ali", toy["ali"], "--device", "cpu", "--sequence-weight", 1,
-            "--out", tmp_path / f"{kind}.h5")  # fmt: skip
+        how = ["--ali", toy["ali"], "--device", "cpu", "--sequence-weight", 1]
+        run("smooth-targets", "--targets", labelled[kind], *how, "--out", tmp_path / f"{kind}.h5")
     dense, largest = (TargetsReader(tmp_path / f"{kind}.h5") for kind in ("dense", "top3"))
     assert largest.prob.shape[1] == 3
     total = largest.prob.astype(np.float64).sum(axis=1) + largest.tail
@@ -158,11 +163,14 @@ def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled,
 
 def test_what_cannot_be_smoothed_is_refused_in_a_sentence(labelled, toy, tmp_path, capsys):
     ali = AliReader(toy["ali"])
-    write_ali(tmp_path / "other.h5", ali.layout, ali.pdf, num_pdfs=ali.num_pdfs, model_digest="other", sil_pdfs=[])
-    given = ["smooth-targets", "--device", "cpu", "--out", str(tmp_path / "out.h5")]
+    other = tmp_path / "other.h5"
+    write_ali(other, ali.layout, ali.pdf, num_pdfs=ali.num_pdfs, model_digest="other", sil_pdfs=[])
+    done, given = tmp_path / "done.h5", ["smooth-targets", "--device", "cpu", "--out", str(tmp_path / "out.h5")]
+    run(*given[:3], "--targets", labelled["dense"], "--ali", toy["ali"], "--sequence-weight", 0.5, "--out", done)
     for more, said in (
         (["--targets", labelled["dense"], "--ali", toy["ali"]], "give --sequence-weight, 0.5 for instance"),
-        (["--targets", labelled["dense"], "--ali", tmp_path / "other.h5", "--sequence-weight", 0.5], "another HMM than"),
+        (["--targets", labelled["dense"], "--ali", other, "--sequence-weight", 0.5], "another HMM than"),
+        (["--targets", done, "--ali", toy["ali"], "--sequence-weight", 0.5], "is smoothed already"),
         (["--targets", toy["ali"], "--ali", toy["ali"], "--sequence-weight", 0.5], "targets' was expected"),
         (["--targets", labelled["dense"], "--ali", toy["ali"], "--sequence-weight", 2], "sequence_weight 2"),
         (["--targets", labelled["dense"], "--ali", toy["ali"], "--sequence-acwt", 0], "sequence_acwt 0"),

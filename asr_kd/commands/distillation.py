@@ -203,6 +203,8 @@ def _stored(args: argparse.Namespace, session: Session) -> tuple[StoredTargets, 
         "combination": readers[0].combination,
         "values": " ".join(reader.digest for reader in readers),
     }
+    if any(reader.sequence for reader in readers):
+        key["sequence"] = [reader.sequence for reader in readers]
     if is_streamed:
         return StoredTargets.from_stream(readers, session.train.stream), key
     return StoredTargets.from_readers(readers, session.device), key

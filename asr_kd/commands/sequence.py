@@ -14,7 +14,7 @@ from asr_kd.distill.soft_targets import pack, with_progress
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import make
 from asr_kd.store.ali import AliReader
-from asr_kd.store.targets import TargetsRows, write_targets
+from asr_kd.store.targets import SEQUENCE_KEYS, TargetsRows, write_targets
 from asr_kd.store.tensors import as_tensor
 from asr_kd.training.data import digest_of
 
@@ -40,6 +40,8 @@ def smooth_targets(args: argparse.Namespace) -> None:
     if not config.sequence_weight:
         raise AsrKdError("sequence_weight 0: leaves targets as they are; give --sequence-weight, 0.5 for instance")
     targets, ali = TargetsRows(args.targets), AliReader(args.ali)
+    if targets.sequence:
+        raise AsrKdError(f"{args.targets}: is smoothed already; give the targets that it was made of")
     if ali.model_digest != targets.model_digest or ali.num_pdfs != targets.num_pdfs:
         raise AsrKdError(f"{args.targets}: targets over states of another HMM than {args.ali}")
     how = {"weight": config.sequence_weight, "acwt": config.sequence_acwt}
@@ -48,8 +50,8 @@ def smooth_targets(args: argparse.Namespace) -> None:
         bigram, top_k = StateBigram.counted(ali).to(device), None if targets.pdf is None else targets.prob.shape[1]
         blocks = smoothed(_dense(targets, bigram), targets.layout, bigram, temperature=targets.temperature, **how)
         blocks = with_progress(blocks, args.out, targets.layout.num_frames, log)
-        attributes = {f"sequence_{key}": value for key, value in how.items()}
-        attributes |= {"sequence_ali": digest_of(ali.pdf)} | targets.attributes
+        values = how["weight"], how["acwt"], digest_of(ali.pdf)
+        attributes = targets.attributes | dict(zip(SEQUENCE_KEYS, values, strict=True))
         write_targets(
             args.out,
             targets.layout,

@@ -18,8 +18,7 @@ from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances
 
 # Numbers of one array of forward-backward, of all utterances that go through it side by side.
-_MAX_NUMBERS = 1 << 24
-_MAX_UTTS = 64
+_MAX_NUMBERS = 1 << 25
 # Below this a posterior weighs as nothing: float16, in which targets are stored, has no smaller numbers.
 _FLOOR = 1e-8
 # Times that a state is taken to have been left for any other state or the end, beside those counted.
@@ -97,8 +96,7 @@ def smoothed(
 
 def whole_utterances(layout: Layout, num_pdfs: int) -> Iterator[slice]:
     """Utterances as many at a time as go through forward-backward together."""
-    longest = int(layout.lengths.max(initial=1))
-    yield from blocks_of_utterances(layout.offsets, max(longest, min(_MAX_UTTS * longest, _MAX_NUMBERS // num_pdfs)))
+    yield from blocks_of_utterances(layout.offsets, max(1, _MAX_NUMBERS // num_pdfs))
 
 
 def state_posteriors(likelihoods: torch.Tensor, lengths: Sequence[int], bigram: StateBigram) -> torch.Tensor:

@@ -16,6 +16,7 @@ FORMAT = "asr_kd.targets"
 PART_FORMAT = "asr_kd.targets_part"
 PART_CHUNK = 1024
 PART_BLOCK = 8 * PART_CHUNK
+SEQUENCE_KEYS = ("sequence_weight", "sequence_acwt", "sequence_ali")
 # What write_targets says of values and frames; other attributes tell where they came from.
 _OF_VALUES = {"format", "version", "frame_shift_ms", "snip_edges", "layout_digest", "tables_digest", "values_digest"}
 _OF_VALUES |= {"num_pdfs", "top_k"}
@@ -177,6 +178,8 @@ class _Targets:
         self.model_digest = str(file.attrs["model_digest"])
         self.members = list(file.attrs["members"])
         self.attributes = {key: file.attrs[key] for key in file.attrs.keys() - _OF_VALUES}
+        # What smooth-targets did to them.
+        self.sequence = {key: self.attributes[key] for key in SEQUENCE_KEYS if key in self.attributes}
         if not 0 < self.temperature < np.inf:
             raise AsrKdError(f"{path}: its temperature is {self.temperature}")
         _check_shapes(path, self.layout, self.num_pdfs, *(file.get(name) for name in ("prob", "pdf", "tail")))

@@ -15,16 +15,20 @@ require ${unlabelled[1]+"${unlabelled[1]}"}
 run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
 from=(--teachers "${teachers[@]}")
 if ! grep -q '^online_targets: true' "$config"; then
-  sequence= # whether the HMM sees the targets in the light of their utterance
-  grep -Eq '^sequence_weight: 0(\.0)?$' "$config" || sequence=.sequence
   for set in train ${unlabelled:+unlabelled}; do
     run asr_kd soft-targets --teachers "${teachers[@]}" --feats "$exp/feats/$set.fbank.h5" --device "$device" \
       --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/$set.h5"
-    [ -z "$sequence" ] || run asr_kd smooth-targets --targets "$exp/targets/$set.h5" --ali "$exp/ali/train.h5" \
-      --device "$device" --config "$config" --out "$exp/targets/$set$sequence.h5"
   done
-  from=(--targets "$exp/targets/train$sequence.h5")
-  [ ${#unlabelled[@]} -eq 0 ] || unlabelled+=(--extra-targets "$exp/targets/unlabelled$sequence.h5")
+  from=(--targets "$exp/targets/train.h5")
+  if [ ${#unlabelled[@]} -gt 0 ]; then
+    extra=$exp/targets/unlabelled.h5
+    if ! grep -Eq '^sequence_weight: 0(\.0)?$' "$config"; then
+      run asr_kd smooth-targets --targets "$extra" --ali "$exp/ali/train.h5" --device "$device" --config "$config" \
+        --out "${extra%.h5}.sequence.h5"
+      extra=${extra%.h5}.sequence.h5
+    fi
+    unlabelled+=(--extra-targets "$extra")
+  fi
   ! grep -q '^student_start: member' "$config" || from+=(--initialise "${teachers[@]:0:$((last_seed - seed + 1))}")
 fi
 run asr_kd distill "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" \

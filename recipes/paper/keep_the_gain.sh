@@ -13,7 +13,8 @@ their name says otherwise:
   logits          logits are matched                conditional  labels where the ensemble is wrong (arXiv:1904.12399)
   swap            labels correct the soft targets   born-again   one member is the teacher
   fold            members label only utterances that they were not trained on (they are trained for it: --folds)
-  sequence        soft targets in the light of their utterance (asr-kd smooth-targets), by the key sequence_weight, or 0.5
+  sequence        soft targets in the light of their utterance (asr-kd smooth-targets; the key sequence_weight, or 0.5),
+                  those of --extra-feats alone where it is given
   born-again-sequence  one member is the teacher, its soft targets in the light of their utterance
 Options of this experiment:
   --arms LIST         (default hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views)
@@ -60,16 +61,14 @@ label() { # label FEATS TARGETS --teachers NET… OPTION…
     "${@:3}" --out "$2"
 }
 
-# The stored targets that `targets` names, smoothed; `targets` names the new ones then.
+# The last of the stored targets that `targets` names, smoothed: of speech without text, where there is any.
 in_sequence() {
-  local n weight
+  local plain=${targets[${#targets[@]} - 1]} weight
   weight=$(value_of sequence_weight)
-  [ "$weight" != 0 ] || weight=0.5
-  for ((n = 1; n < ${#targets[@]}; n += 2)); do
-    run asr_kd smooth-targets --targets "${targets[n]}" --ali "$base/ali/train.h5" --device "$device" --config "$config" \
-      --sequence-weight "$weight" --out "${targets[n]%.h5}-sequence.h5"
-    targets[n]=${targets[n]%.h5}-sequence.h5
-  done
+  case $weight in 0 | 0.0) weight=0.5 ;; esac
+  run asr_kd smooth-targets --targets "$plain" --ali "$base/ali/train.h5" --device "$device" --config "$config" \
+    --sequence-weight "$weight" --out "${plain%.h5}-sequence.h5"
+  targets[${#targets[@]} - 1]=${plain%.h5}-sequence.h5
 }
 
 hard() {
