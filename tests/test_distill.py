@@ -41,6 +41,22 @@ def test_at_high_temperature_the_gradient_matches_logits():
     torch.testing.assert_close(z.grad * 1e6, expected * 1e6, atol=0.02, rtol=0.02)
 
 
+def test_the_distillation_loss_comes_to_the_limit_of_logits_as_one_over_the_temperature():
+    """Times T², through the loss that students have: the error of (z − v) / N falls tenfold for ten times T."""
+    z, v = random_logits(1, 3, 5), random_logits(2, 3, 5)
+    z, v = (x - x.mean(dim=-1, keepdim=True) for x in (z, v))
+    no_label, errors = torch.full((3,), -1), []
+    for temperature in (10.0, 100.0, 1000.0):
+        student = z.clone().requires_grad_()
+        targets = SoftBatch(torch.softmax(v / temperature, -1))
+        loss = distillation_loss(student, no_label, targets, temperature=temperature, soft_weight=1.0)
+        (3 * loss).backward()
+        errors.append(float((student.grad - (z - v) / 5).abs().max()))
+    assert errors[0] < 0.3
+    assert errors[1] == pytest.approx(errors[0] / 10, rel=0.3)
+    assert errors[2] == pytest.approx(errors[1] / 10, rel=0.3)
+
+
 def test_weights_and_temperature_squared_enter_as_documented():
     z, p = random_logits(5, 6, 4).float(), torch.softmax(random_logits(6, 6, 4).float(), -1)
     y = torch.tensor([0, 1, 2, 3, -1, -1])

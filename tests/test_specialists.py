@@ -111,6 +111,17 @@ def test_em_finds_what_gradient_descent_on_the_logits_finds(seed, num_specialist
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(3, 9))
+@settings(max_examples=10, deadline=None)
+def test_where_the_generalist_rules_nothing_out_both_find_the_one_minimum(seed, num_specialists, num_pdfs):
+    """The objective is strictly convex there."""
+    p_g, answers = random_answers(seed, 3, num_pdfs, num_specialists)
+    p_g = (p_g + 1 / num_pdfs) / 2
+    q, reference = nearest_to_all(p_g, answers, tolerance=1e-12, max_steps=5000), by_gradient(p_g, answers)
+    torch.testing.assert_close(objective(q, p_g, answers), objective(reference, p_g, answers), atol=1e-5, rtol=0)
+    torch.testing.assert_close(q, reference, atol=3e-3, rtol=0)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5), st.integers(3, 9))
 @settings(max_examples=50, deadline=None)
 def test_no_step_of_em_raises_the_objective_and_all_keep_a_distribution(seed, num_specialists, num_pdfs):
     p_g, answers = random_answers(seed, 4, num_pdfs, num_specialists)
@@ -134,19 +145,22 @@ def test_the_objective_is_convex_in_q(seed, weight):
 
 
 def test_the_objective_is_the_papers_up_to_entropies():
-    """KL(p_g, q) + Σ KL(p_m, q), written out specialist by specialist."""
-    p_g, answers = random_answers(3, 2, 6, 2, called_share=1.0)
-    q = torch.from_numpy(np.random.default_rng(5).dirichlet(np.ones(6), size=2))
-    single = SpecialistAnswers(
-        answers.special * 0, answers.dustbin[:, :1] * 0 + 1.0, answers.called[:, :1], answers.membership[:1]
-    )
-    outside = q[:, ~answers.membership[0]].sum(dim=1)
-    torch.testing.assert_close(objective(q, p_g, single), -torch.xlogy(p_g, q).sum(1) - outside.log())
-    torch.testing.assert_close(
-        objective(q, p_g, answers),
-        -torch.xlogy(p_g + answers.special, q).sum(1)
-        - sum(answers.dustbin[:, m] * q[:, ~answers.membership[m]].sum(1).log() for m in range(2)),
-    )
+    """KL(p_g, q) + Σ KL(p_m, q), equation 5; over its own states and a dustbin for a specialist."""
+    p_g, q, *p_m = torch.from_numpy(np.random.default_rng(5).dirichlet(np.ones(6), size=4))[:, None]
+    membership = torch.tensor([[True, True, True, False, False, False], [False, False, True, True, True, False]])
+
+    def seen_by(p, member):
+        return torch.cat([p[:, member], p[:, ~member].sum(dim=1, keepdim=True)], dim=1)
+
+    def kl(p, q):
+        return torch.xlogy(p, p / q).sum(dim=1)
+
+    pairs = [(p_g, q), *((seen_by(p, own), seen_by(q, own)) for p, own in zip(p_m, membership, strict=True))]
+    special = sum(p * own for p, own in zip(p_m, membership, strict=True))
+    dustbin = torch.stack([p[:, ~own].sum(dim=1) for p, own in zip(p_m, membership, strict=True)], dim=1)
+    answers = SpecialistAnswers(special, dustbin, torch.ones(1, 2, dtype=torch.bool), membership)
+    entropies = sum(-torch.xlogy(p, p).sum(dim=1) for p, _ in pairs)
+    torch.testing.assert_close(objective(q, p_g, answers), sum(kl(*pair) for pair in pairs) + entropies)
 
 
 def test_one_specialist_has_the_answer_in_closed_form():
