@@ -233,8 +233,8 @@ class DistillConfig:
         _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
         if self.sequence_weight and self.online_targets:
             raise AsrKdError(
-                f"sequence_weight {self.sequence_weight:g}: needs stored soft targets of whole utterances; set it to 0, "
-                "or online_targets to false"
+                f"sequence_weight {self.sequence_weight:g}: needs stored soft targets of whole utterances; "
+                "set it to 0, or online_targets to false"
             )
         if self.top_k_kl is not None and (self.top_k is not None or self.target_pruning == "random"):
             raise AsrKdError(f"top_k_kl {self.top_k_kl:g}: chooses top_k for target_pruning tail; set top_k to null")

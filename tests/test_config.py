@@ -85,13 +85,18 @@ def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
     assert "sweep_temperatures: [1.0, 2.0]" in capsys.readouterr().out
 
 
+def test_what_needs_whole_utterances_is_not_for_targets_made_batch_by_batch(capsys):
+    assert main(["config", "--sequence-weight", "0.5", "--online-targets", "true"]) == 1
+    assert "error: sequence_weight 0.5: needs stored soft targets" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "option",
     [
         *("--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300"),
         *("--sweep-temperatures=2,inf", "--combination=median", "--dropout=1", "--top-n=0", "--left-context=100000"),
         *("--beam=-3", "--beam=inf", "--lattice-beam=0", "--min-active=-1", "--max-active=0", "--max-active=200"),
-        *("--acwts=0", "--acwts=0.1,-1", "--insertion-penalties=inf"),
+        *("--acwts=0", "--acwts=0.1,-1", "--insertion-penalties=inf", "--sequence-weight=1.5", "--sequence-acwt=0"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):

@@ -12,7 +12,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.ali import FAILED, AliReader, write_ali
 from asr_kd.store.hdf5 import Layout
-from asr_kd.store.targets import TargetsReader
+from asr_kd.store.targets import TargetsReader, write_targets
 
 SMALL = ["--hidden-dim", 16, "--num-hidden-layers", 1, "--left-context", 3, "--right-context", 1, "--batch-size", 64]
 SMALL += ["--warmup-steps", 5, "--device", "cpu", "--precision", "float32", "--learning-rate", 0.01, "--num-epochs", 2]
@@ -71,19 +71,33 @@ def test_smoothed_targets_are_the_weighted_mean_of_both_at_their_temperature(tem
     how = {"weight": 0.3, "acwt": 0.25, "temperature": temperature}
     found = list(smoothed(iter(blocks), layout, bigram, **how))
     assert [rows for rows, _ in found] == [rows for rows, _ in blocks]
-    found = torch.cat([values for _, values in found]).numpy()
+    found = torch.cat([values.exp() for _, values in found]).numpy()
     for begin, end in zip(layout.offsets[:-1], layout.offsets[1:], strict=True):
         likelihoods = (post[begin:end] / bigram.prior.numpy()) ** 0.25
         expected = (0.7 * post[begin:end] + 0.3 * by_enumeration(likelihoods, bigram)) ** (1 / temperature)
         np.testing.assert_allclose(found[begin:end], expected / expected.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-def test_many_frames_and_answers_without_doubt_stay_finite():
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 20.0])
+def test_many_frames_and_answers_without_doubt_stay_finite(temperature):
     bigram = random_bigram(np.random.default_rng(3))
     sure = torch.eye(NUM_PDFS)[torch.randint(NUM_PDFS, (3000,), generator=torch.Generator().manual_seed(1))]
-    ((_, found),) = smoothed(iter([(slice(0, 3000), sure)]), layout_of([3000]), bigram, weight=1.0, acwt=1.0)
+    how = {"weight": 1.0, "acwt": 1.0, "temperature": temperature}
+    ((_, found),) = smoothed(iter([(slice(0, 3000), sure)]), layout_of([3000]), bigram, **how)
     assert torch.isfinite(found).all()
-    torch.testing.assert_close(found.sum(dim=1), torch.ones(3000))
+    torch.testing.assert_close(found.exp().sum(dim=1), torch.ones(3000))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 20.0])
+def test_a_weight_of_nothing_leaves_targets_as_they_are(temperature):
+    """Those of teachers that are sure, at T, as float16 holds them."""
+    rng = np.random.default_rng(4)
+    logits = torch.from_numpy(rng.normal(scale=8.0, size=(50, NUM_PDFS)))
+    targets = (logits / temperature).softmax(dim=1).half().float()
+    targets /= targets.sum(dim=1, keepdim=True)
+    how = {"weight": 0.0, "acwt": 0.25, "temperature": temperature}
+    ((_, found),) = smoothed(iter([(slice(0, 50), targets)]), layout_of([50]), random_bigram(rng), **how)
+    torch.testing.assert_close(found.exp(), targets, atol=2e-4, rtol=0)
 
 
 def written_ali(path, states, lengths):
@@ -95,11 +109,11 @@ def written_ali(path, states, lengths):
 def test_the_bigram_counts_what_follows_what_and_leaves_nothing_impossible(tmp_path):
     states = [0, 0, 1, 1, 1, 0, *[FAILED] * 4, 1, 1]
     bigram = StateBigram.counted(written_ali(tmp_path / "ali.h5", states, [6, 4, 2]))
-    # Entered are 0 twice, 1 twice, the end twice; state 2 never: it has no frame, and is left for these alone.
-    np.testing.assert_allclose(bigram.first, np.array([1 + 1 / 3, 1 + 1 / 3, 0]) / 3, rtol=1e-6)
-    np.testing.assert_allclose(bigram.then[0], np.array([1 + 1 / 3, 1 + 1 / 3, 0]) / 4, rtol=1e-6)
-    np.testing.assert_allclose(bigram.then[2], np.array([1, 1, 0]) / 3, rtol=1e-6)
-    np.testing.assert_allclose(bigram.last, np.array([(1 + 1 / 3) / 4, (1 + 1 / 3) / 6, 1 / 3]), rtol=1e-6)
+    # Entered are 0 twice, 1 twice, the end twice; state 2, which no frame has, is taken to be once.
+    np.testing.assert_allclose(bigram.first, np.array([1 + 2 / 7, 1 + 2 / 7, 1 / 7]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(bigram.then[0], np.array([1 + 2 / 7, 1 + 2 / 7, 1 / 7]) / 4, rtol=1e-6)
+    np.testing.assert_allclose(bigram.then[2], np.array([2, 2, 1]) / 7, rtol=1e-6)
+    np.testing.assert_allclose(bigram.last, np.array([(1 + 2 / 7) / 4, (1 + 2 / 7) / 6, 2 / 7]), rtol=1e-6)
     np.testing.assert_allclose(bigram.prior, np.array([3, 5, 1]) / 8, rtol=1e-6)
 
 
@@ -124,7 +138,7 @@ def labelled(toy, tmp_path_factory):
     teacher = ["--teachers", folder / "nnet/seed1", "--feats", toy["feats"], "--device", "cpu", "--temperature", 1]
     run("soft-targets", *teacher, "--out", folder / "dense.h5")
     run("soft-targets", *teacher, "--top-k", 3, "--out", folder / "top3.h5")
-    return {"sets": sets, "dense": folder / "dense.h5", "top3": folder / "top3.h5"}
+    return {"sets": sets, "teacher": teacher, "dense": folder / "dense.h5", "top3": folder / "top3.h5"}
 
 
 def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelled, toy, tmp_path, capsys):
@@ -161,15 +175,36 @@ def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled,
     assert (largest.pdf[:, 0] == dense.prob.argmax(axis=1)).mean() > 0.9
 
 
+def test_foreign_targets_that_name_one_state_keep_it(toy, tmp_path):
+    """Posteriors of fewer states than others name their best one again, with no mass."""
+    ali = AliReader(toy["ali"])
+    best = np.repeat(ali.pdf[:, None], 2, axis=1)
+    prob, tail = np.repeat([[0.9, 0.0]], len(best), axis=0), np.full(len(best), 0.1)
+    arrays = {"prob": prob, "pdf": best, "tail": tail}
+    origin = {"temperature": 1.0, "mean": "arithmetic", "members": ["x"], "content_digest": "x"}
+    write_targets(
+        tmp_path / "in.h5", ali.layout, [(slice(0, len(best)), arrays)], num_pdfs=ali.num_pdfs, top_k=2,
+        attributes=origin | {"model_digest": ali.model_digest},
+    )  # fmt: skip
+    how = ["--ali", toy["ali"], "--device", "cpu", "--sequence-weight", 0.001, "--out", tmp_path / "out.h5"]
+    run("smooth-targets", "--targets", tmp_path / "in.h5", *how)
+    after = TargetsReader(tmp_path / "out.h5")
+    assert (after.pdf[:, 0] == ali.pdf).all()
+    np.testing.assert_allclose(after.prob[:, 0], 0.9, atol=3e-3)
+
+
 def test_what_cannot_be_smoothed_is_refused_in_a_sentence(labelled, toy, tmp_path, capsys):
     ali = AliReader(toy["ali"])
     other = tmp_path / "other.h5"
     write_ali(other, ali.layout, ali.pdf, num_pdfs=ali.num_pdfs, model_digest="other", sil_pdfs=[])
     done, given = tmp_path / "done.h5", ["smooth-targets", "--device", "cpu", "--out", str(tmp_path / "out.h5")]
+    drawn = tmp_path / "drawn.h5"
+    run("soft-targets", *labelled["teacher"], "--top-k", 3, "--target-pruning", "random", "--out", drawn)
     run(*given[:3], "--targets", labelled["dense"], "--ali", toy["ali"], "--sequence-weight", 0.5, "--out", done)
     for more, said in (
         (["--targets", labelled["dense"], "--ali", toy["ali"]], "give --sequence-weight, 0.5 for instance"),
         (["--targets", labelled["dense"], "--ali", other, "--sequence-weight", 0.5], "another HMM than"),
+        (["--targets", drawn, "--ali", toy["ali"], "--sequence-weight", 0.5], "was drawn at random"),
         (["--targets", done, "--ali", toy["ali"], "--sequence-weight", 0.5], "is smoothed already"),
         (["--targets", toy["ali"], "--ali", toy["ali"], "--sequence-weight", 0.5], "targets' was expected"),
         (["--targets", labelled["dense"], "--ali", toy["ali"], "--sequence-weight", 2], "sequence_weight 2"),

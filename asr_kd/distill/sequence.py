@@ -18,9 +18,11 @@ from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.store.hdf5 import Layout, blocks_of_utterances
 
 # Numbers of one array of forward-backward, of all utterances that go through it side by side.
-_MAX_NUMBERS = 1 << 25
-# Below this a posterior weighs as nothing: float16, in which targets are stored, has no smaller numbers.
-_FLOOR = 1e-8
+_MAX_NUMBERS = 1 << 24
+# What a target that was stored as 0 may have been: half of the smallest number of float16.
+_SMALLEST = 2.0**-25
+# What a frame may say against a state, at most: less could leave no state at all within float32.
+_LEAST_LIKELIHOOD = 1e-15
 # Times that a state is taken to have been left for any other state or the end, beside those counted.
 _UNSEEN = 1.0
 
@@ -42,7 +44,8 @@ class StateBigram:
     def counted(cls, ali: AliReader) -> "StateBigram":
         """From an alignment; raises AsrKdError where it has no utterance.
 
-        What was never seen to follow a state may follow it, as often as it is entered from elsewhere.
+        What was never seen to follow a state may follow it, as often as it is entered from elsewhere, or would be if it
+        had been entered once.
         """
         num_pdfs, end = ali.num_pdfs, ali.num_pdfs
         counts = np.zeros((num_pdfs + 1, num_pdfs + 1))
@@ -53,9 +56,8 @@ class StateBigram:
                 np.add.at(counts, (path[:-1], path[1:]), 1)
         if not counts.any():
             raise AsrKdError(f"{ali.path}: no utterance of it is aligned")
-        entered = counts.copy()
-        np.fill_diagonal(entered, 0)
-        entered = entered.sum(axis=0) / entered.sum()
+        entered = np.maximum(counts.sum(axis=0) - counts.diagonal(), 1)
+        entered /= entered.sum()
         bigram = (counts + _UNSEEN * entered) / (counts.sum(axis=1, keepdims=True) + _UNSEEN)
         frames = counts[:end].sum(axis=1)
         prior = np.maximum(frames, 1.0) / frames.sum()
@@ -76,22 +78,25 @@ def smoothed(
     acwt: float,
     temperature: float = 1.0,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Posteriors that lean by `weight` on what the HMM makes of their utterance.
+    """Log posteriors that lean by `weight` on what the HMM makes of their utterance.
 
     q = (1 - weight) · p + weight · γ, where p (num_pdfs,) is what the nets give a frame, and γ the posterior of its
     states given all frames of the utterance by a chain whose likelihoods are (p / prior)^acwt. Neighbouring frames say
     much the same, so that an acwt of 1 would believe them too often. Targets of a temperature are brought to 1 for
     this, by p ∝ p_T^T, and back.
 
-    blocks: (rows, (n, num_pdfs) float32), whole utterances each; so are those that come back, in the same order.
+    blocks: (rows, targets (n, num_pdfs) float32), whole utterances each. Logarithms of the new ones come back, in the
+    same order.
     """
+    log_weight, log_rest = torch.tensor([weight, 1 - weight]).log().tolist()
     for rows, targets in blocks:
         first, stop = np.searchsorted(layout.offsets, [rows.start, rows.stop])
-        log_post = (targets.clamp(min=_FLOOR).log() * temperature).log_softmax(dim=-1)
-        likelihoods = ((log_post - bigram.prior.log()) * acwt).exp()
+        log_post = (targets.clamp(min=_SMALLEST).log() * temperature).log_softmax(dim=-1)
+        evidence = (log_post - bigram.prior.log()) * acwt
+        likelihoods = (evidence - evidence.amax(dim=-1, keepdim=True)).exp().clamp(min=_LEAST_LIKELIHOOD)
         occupied = state_posteriors(likelihoods, layout.lengths[first:stop], bigram)
-        mean = log_post.exp() * (1 - weight) + occupied * weight
-        yield rows, (mean.clamp(min=_FLOOR).log() / temperature).softmax(dim=-1)
+        mean = torch.logaddexp(log_post + log_rest, occupied.log() + log_weight)
+        yield rows, (mean / temperature).log_softmax(dim=-1)
 
 
 def whole_utterances(layout: Layout, num_pdfs: int) -> Iterator[slice]:

@@ -20,9 +20,12 @@ if ! grep -q '^online_targets: true' "$config"; then
       --config "$config" --config "$exp/sweep/best.yaml" --out "$exp/targets/$set.h5"
   done
   from=(--targets "$exp/targets/train.h5")
+  sequence= # whether an HMM sees the soft targets of speech without text
+  grep -Eq '^sequence_weight: 0(\.0)?$' "$config" || sequence=yes
+  [ -z "$sequence" ] || [ ${#unlabelled[@]} -gt 0 ] || echo "sequence_weight: no untranscribed speech, so not used" >&2
   if [ ${#unlabelled[@]} -gt 0 ]; then
     extra=$exp/targets/unlabelled.h5
-    if ! grep -Eq '^sequence_weight: 0(\.0)?$' "$config"; then
+    if [ -n "$sequence" ]; then
       run asr_kd smooth-targets --targets "$extra" --ali "$exp/ali/train.h5" --device "$device" --config "$config" \
         --out "${extra%.h5}.sequence.h5"
       extra=${extra%.h5}.sequence.h5
