@@ -21,6 +21,7 @@ pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-
 
 TINY = "--hours-train 0.03 --hours-dev 0.01 --hours-test 0.01 --nj 2 --num-members 2 --num-seeds 2 --num-epochs 4"
 TINY += " --student-epochs 6 --sweep-epochs 2 --sweep-soft-weights 1 --hidden-dim 32 --num-hidden-layers 1"
+TINY += " --hours-unlabelled 0.02 --sequence-weight 0.5"
 TINY += " --gmm-num-iters 8 --gmm-total-gauss 150 --acwts 0.1,0.3 --insertion-penalties 0,2"
 STAGES = ["01_data", "02_features", "03_align", "04_train", "05_distill", "06_decode", "07_report", "08_model"]
 MARK = re.compile(r"# \d{4}-\d\d-\d\d \d\d:\d\d:\d\d (stage|done)")
@@ -53,6 +54,8 @@ def test_the_recipe_ends_with_results_and_a_page(whole):
     assert set(results["headline"]) == {"baseline", "ensemble", "student"}
     names = {system["name"] for system in results["systems"]}
     assert {"member1", "member2", "baseline", "baseline-long", "ensemble-arithmetic", "student"} <= names
+    taught = json.loads((whole / "nnet/student/seed1/net.json").read_text())["training"]["loss"]["sequence"]
+    assert [targets.get("sequence_weight") for targets in taught] == [None, 0.5]
     page = (whole / "report/index.html").read_text()
     assert "<table" in page
     assert "<svg" in page
