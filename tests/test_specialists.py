@@ -145,6 +145,22 @@ def test_the_objective_is_convex_in_q(seed, weight):
 
 
 def test_the_objective_is_the_papers_up_to_entropies():
+    """KL(p_g, q) + Σ KL(p_m, q), written out specialist by specialist."""
+    p_g, answers = random_answers(3, 2, 6, 2, called_share=1.0)
+    q = torch.from_numpy(np.random.default_rng(5).dirichlet(np.ones(6), size=2))
+    single = SpecialistAnswers(
+        answers.special * 0, answers.dustbin[:, :1] * 0 + 1.0, answers.called[:, :1], answers.membership[:1]
+    )
+    outside = q[:, ~answers.membership[0]].sum(dim=1)
+    torch.testing.assert_close(objective(q, p_g, single), -torch.xlogy(p_g, q).sum(1) - outside.log())
+    torch.testing.assert_close(
+        objective(q, p_g, answers),
+        -torch.xlogy(p_g + answers.special, q).sum(1)
+        - sum(answers.dustbin[:, m] * q[:, ~answers.membership[m]].sum(1).log() for m in range(2)),
+    )
+
+
+def test_the_objective_is_a_sum_of_divergences_but_for_entropies():
     """KL(p_g, q) + Σ KL(p_m, q), equation 5; over its own states and a dustbin for a specialist."""
     p_g, q, *p_m = torch.from_numpy(np.random.default_rng(5).dirichlet(np.ones(6), size=4))[:, None]
     membership = torch.tensor([[True, True, True, False, False, False], [False, False, True, True, True, False]])

@@ -16,7 +16,7 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.runinfo import fingerprint, make
 from asr_kd.store.ali import AliReader
 from asr_kd.store.targets import SEQUENCE_KEYS, TargetsRows, write_targets
-from asr_kd.store.tensors import as_tensor
+from asr_kd.store.tensors import as_index, as_tensor
 from asr_kd.training.data import digest_of
 
 # Of the other states where top-k targets name them all.
@@ -88,7 +88,7 @@ def _dense(targets: TargetsRows, bigram: StateBigram) -> Iterator[tuple[slice, t
         prob, pdf, tail = (None if a is None else as_tensor(a).to(bigram.prior.device) for a in targets.read(rows))
         prob = prob.float()
         if pdf is not None:
-            pdf = pdf.long() & 0xFFFF if pdf.dtype == torch.int16 else pdf.long()  # see as_tensor
+            pdf = as_index(pdf)
             others = shares.expand(len(pdf), -1).scatter(1, pdf, 0.0)
             others = others * (tail.float() / others.sum(dim=1).clamp(min=_NO_SHARE))[:, None]
             prob = others.scatter_add(1, pdf, prob)  # foreign targets may name a state again, with no mass

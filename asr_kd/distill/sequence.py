@@ -101,7 +101,7 @@ def smoothed(
 
 def whole_utterances(layout: Layout, num_pdfs: int) -> Iterator[slice]:
     """Utterances as many at a time as go through forward-backward together."""
-    yield from blocks_of_utterances(layout.offsets, max(1, _MAX_NUMBERS // num_pdfs))
+    return blocks_of_utterances(layout.offsets, max(1, _MAX_NUMBERS // num_pdfs))
 
 
 def state_posteriors(likelihoods: torch.Tensor, lengths: Sequence[int], bigram: StateBigram) -> torch.Tensor:

@@ -22,7 +22,7 @@ from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
-from asr_kd.store.tensors import as_tensor
+from asr_kd.store.tensors import as_index, as_tensor
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
 from asr_kd.training.stream import Stream
@@ -141,10 +141,7 @@ class StoredTargets:
         prob = self._prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        pdf = self._pdf[index].long()
-        if self._pdf.dtype == torch.int16:
-            pdf &= 0xFFFF  # see as_tensor
-        return SoftBatch(prob, pdf, None if self._tail is None else self._tail[index])
+        return SoftBatch(prob, as_index(self._pdf[index]), None if self._tail is None else self._tail[index])
 
 
 class OnlineTargets:

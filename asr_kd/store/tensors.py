@@ -26,3 +26,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
 def as_tensor(array: np.ndarray) -> torch.Tensor:
     """The same memory as a tensor; uint16, by which GPUs can look up nothing, as int16 of the same bits."""
     return torch.from_numpy(array.view(np.int16) if array.dtype == np.uint16 else array)
+
+
+def as_index(stored: torch.Tensor) -> torch.Tensor:
+    """The whole numbers of a tensor from as_tensor, int64: of int16 those of uint16 that its bits are."""
+    index = stored.long()
+    if stored.dtype == torch.int16:
+        index &= 0xFFFF
+    return index
