@@ -2,7 +2,9 @@
 
 import dataclasses
 import multiprocessing
+import os
 import pickle
+import tempfile
 from pathlib import Path
 
 import h5py
@@ -19,6 +21,7 @@ from asr_kd.store.ali import FAILED, AliReader, require_fit, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter, join_shards
 from asr_kd.store.hdf5 import SEAL, Layout
+from asr_kd.store.stored_rows import StoredRows
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "data_prep" / "extract_fbank.py"
@@ -289,6 +292,52 @@ def test_damaged_files_are_refused(tmp_path):
             FeatsReader(path)
     with pytest.raises(AsrKdError, match="no such file"):
         FeatsReader(tmp_path / "none.h5")
+
+
+@given(st.data())
+def test_rows_are_read_where_they_lie(data):
+    num_rows = data.draw(st.integers(0, 40))
+    shape = data.draw(st.sampled_from([(), (3,), (2, 2)]))
+    dtype = data.draw(st.sampled_from(["<f4", "<f2", "<i4", ">i2"]))
+    chunk_rows = data.draw(st.sampled_from([None, 1, 7, 64]))
+    values = np.arange(num_rows * int(np.prod(shape))).reshape(num_rows, *shape).astype(dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.h5"
+        with h5py.File(path, "w") as file:
+            chunked = {} if chunk_rows is None else {"chunks": (chunk_rows, *shape), "maxshape": (None, *shape)}
+            wanted = file.create_dataset("wanted", (0, *shape) if chunked else values.shape, dtype, **chunked)
+            other = file.create_dataset("other", (0,), "u1", chunks=(5,), maxshape=(None,))  # its chunks lie between
+            if chunked:
+                for begin in range(0, num_rows, 7):
+                    wanted.resize(min(begin + 7, num_rows), axis=0)
+                    wanted[begin:] = values[begin : begin + 7]
+                    other.resize(begin + 5, axis=0)
+                    other[begin:] = 9
+            elif num_rows:
+                wanted[:] = values
+        with h5py.File(path) as file:
+            stored = StoredRows(file["wanted"])
+            begin, end = sorted(data.draw(st.tuples(*2 * [st.integers(0, num_rows)])))
+            found = stored.read(slice(begin, end))
+            assert (found.dtype, found.shape) == (values.dtype, (end - begin, *shape))
+            np.testing.assert_array_equal(found, values[begin:end])
+            np.testing.assert_array_equal(stored.read(slice(begin, num_rows + 5)), values[begin:])
+
+
+def test_rows_that_were_compressed_never_stored_or_cut_off_are_refused(tmp_path):
+    with h5py.File(tmp_path / "rows.h5", "w") as file:
+        file.create_dataset("compressed", data=np.zeros(9), compression="gzip")
+        file.create_dataset("unstored", (9,), "f4", chunks=(3,))[:3] = 1
+        file["whole"] = np.zeros(9)
+    with h5py.File(tmp_path / "rows.h5") as file:
+        with pytest.raises(AsrKdError, match="compressed is compressed"):
+            StoredRows(file["compressed"])
+        with pytest.raises(AsrKdError, match="unstored was not stored as a whole"):
+            StoredRows(file["unstored"])
+        whole = StoredRows(file["whole"])
+        os.truncate(tmp_path / "rows.h5", file["whole"].id.get_offset() + 8)
+        with pytest.raises(AsrKdError, match="cut off while it was read"):
+            whole.read(slice(0, 9))
 
 
 @pytest.fixture

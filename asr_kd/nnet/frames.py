@@ -72,14 +72,18 @@ class Cmvn:
         """
         norms, groups = self._norms(reader)
         offsets = reader.layout.offsets
+        # What was whole once is not checked again: streams read the same utterances in every pass.
+        is_intact = np.zeros(reader.layout.num_utts, dtype=bool)
 
         def normalised(utts: slice) -> np.ndarray:
             begin = offsets[utts.start]
             feats = reader.read_rows(slice(int(begin), int(offsets[utts.stop])))
             for u in range(utts.start, utts.stop):
-                mean, istd = norms[groups[u]]
                 rows = feats[offsets[u] - begin : offsets[u + 1] - begin]
-                reader.require_intact(u, rows)
+                if not is_intact[u]:
+                    reader.require_intact(u, rows)
+                    is_intact[u] = True
+                mean, istd = norms[groups[u]]
                 rows -= mean
                 rows *= istd
                 if not np.isfinite(rows).all():

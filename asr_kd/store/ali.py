@@ -29,6 +29,7 @@ from asr_kd.store.hdf5 import (
     require_sealed,
     write_layout,
 )
+from asr_kd.store.stored_rows import StoredRows
 
 FORMAT_NAME = "asr_kd.ali"
 FAILED = -1
@@ -175,7 +176,7 @@ class AliRows:
             attrs = self._file.attrs
             self.layout = read_layout(self._file)
             self.num_pdfs, self.model_digest = int(attrs["num_pdfs"]), str(attrs["model_digest"])
-            self._pdf = self._file["pdf"]
+            self._pdf = StoredRows(self._file["pdf"])
             silence = self._file["sil_pdfs"][:].astype(np.int64)
             for name in ("pdf", "phone", "tid"):
                 if name in self._file and self._file[name].shape != (self.layout.num_frames,):
@@ -198,7 +199,7 @@ class AliRows:
         """The states of utterances that follow each other, (n,) of the stored type; raises AsrKdError if damaged."""
         offsets = self.layout.offsets
         with readable(self.path):
-            return self._pdf[offsets[utts.start] : offsets[utts.stop]]
+            return self._pdf.read(slice(int(offsets[utts.start]), int(offsets[utts.stop])))
 
 
 def require_fit(ali: Layout, feats: Layout, names: tuple[str, str]) -> None:

@@ -18,6 +18,7 @@ it names relative to its own folder, together with their content digests in /sha
 
 import hashlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,9 +29,12 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.features.splice import splice
 from asr_kd.store.hdf5 import H5_ERRORS, Layout, open_h5, read_layout, readable, require_sealed
+from asr_kd.store.stored_rows import StoredRows
 
 FORMAT_NAME = "asr_kd.feats"
 DTYPES = ("float32", "float16")
+# Several threads may read, one of them opens.
+_OPENING = threading.Lock()
 
 
 def open_feats(path: str | Path) -> h5py.File:
@@ -104,8 +108,8 @@ def content_digest(attrs: Mapping[str, Any], layout: Layout, spk_ids: Sequence[s
 class FeatsReader:
     """Read feats.h5: `reader[utt_id]` is (num_frames, feat_dim) float32.
 
-    The tables are read at once, the frames when asked for. The open file is not shared with a forked or spawned
-    process: there, it is opened again.
+    The tables are read at once, the frames when asked for, by as many threads as ask. The open file is not shared with
+    a forked or spawned process: there, it is opened again.
 
     layout: Layout; feat_dim: columns; spk_ids: speaker of each utterance; attrs: the file's attributes;
     content_digest: of values and options; utt_digests: SHA-256 of each utterance's stored values, (num_utts, 32)
@@ -118,7 +122,7 @@ class FeatsReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._file: h5py.File | None = None
-        self._feats: h5py.Dataset | None = None
+        self._feats: StoredRows | None = None
         self._pid = -1
         with open_feats(path) as file, readable(path):
             self.attrs = dict(file.attrs)
@@ -150,12 +154,13 @@ class FeatsReader:
             require_sealed(file)
 
     def _opened(self) -> h5py.File:
-        if self._file is None or self._pid != os.getpid():
-            self._file, self._pid = open_feats(self.path), os.getpid()
-            self._feats = self._file["feats"]  # kept open: its cache of chunks (and of shards) goes with it
-            if self._file.attrs["content_digest"] != self.content_digest:
-                raise AsrKdError(f"{self.path}: was replaced while it was in use")
-        return self._file
+        with _OPENING:
+            if self._file is None or self._pid != os.getpid():
+                file = open_feats(self.path)
+                if file.attrs["content_digest"] != self.content_digest:
+                    raise AsrKdError(f"{self.path}: was replaced while it was in use")
+                self._file, self._feats, self._pid = file, StoredRows(file["feats"]), os.getpid()
+            return self._file
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None, "_feats": None, "_pid": -1}
@@ -177,14 +182,9 @@ class FeatsReader:
 
     def read_rows(self, rows: slice) -> np.ndarray:
         """Frames `rows` in the order of the layout, (n, feat_dim) float32."""
-        out = np.empty((rows.stop - rows.start, self.feat_dim), dtype=np.float32)
-        if len(out):
+        with readable(self.path):
             self._opened()
-            with readable(self.path):
-                self._feats.read_direct(out, source_sel=rows)
-            if self._feats.is_virtual and not np.isfinite(out[:, 0]).all():
-                raise AsrKdError(f"{self.path}: a shard of it was removed while it was in use")
-        return out
+            return self._feats.read(rows).astype(np.float32, copy=False)
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
         """Frames of one utterance, (num_frames, feat_dim) float32; raises AsrKdError if it is unknown."""

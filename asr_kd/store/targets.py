@@ -11,6 +11,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.hdf5 import Layout, create_h5, extend, open_h5, read_layout, readable, require_sealed, write_layout
+from asr_kd.store.stored_rows import StoredRows
 
 FORMAT = "asr_kd.targets"
 PART_FORMAT = "asr_kd.targets_part"
@@ -248,7 +249,7 @@ class TargetsReader(_Targets):
 class TargetsRows(_Targets):
     """A targets.h5 of which some frames are read at a time.
 
-    prob, pdf, tail: data sets of the shapes and types of TargetsReader's arrays, pdf and tail None where dense;
+    prob, pdf, tail: StoredRows of the shapes and types of TargetsReader's arrays, pdf and tail None where dense;
     has_tail: whether a frame has mass in its tail; digest: of the values, as it stands in the file. All values are read
     once to begin with, and checked as TargetsReader checks them.
     """
@@ -258,7 +259,9 @@ class TargetsRows(_Targets):
         self._file = open_h5(path, FORMAT)
         with readable(path):
             super().__init__(Path(path), self._file)
-            self.prob, self.pdf, self.tail = (self._file.get(name) for name in ("prob", "pdf", "tail"))
+            self.prob, self.pdf, self.tail = (
+                StoredRows(self._file[name]) if name in self._file else None for name in ("prob", "pdf", "tail")
+            )
             self.digest, self.has_tail = stored_digest(path), False
             digests = [hashlib.sha256() for _ in range(3)]
             for begin in range(0, self.layout.num_frames, block_frames):
@@ -274,4 +277,4 @@ class TargetsRows(_Targets):
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """prob, pdf and tail of frames `rows`; raises AsrKdError if they cannot be read."""
         with readable(self.path):
-            return tuple(None if dataset is None else dataset[rows] for dataset in (self.prob, self.pdf, self.tail))
+            return tuple(None if stored is None else stored.read(rows) for stored in (self.prob, self.pdf, self.tail))

@@ -11,7 +11,7 @@ of slots and blocks: a resumed run draws what an unbroken one would.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,10 @@ SLOTS = 8
 WINDOW = SLOTS - 1
 # More blocks mix the corpus better and waste less of a slot, but are read in smaller pieces.
 BLOCKS_IN_SLOT = 16
+# Threads that read, check and normalise, if a group has so many frames for each: with fewer they wait for each other's
+# Python.
+READERS = 4
+READER_FRAMES = 1 << 14
 # Labels that are looked at in one go before training.
 _LABELS = 1 << 20
 
@@ -97,6 +101,10 @@ class StreamedFrames:
         return windows_of(self.buffer, self._all_offsets, self._context, index, self._dtype)
 
 
+# The utterances of a block, as the runs of neighbours that they are made of.
+Runs = list[tuple[Part, slice]]
+
+
 @dataclass(frozen=True)
 class Group:
     """Blocks that come to the device together, and whose frames `index` takes, in an order that `seed` gives.
@@ -108,7 +116,7 @@ class Group:
     index: "StreamedIndex"
     seed: int
     number: int
-    blocks: list[np.ndarray] = field(compare=False, repr=False)
+    blocks: list[Runs] = field(compare=False, repr=False)
 
 
 @dataclass(eq=False)
@@ -123,7 +131,7 @@ class _Slot:
 
 
 class Stream:
-    """What a streamed set is read from, and the slots that it is read into, by one thread: HDF5 lets no more in."""
+    """What a streamed set is read from, and the slots that it is read into: one after another, by READERS threads."""
 
     def __init__(
         self,
@@ -148,7 +156,7 @@ class Stream:
         self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
         self._targets: list[torch.Tensor] = []
         self._slots = [_Slot(number * capacity) for number in range(SLOTS)]
-        self._thread = ThreadPoolExecutor(1, "stream")
+        self._thread, self._readers = ThreadPoolExecutor(1, "stream"), ThreadPoolExecutor(READERS, "reader")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._identities = {path: identity_of(path) for part in parts for path in part.files}
 
@@ -213,9 +221,29 @@ class Stream:
     def _fill(self, slot: _Slot, group: Group) -> tuple[torch.Tensor, torch.Tensor]:
         """In the thread: read a group into a slot; its rows to train on, in random order, and its offsets."""
         self._require_unchanged()
-        with self._copying(slot):
-            begin, found, lengths = slot.first, [], [np.zeros(1, np.int64)]
-            for part, utts in (run for block in group.blocks for run in self._runs(block)):
+        if self._copies:
+            self._copies.wait_event(slot.left)
+        runs = [run for block in group.blocks for run in block]
+        lengths = [np.diff(part.reader.layout.offsets[utts.start : utts.stop + 1]) for part, utts in runs]
+        begins = slot.first + np.cumsum([0, *(of_run.sum() for of_run in lengths[:-1])])
+        num_readers = min(READERS, 1 + int(begins[-1] - slot.first) // READER_FRAMES)
+        shares = [slice(first, len(runs), num_readers) for first in range(num_readers)]
+        jobs = [self._readers.submit(self._read, slot, group, runs[share], begins[share].tolist()) for share in shares]
+        wait(jobs)  # for all of them, also when one fails: what comes into the slot next is not to be written over
+        found: list[Any] = [None] * len(runs)
+        for share, job in zip(shares, jobs, strict=True):
+            found[share] = job.result()
+        with self._copying():
+            generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number))
+            rows = torch.from_numpy(np.concatenate(found))
+            rows = rows[torch.randperm(len(rows), generator=generator)].to(self.device)
+        return rows, torch.from_numpy(slot.first + np.cumsum(np.concatenate([[0], *lengths])))
+
+    def _read(self, slot: _Slot, group: Group, runs: Runs, begins: Sequence[int]) -> list[np.ndarray]:
+        """In a reader: bring runs to the rows of the buffer from `begins` on; of each those to train on, (n,) int32."""
+        found = []
+        with self._copying():
+            for (part, utts), begin in zip(runs, begins, strict=True):
                 if slot.group is not group:
                     raise CancelledError
                 of_set = slice(part.first_utt + utts.start, part.first_utt + utts.stop)
@@ -224,18 +252,13 @@ class Stream:
                 columns = [(self.frames.buffer, feats), (self.pdf, pdf)]
                 if part.targets:
                     offsets = part.reader.layout.offsets
-                    values = part.targets.read(slice(offsets[utts.start], offsets[utts.stop]))
+                    values = part.targets.read(slice(int(offsets[utts.start]), int(offsets[utts.stop])))
                     columns += zip(self._targets, values, strict=True)
                 for buffer, values in columns:
                     if buffer is not None:
                         self._copy(buffer[begin : begin + len(values)], values)
                 found.append((begin + np.flatnonzero(is_wanted)).astype(np.int32))
-                lengths.append(self._layout.lengths[of_set])
-                begin += len(pdf)
-            generator = torch.Generator().manual_seed(mixed_seed(group.seed, group.number))
-            rows = torch.from_numpy(np.concatenate(found))
-            rows = rows[torch.randperm(len(rows), generator=generator)].to(self.device)
-        return rows, torch.from_numpy(slot.first + np.cumsum(np.concatenate(lengths)))
+        return found
 
     def _require_unchanged(self) -> None:
         for path, identity in self._identities.items():
@@ -249,20 +272,21 @@ class Stream:
                     "command goes on from the last checkpoint"
                 )
 
-    def _runs(self, block: np.ndarray) -> Iterator[tuple[Part, slice]]:
-        """Utterances of a block that follow each other in one file, by their numbers there."""
+    def runs(self, block: np.ndarray) -> Runs:
+        """The utterances of a block that follow each other in one file, by their numbers there."""
+        runs = []
         for part in self._parts:
             here = block[np.searchsorted(block, part.utts.start) : np.searchsorted(block, part.utts.stop)]
-            yield from ((part, run) for run in runs_of(here - part.first_utt))
+            runs += ((part, run) for run in runs_of(here - part.first_utt))
+        return runs
 
     @contextlib.contextmanager
-    def _copying(self, slot: _Slot) -> Iterator[None]:
-        """Copies to a GPU go by a stream of their own, wait for what still needs the slot, and are waited for."""
+    def _copying(self) -> Iterator[None]:
+        """Copies to a GPU go by a stream of their own, and are waited for."""
         if self._copies is None:
             yield
             return
         with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
-            self._copies.wait_event(slot.left)
             yield
             self._copies.synchronize()
 
@@ -290,12 +314,10 @@ class StreamedIndex:
     def _set_counts(self, counts: np.ndarray) -> None:
         """counts: (num_utts,) frames to train on of each utterance."""
         self._counts, self._num_frames = counts, int(counts.sum())
-        self._blocks = self.stream.blocks(np.flatnonzero(counts))
-        lengths = self.stream.frames.layout.lengths
+        blocks, lengths = self.stream.blocks(np.flatnonzero(counts)), self.stream.frames.layout.lengths
         # Of each block: frames, and those of them to train on.
-        self._sizes, self._takes = (
-            np.array([of_utt[block].sum() for block in self._blocks]) for of_utt in (lengths, counts)
-        )
+        self._sizes, self._takes = (np.array([of_utt[block].sum() for block in blocks]) for of_utt in (lengths, counts))
+        self._blocks = [self.stream.runs(block) for block in blocks]
 
     def __len__(self) -> int:
         return self._num_frames
@@ -336,7 +358,7 @@ class StreamedIndex:
         utts, longest = np.flatnonzero(self._counts), self.stream.frames.layout.lengths.max()
         number = min(len(utts), at_most / self._counts[utts].mean(), self.stream.group_frames / longest)
         spread = np.linspace(0, len(utts) - 1, max(1, int(number))).round().astype(int)
-        group = Group(self, -1, 0, [utts[spread]])  # no run has this seed
+        group = Group(self, -1, 0, [self.stream.runs(utts[spread])])  # no run has this seed
         return self.stream.hold([group], [])[0]
 
 

@@ -24,6 +24,7 @@ Options of this experiment:
   --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch;
                       take another --out than without, since arms have the same names
   --folds N           of the arm `fold` (default 5)
+  --fold-members N    how many are trained for it (default as many as folds: one answers a frame; of twice as many, two)
   --averaged-rate R   learning rate of averaged-NAME (default 0.003)
   --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)
   --split NAME        shares are of this set, dev or test (default dev)'
@@ -32,10 +33,11 @@ teachers=
 view_options="--time-warp 0.2 --freq-warp 0.1"
 extra_feats=
 folds=5
+fold_members=
 averaged_rate=0.003
 average_share=0.7
 split=dev
-own_options="arms teachers view_options extra_feats folds averaged_rate average_share split"
+own_options="arms teachers view_options extra_feats folds fold_members averaged_rate average_share split"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 . "$root/recipes/paper/nets.sh"
 
@@ -98,7 +100,7 @@ train_arm() {
     born-again-sequence) stored one --teachers "${members[0]}"; in_sequence; student "${targets[@]}" ;;
     born-again) stored one --teachers "${members[0]}"; student "${targets[@]}" ;;
     fold)
-      run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "$folds" --out "$out/fold-member"
+      run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "${fold_members:-$folds}" --out "$out/fold-member"
       stored fold --teachers "$out"/fold-member/seed*/ --out-of-fold
       student "${targets[@]}"
       ;;
