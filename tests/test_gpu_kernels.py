@@ -119,3 +119,18 @@ def test_windows_are_those_of_the_plain_gather(fused, held_as):
     found = gathered(*(each.to(DEVICE) for each in inputs), dtype, STEP if held_as == torch.int8 else 1.0)
     expected = windows_of(feats, offsets, context, index, dtype)
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=0)
+
+
+@here
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_pdfs", [1, 60, 9001])
+def test_softmax_is_added_to_what_is_there(fused, num_pdfs, dtype):
+    from asr_kd.nnet.gpu_kernels import add_softmax
+
+    logits, total = 3 * random(9, 6, num_pdfs).to(dtype), random(10, 6, num_pdfs).float()
+    logits[0, 0] = 1000.0
+    expected = total.double() + (logits.double() / 2.5).softmax(dim=-1)
+    found = total.to(DEVICE, copy=True)
+    add_softmax(found, logits.to(DEVICE), 2.5)
+    torch.testing.assert_close(found.cpu().double(), expected, rtol=1e-6, atol=1e-6)

@@ -528,12 +528,12 @@ def test_labels_beyond_the_number_of_states_are_refused(toy, tmp_path, capsys):
     assert "the model has 6" in capsys.readouterr().err
 
 
-def test_logits_of_large_ensembles_come_in_smaller_blocks(toy):
+def test_logits_of_many_states_come_in_smaller_blocks(toy):
     train = toy_set(toy)
     nets = [new_net(Architecture(3, 1, 40, 1, 8, train.num_pdfs), seed) for seed in (1, 2)]
-    blocks = list(mean_log_posteriors(nets, train.frames, max_logits=200))
+    blocks = list(mean_log_posteriors(nets, train.frames, max_numbers=400))
     whole = torch.cat([log_post for _, log_post in mean_log_posteriors(nets, train.frames)])
-    assert max(len(log_post) for _, log_post in blocks) == 200 // (2 * train.num_pdfs)
+    assert max(len(log_post) for _, log_post in blocks) == 400 // (4 * train.num_pdfs)
     torch.testing.assert_close(torch.cat([log_post for _, log_post in blocks]), whole)
 
 

@@ -99,8 +99,8 @@ def dense_targets(
             for table, log_post in zip(tables, log_posts, strict=True):
                 if log_post.shape[1] != num_pdfs:
                     raise AsrKdError(f"{table}: {log_post.shape[1]} columns, but the alignment has {num_pdfs} states")
-            stacked = torch.from_numpy(np.stack(log_posts)) * stored_temperature
-            yield layout.rows(utt_id), combine(stacked, temperature, combination)
+            logits = (torch.from_numpy(log_post) * stored_temperature for log_post in log_posts)
+            yield layout.rows(utt_id), combine(logits, temperature, combination)
 
     return pack(joint(), top_k)
 

@@ -5,6 +5,7 @@ such targets learns what the labels had said already.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,8 @@ import torch
 
 from asr_kd.distill.transfer import TransferSet, original_of, shuffled
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import combine, of_type
+from asr_kd.nnet.inference import combine, logits_of, of_type
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import read_transfer_utts
 from asr_kd.store.hdf5 import Layout
@@ -94,7 +94,6 @@ def out_of_fold_log_posteriors(
             place = torch.from_numpy(np.flatnonzero(pattern_of_frame[rows] == number)).to(frames.device)
             if len(place):
                 windows = frames.windows(place + rows.start)
-                with autocast(frames.device, dtype):
-                    logits = torch.stack([net(windows) for net, wanted in zip(nets, pattern, strict=True) if wanted])
-                log_post[place] = combine(logits, temperature, combination)
+                asked = compress(nets, pattern)
+                log_post[place] = combine(logits_of(asked, windows, dtype), temperature, combination)
         yield rows, log_post

@@ -16,9 +16,8 @@ from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames, front_end
-from asr_kd.nnet.inference import answers, combine, mean_log_posteriors, of_type
+from asr_kd.nnet.inference import answers, combine, logits_of, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
@@ -180,8 +179,7 @@ class OnlineTargets:
         """See SoftTargets; index (batch,) says whose answers these windows get, where members are drawn."""
         if self._specialists:
             return SoftBatch(self._specialists.log_posteriors(windows, self.temperature).exp())
-        with autocast(windows.device, self._dtype):
-            logits = torch.stack([net(windows) for net in self._answering(index)])
+        logits = logits_of(self._answering(index), windows, self._dtype)
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
 
 

@@ -1,4 +1,4 @@
-"""Kernels of Triton for GPUs: whether they can be had, and windows that are gathered in one pass."""
+"""Kernels of Triton for GPUs: whether they can be had, windows gathered in one pass, and sums of softmaxes."""
 
 import functools
 
@@ -9,6 +9,13 @@ import triton.language as tl
 from asr_kd.cli_common import log
 
 _BLOCK = 1024
+# Columns that a kernel has in its registers at a time.
+MAX_BLOCK = 4096
+
+
+def num_warps(block: int) -> int:
+    """Of a kernel that works on so many columns at a time."""
+    return max(1, min(8, block // 256))
 
 
 @functools.cache
@@ -60,3 +67,38 @@ def _windows_kernel(
     row = tl.maximum(row, tl.load(first + which, mask=inside, other=0))
     values = tl.load(feats + row * feat_dim + dim, mask=inside, other=0).to(tl.float32) * scale
     tl.store(windows + place, values.to(windows.dtype.element_ty), mask=inside)
+
+
+def add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -> None:
+    """Add softmax(z / T) of each row to `total` (batch, num_pdfs) float32, of logits of at most 32 bits."""
+    num_pdfs, logits = logits.shape[1], logits.contiguous()
+    block = min(MAX_BLOCK, triton.next_power_of_2(num_pdfs))
+    if len(logits):
+        _softmax_kernel[(len(logits),)](logits, total, num_pdfs, 1 / temperature, block, num_warps=num_warps(block))
+
+
+@triton.jit
+def add_to_log_sum(largest, total, values):
+    """The largest number and Σ exp(number − largest) so far, with more `values`, of which all may be −∞."""
+    new = tl.maximum(largest, tl.max(values, axis=0))
+    base = tl.where(new == float("-inf"), 0.0, new)
+    return new, total * tl.exp(largest - base) + tl.sum(tl.exp(values - base), axis=0)
+
+
+@triton.jit
+def _softmax_kernel(logits, total, num_pdfs, inverse_temperature, BLOCK: tl.constexpr):
+    """A row, which is read twice: the second time it lies in a cache."""
+    row = tl.program_id(0).to(tl.int64) * num_pdfs
+    largest = float("-inf")
+    summed = 0.0
+    for begin in range(0, num_pdfs, BLOCK):
+        cols = begin + tl.arange(0, BLOCK)
+        a = tl.load(logits + row + cols, mask=cols < num_pdfs, other=float("-inf")).to(tl.float32) * inverse_temperature
+        largest, summed = add_to_log_sum(largest, summed, a)
+    log_sum = largest + tl.log(summed)
+    for begin in range(0, num_pdfs, BLOCK):
+        cols = begin + tl.arange(0, BLOCK)
+        inside = cols < num_pdfs
+        a = tl.load(logits + row + cols, mask=inside, other=float("-inf")).to(tl.float32) * inverse_temperature
+        before = tl.load(total + row + cols, mask=inside, other=0.0)
+        tl.store(total + row + cols, before + tl.exp(a - log_sum), mask=inside)

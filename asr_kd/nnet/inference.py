@@ -1,47 +1,71 @@
 """Logits and posteriors of a net or an ensemble for all frames of a set."""
 
 import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import nn
 
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast, rows_at_once
+from asr_kd.nnet.device import autocast, has_kernels, rows_at_once
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.world import ALONE, World
 
 COMBINATIONS = ("arithmetic", "geometric")
 
-# Logits of a block, of all nets together: its matrix products are worth bringing in the weights, and it fits in memory.
-_MAX_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 28}
+# Numbers of a block that are of states: its matrix products are worth bringing in the weights, and it fits in memory.
+_MAX_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 28}
+# The smallest posterior of an arithmetic mean of several members; its logarithm, −87, is finite.
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
-    """Log of the members' mean distribution at a temperature.
+def combine(logits: Iterable[torch.Tensor], temperature: float, combination: str) -> torch.Tensor:
+    """Log of the members' mean distribution at a temperature, (batch, num_pdfs) float32.
 
-    logits: (num_members, batch, num_pdfs) → (batch, num_pdfs) float32. Arithmetic: mean_i softmax(z_i / T);
-    geometric: softmax(mean_i z_i / T), the normalised geometric mean (Hinton et al. 2015, section 4).
+    logits: those of each member, (batch, num_pdfs), which are asked for one after the other. Arithmetic:
+    mean_i softmax(z_i / T); geometric: softmax(mean_i z_i / T), the normalised geometric mean (Hinton et al. 2015,
+    section 4).
     """
     if combination not in COMBINATIONS:
         raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
-    num_members, batch, num_pdfs = logits.shape
-    # PyTorch sums 64 columns at a time and the last few in another order: chunks of whole 64s have the same bits.
-    whole = 64 // math.gcd(64, num_pdfs)
-    rows = -(-rows_at_once(logits.device, num_members * num_pdfs) // whole) * whole
-    mean = torch.empty((batch, num_pdfs), device=logits.device)
-    for begin in range(0, batch, rows):
-        mean[begin : begin + rows] = _combine(logits[:, begin : begin + rows], temperature, combination)
-    return mean
-
-
-def _combine(logits: torch.Tensor, temperature: float, combination: str) -> torch.Tensor:
-    scaled = logits.float() / temperature
+    members = iter(logits)
+    first, second = next(members), next(members, None)
+    if second is None:
+        return (first.float() / temperature).log_softmax(dim=-1)
+    add = _add if combination == "geometric" else _add_softmax
+    total, number = torch.zeros(first.shape, device=first.device), 0
+    for of_member in chain((first, second), members):
+        add(total, of_member, temperature)
+        number += 1
     if combination == "geometric":
-        return scaled.mean(dim=0).log_softmax(dim=-1)
-    return scaled.log_softmax(dim=-1).logsumexp(dim=0) - torch.log(torch.tensor(float(len(logits))))
+        return total.div_(number * temperature).log_softmax(dim=-1)
+    return total.div_(number).clamp_(min=_SMALLEST).log_()
+
+
+def _add(total: torch.Tensor, logits: torch.Tensor, _: float) -> None:
+    total += logits
+
+
+def _add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -> None:
+    """Add softmax(z / T) to `total` (batch, num_pdfs) float32: by a kernel, or in pieces that a CPU's cache holds."""
+    if total.is_cuda and has_kernels(total.device):
+        from asr_kd.nnet.gpu_kernels import add_softmax
+
+        add_softmax(total, logits, temperature)
+        return
+    rows = rows_at_once(total.device, total.shape[1])
+    for begin in range(0, len(total), rows):
+        total[begin : begin + rows] += (logits[begin : begin + rows].float() / temperature).softmax(dim=-1)
+
+
+def logits_of(nets: Iterable[FrameClassifier], windows: torch.Tensor, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """What each net says of the same windows, (batch, num_pdfs), when it is asked for."""
+    for net in nets:
+        with autocast(windows.device, dtype):
+            logits = net(windows)
+        yield logits
 
 
 def of_type(net: FrameClassifier, dtype: torch.dtype) -> FrameClassifier:
@@ -64,31 +88,30 @@ def mean_log_posteriors(
     combination: str = "arithmetic",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
-    max_logits: int | None = None,
+    max_numbers: int | None = None,
     world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
     """Log posteriors of an ensemble (or of one net), block by block in frame order: (rows, (n, num_pdfs) float32).
 
-    A block has batch_size frames, or fewer where all nets' logits for them would be more than max_logits numbers. Of
+    A block has batch_size frames, or fewer where what is made of them on the way would be more than max_numbers. Of
     several processes, each has its share of the blocks.
     """
     nets = [of_type(net, dtype) for net in nets]
 
     def answer(windows: torch.Tensor) -> torch.Tensor:
-        with autocast(frames.device, dtype):
-            logits = torch.stack([net(windows) for net in nets])
-        return combine(logits, temperature, combination)
+        return combine(logits_of(nets, windows, dtype), temperature, combination)
 
-    yield from answers(answer, frames, frames_at_once(nets, frames.device, batch_size, max_logits), world)
+    yield from answers(answer, frames, frames_at_once(nets, frames.device, batch_size, max_numbers), world)
 
 
 def frames_at_once(
-    nets: Sequence[FrameClassifier], device: torch.device, batch_size: int = 8192, max_logits: int | None = None
+    nets: Sequence[FrameClassifier], device: torch.device, batch_size: int = 8192, max_numbers: int | None = None
 ) -> int:
     """How many frames mean_log_posteriors takes in one block."""
-    logits_of_frame = sum(net.architecture.num_pdfs for net in nets)
-    max_logits = max_logits or _MAX_LOGITS["cpu" if device.type == "cpu" else "cuda"]
-    return max(1, min(batch_size, max_logits // max(logits_of_frame, 1)))
+    # Two nets' logits, their mean, and one of those on its way there.
+    of_frame = 4 * max(net.architecture.num_pdfs for net in nets)
+    max_numbers = max_numbers or _MAX_NUMBERS["cpu" if device.type == "cpu" else "cuda"]
+    return max(1, min(batch_size, max_numbers // max(of_frame, 1)))
 
 
 @torch.inference_mode()

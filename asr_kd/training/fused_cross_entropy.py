@@ -13,11 +13,13 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from asr_kd.nnet.gpu_kernels import MAX_BLOCK, add_to_log_sum, num_warps
+
 if TYPE_CHECKING:
     from asr_kd.training.cross_entropy import Term
 
-# Columns that a kernel has in its registers at a time; fewer where it looks for named states among them.
-_MAX_BLOCK, _MAX_BLOCK_WITH_NAMES = 4096, 1024
+# Columns of a kernel that looks for named states among them.
+_MAX_BLOCK_WITH_NAMES = 1024
 
 
 class FusedCrossEntropy(torch.autograd.Function):
@@ -59,10 +61,10 @@ class _Part:
         self._inverse_temperature = 1.0 / term.temperature
         self._log_sum, self._log_rest = torch.empty((2, num_rows), device=logits.device)
         kinds = (self._pdf is not None, self._tail is not None)
-        most = _MAX_BLOCK_WITH_NAMES if kinds[0] and self._width > 1 else _MAX_BLOCK
+        most = _MAX_BLOCK_WITH_NAMES if kinds[0] and self._width > 1 else MAX_BLOCK
         block = min(most, triton.next_power_of_2(self._num_pdfs))
         self._sizes = (block, triton.next_power_of_2(self._width))
-        self._kinds, self._how = kinds, {"num_warps": max(1, min(8, block // 256))}
+        self._kinds, self._how = kinds, {"num_warps": num_warps(block)}
 
     def _shared(self, logits: torch.Tensor) -> tuple:
         return (
@@ -82,14 +84,6 @@ class _Part:
             *tensors, of_loss, self._log_sum, self._log_rest, grad, len(logits) // len(of_loss), *numbers,
             *self._kinds, not is_first, *self._sizes, **self._how,
         )  # fmt: skip
-
-
-@triton.jit
-def _add_to_log_sum(largest, total, values):
-    """The largest number and Σ exp(number − largest) so far, with more `values`, of which all may be −∞."""
-    new = tl.maximum(largest, tl.max(values, axis=0))
-    base = tl.where(new == float("-inf"), 0.0, new)
-    return new, total * tl.exp(largest - base) + tl.sum(tl.exp(values - base), axis=0)
 
 
 @triton.jit
@@ -126,10 +120,10 @@ def _loss_kernel(
         cols = begin + tl.arange(0, BLOCK)
         inside = cols < num_pdfs
         a = tl.load(logits + cols, mask=inside, other=float("-inf")).to(tl.float32) * inverse_temperature
-        largest, total = _add_to_log_sum(largest, total, a)
+        largest, total = add_to_log_sum(largest, total, a)
         if HAS_TAIL:
             is_named, _ = _named_probability(begin, prob, prob_step, pdf + row * width, width, BLOCK)
-            largest_rest, rest = _add_to_log_sum(largest_rest, rest, tl.where(is_named, float("-inf"), a))
+            largest_rest, rest = add_to_log_sum(largest_rest, rest, tl.where(is_named, float("-inf"), a))
         if not IS_NAMED:
             p = tl.load(prob + cols * prob_step, mask=inside, other=0.0).to(tl.float32)
             crossed += tl.sum(tl.where(inside, p * a, 0.0), axis=0)
