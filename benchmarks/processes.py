@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""What several processes make of one net: `torchrun … asr-kd train` by 1, 2, 4, … of them, at the same global batch.
+
+On a CPU the cores are divided: one process of N threads, then N of one thread each; on GPUs each process has one.
+Generated frames and states; frames a second are of the epochs after the first, by the clock, with evaluation and
+checkpoints. "ratio" is to the first number of them (on a CPU of the same cores, so that 1 is all that can be had).
+"summed" is what they sum in every step: the gradient, in float32.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from ceilings import machine
+from streamed import written_sets
+from training import Net
+
+from asr_kd.cli_common import run_main
+from asr_kd.errors import AsrKdError
+from asr_kd.nnet.device import resolve_device
+
+HEADER = """
+| net | batch | processes | threads | summed, MB | frames/s | ratio |
+|---|---:|---:|---:|---:|---:|---:|"""
+
+
+def frames_per_second(net: Net, sets: Path, out: Path, number: int, threads: int, args: argparse.Namespace) -> float:
+    """Of `number` processes; raises AsrKdError where they fail."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command += ["-m", "asr_kd.cli", "train"]
+    for part in ("train", "dev"):
+        prefix = "" if part == "train" else "dev-"
+        command += [f"--{prefix}feats", sets / f"{part}.feats.h5", f"--{prefix}ali", sets / f"{part}.ali.h5"]
+    keys = {"num_hidden_layers": net.config.num_hidden_layers, "hidden_dim": net.config.hidden_dim}
+    keys |= {"batch_size": net.config.batch_size, "num_epochs": 1 + args.rounds, "device": args.device}
+    for key, value in {**keys, "precision": args.precision, "out": out}.items():
+        command += [f"--{key.replace('_', '-')}", value]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise AsrKdError(f"{number} processes failed: {done.stderr.strip().splitlines()[-1]}")
+    (card,) = out.glob("seed*/net.json")
+    history = json.loads(card.read_text())["training"]["history"][1:]
+    return sum(row["num_frames"] for row in history) / sum(row["seconds"] for row in history)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print the table."""
+    device = resolve_device(args.device)
+    print(machine(device))
+    print(HEADER)
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for number_of_net, net in enumerate(Net.parse(text, args.num_pdfs) for text in args.nets.split(",")):
+            sets = written_sets(Path(folder) / str(net.num_pdfs), args.num_frames, net.num_pdfs)
+            size = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(net.dims))
+            first = 0.0
+            for number in (int(text) for text in args.processes.split(",")):
+                threads = max(1, (args.threads or os.cpu_count() or 1) // number)
+                out = Path(folder) / f"net{number_of_net}-{number}"
+                found = frames_per_second(net, sets, out, number, threads, args)
+                first = first or found
+                cells = [net.name, net.config.batch_size, number, threads, f"{size / 1e6:.1f}", f"{found:,.0f}"]
+                print(f"| {' | '.join(map(str, [*cells, f'{found / first:.2f}']))} |", flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    nets = "3x256:256,4x512:1024"
+    parser.add_argument("--nets", default=nets, help=f"LAYERSxUNITS[/STATES][:BATCH], comma-separated (default {nets})")
+    parser.add_argument("--num-pdfs", type=int, default=500, help="states where a net names none (default 500)")
+    parser.add_argument("--num-frames", type=int, default=120_000, help="generated (default 120000)")
+    parser.add_argument("--processes", default="1,2", help="how many, comma-separated (default 1,2)")
+    parser.add_argument("--rounds", type=int, default=2, help="epochs that count (default 2)")
+    parser.add_argument("--threads", type=int, default=0, help="of all processes together (default: one for each core)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
+    parser.add_argument("--folder", type=Path, help="for files (default: the temporary folder)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, build_parser()))
