@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -295,7 +296,8 @@ def test_int8_is_for_one_process(toy, tmp_path):
 
 # With dropout, whose random numbers go on too, and saved after every step: 11 in an epoch, of which there are 2.
 UNBROKEN = [*SMALL, "--dropout", 0.2, "--checkpoint-minutes", 1e-9]
-KILLED_AT = 14
+# Another one in every session; that of a failure is in what it says, for `ASR_KD_KILLED_AT=…`.
+KILLED_AT = int(os.environ.get("ASR_KD_KILLED_AT", random.SystemRandom().randint(2, 22)))
 
 
 @pytest.fixture(scope="module")
@@ -327,8 +329,8 @@ def test_whoever_is_killed_the_next_run_goes_on_from_the_last_step(toy, unbroken
     ended = in_processes(tmp_path, *functions)
     assert ended[killed].status == -signal.SIGKILL
     assert "lost another one" in ended[1 - killed].stderr
-    assert f"continuing after step {KILLED_AT - 1}, in epoch 2" in together(2, tmp_path, *argv)[0].stderr
-    assert load_card(tmp_path / "seed1")["digest"] == unbroken
+    assert f"continuing after step {KILLED_AT - 1}, in epoch" in together(2, tmp_path, *argv)[0].stderr
+    assert load_card(tmp_path / "seed1")["digest"] == unbroken, f"killed in step {KILLED_AT}"
 
 
 KILLER = """
@@ -365,4 +367,4 @@ def test_torchrun_starts_all_again_and_the_weights_are_those_of_an_unbroken_run(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killer.py.was_killed").exists()
     assert "seed1: continuing after step" in done.stderr
-    assert load_card(tmp_path / "seed1")["digest"] == unbroken
+    assert load_card(tmp_path / "seed1")["digest"] == unbroken, f"killed in step {KILLED_AT}"
