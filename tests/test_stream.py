@@ -24,7 +24,7 @@ from asr_kd.store.ali import FAILED, AliReader, AliRows
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, runs_of
 from asr_kd.store.targets import TargetsReader, TargetsRows, write_targets
-from asr_kd.training import loop
+from asr_kd.training import loop, stream
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.stream import Part, Stream, StreamedIndex, deal, load_or_stream, sizes_of_periods
 
@@ -34,6 +34,13 @@ SMALL += ["--device", "cpu", "--precision", "float32", "--learning-rate", "0.01"
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
 SHAPE = {"left_context": 3, "right_context": 1, **CPU}
 MOST_OF_TOY = ["--resident-frames", 900]  # of 991 frames: no utterance is longer than half of an eighth of it
+
+
+@pytest.fixture(params=[1, 3])
+def readers(request, monkeypatch):
+    """So many threads read a group, of however few frames."""
+    monkeypatch.setitem(stream.READERS, "cpu", request.param)
+    monkeypatch.setattr(stream, "READER_FRAMES", 1)
 
 
 def sets(toy: dict) -> list[str]:
@@ -177,6 +184,7 @@ def test_a_set_that_fits_is_resident_and_gives_the_very_same_net(toy, tmp_path):
 
 
 @pytest.mark.parametrize("cmvn", ["global", "speaker", "utterance", "none"])
+@pytest.mark.usefixtures("readers")
 def test_what_is_streamed_is_what_is_resident(toy, cmvn):
     everything = TransferChoice()
     wanted, got = (seen_in_pass(choose(load(toy, frames, cmvn), everything)) for frames in (0, 400))
@@ -229,6 +237,7 @@ def test_the_transfer_set_is_that_of_a_resident_set(toy, tmp_path, name):
 
 
 @pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.usefixtures("readers")
 def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k):
     extra, _ = write_set(tmp_path, "c", 5, seed=3)
     paths = []
@@ -270,6 +279,7 @@ WITH = {
 
 
 @pytest.mark.parametrize("name", WITH)
+@pytest.mark.usefixtures("readers")
 def test_a_kill_between_any_steps_changes_nothing(toy, tmp_path, name, monkeypatch):
     """Saved after every step; killed after 1, 2, 3, … saves until it ends by itself."""
     argv = ["train", "--num-epochs", 3]
@@ -299,6 +309,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("complaint", FAULTS)
+@pytest.mark.usefixtures("readers")
 def test_a_file_that_is_spoilt_is_a_sentence_and_once_it_is_mended_the_run_goes_on(
     toy, tmp_path, complaint, monkeypatch, capsys
 ):

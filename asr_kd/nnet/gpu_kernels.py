@@ -26,7 +26,7 @@ def is_usable(device: torch.device) -> bool:
         _windows_kernel[(1,)](ones, ones, ones, ones, ones, ones, 1, 1, 2, 1.0, 2)
     except Exception as error:  # whatever a missing C compiler or header, or an unknown GPU, makes of it
         reason = str(error).strip().partition("\n")[0]
-        log(f"warning: Triton cannot build kernels here ({reason}); training takes longer, and its loss more memory")
+        log(f"warning: Triton cannot build kernels here ({reason}); all takes longer, and more memory")
         return False
     return True
 

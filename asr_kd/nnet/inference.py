@@ -18,7 +18,7 @@ COMBINATIONS = ("arithmetic", "geometric")
 # Numbers of a block that are of states: its matrix products are worth bringing in the weights, and it fits in memory.
 _MAX_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 28}
 # The smallest posterior of an arithmetic mean of several members; its logarithm, −87, is finite.
-_SMALLEST = torch.finfo(torch.float32).tiny
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def combine(logits: Iterable[torch.Tensor], temperature: float, combination: str) -> torch.Tensor:
@@ -35,13 +35,17 @@ def combine(logits: Iterable[torch.Tensor], temperature: float, combination: str
     if second is None:
         return (first.float() / temperature).log_softmax(dim=-1)
     add = _add if combination == "geometric" else _add_softmax
-    total, number = torch.zeros(first.shape, device=first.device), 0
-    for of_member in chain((first, second), members):
+    total, number, members = torch.zeros(first.shape, device=first.device), 0, chain((first, second), members)
+    del first, second  # those of two members are in memory at most
+    for of_member in members:
+        if of_member.shape != total.shape:
+            raise AsrKdError(f"members answer {tuple(of_member.shape)} and {tuple(total.shape)} (frames, states)")
         add(total, of_member, temperature)
         number += 1
+        del of_member
     if combination == "geometric":
         return total.div_(number * temperature).log_softmax(dim=-1)
-    return total.div_(number).clamp_(min=_SMALLEST).log_()
+    return total.div_(number).clamp_(min=SMALLEST).log_()
 
 
 def _add(total: torch.Tensor, logits: torch.Tensor, _: float) -> None:
@@ -66,6 +70,7 @@ def logits_of(nets: Iterable[FrameClassifier], windows: torch.Tensor, dtype: tor
         with autocast(windows.device, dtype):
             logits = net(windows)
         yield logits
+        del logits
 
 
 def of_type(net: FrameClassifier, dtype: torch.dtype) -> FrameClassifier:
@@ -108,8 +113,8 @@ def frames_at_once(
     nets: Sequence[FrameClassifier], device: torch.device, batch_size: int = 8192, max_numbers: int | None = None
 ) -> int:
     """How many frames mean_log_posteriors takes in one block."""
-    # Two nets' logits, their mean, and one of those on its way there.
-    of_frame = 4 * max(net.architecture.num_pdfs for net in nets)
+    # One or two nets' logits, their mean, and one of those on its way there.
+    of_frame = (min(len(nets), 2) + 2) * max(net.architecture.num_pdfs for net in nets)
     max_numbers = max_numbers or _MAX_NUMBERS["cpu" if device.type == "cpu" else "cuda"]
     return max(1, min(batch_size, max_numbers // max(of_frame, 1)))
 

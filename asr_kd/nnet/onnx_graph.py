@@ -18,7 +18,7 @@ import numpy as np
 
 from asr_kd import __version__
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.inference import COMBINATIONS
+from asr_kd.nnet.inference import COMBINATIONS, SMALLEST
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.plain_layers import Affine, plain_layers, require_exportable
 from asr_kd.store.atomic import atomic_path
@@ -129,7 +129,8 @@ def _combine(graph: _Graph, logits: Sequence[str], combination: str) -> None:
         highest = graph.add("Max", *members)
         total = graph.add("Sum", *(graph.add("Exp", graph.add("Sub", each, highest)) for each in members))
         log_sum = graph.add("Add", highest, graph.add("Log", total))
-        graph.add("Sub", log_sum, graph.constant("log_num_nets", np.log(len(logits))), output=OUTPUT)
+        mean = graph.add("Sub", log_sum, graph.constant("log_num_nets", np.log(len(logits))))
+        graph.add("Max", mean, graph.constant("log_smallest", np.log(SMALLEST)), output=OUTPUT)
 
 
 def _metadata(nets: Sequence[TrainedNet], combination: str) -> dict[str, str]:

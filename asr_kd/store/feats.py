@@ -154,22 +154,29 @@ class FeatsReader:
             require_sealed(file)
 
     def _opened(self) -> h5py.File:
+        if self._file is None or self._pid != os.getpid():
+            file = open_feats(self.path)
+            if file.attrs["content_digest"] != self.content_digest:
+                raise AsrKdError(f"{self.path}: was replaced while it was in use")
+            self._file, self._feats, self._pid = file, None, os.getpid()
+        return self._file
+
+    def _stored(self) -> StoredRows:
         with _OPENING:
-            if self._file is None or self._pid != os.getpid():
-                file = open_feats(self.path)
-                if file.attrs["content_digest"] != self.content_digest:
-                    raise AsrKdError(f"{self.path}: was replaced while it was in use")
-                self._file, self._feats, self._pid = file, StoredRows(file["feats"]), os.getpid()
-            return self._file
+            file = self._opened()
+            if self._feats is None:
+                self._feats = StoredRows(file["feats"])
+            return self._feats
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None, "_feats": None, "_pid": -1}
 
     def close(self) -> None:
         """Close the file; reading opens it again."""
-        if self._file is not None and self._pid == os.getpid():
-            self._file.close()
-        self._file = self._feats = None
+        with _OPENING:
+            if self._file is not None and self._pid == os.getpid():
+                self._file.close()
+            self._file = self._feats = None
 
     def __enter__(self) -> "FeatsReader":
         return self
@@ -183,8 +190,7 @@ class FeatsReader:
     def read_rows(self, rows: slice) -> np.ndarray:
         """Frames `rows` in the order of the layout, (n, feat_dim) float32."""
         with readable(self.path):
-            self._opened()
-            return self._feats.read(rows).astype(np.float32, copy=False)
+            return self._stored().read(rows).astype(np.float32, copy=False)
 
     def __getitem__(self, utt_id: str) -> np.ndarray:
         """Frames of one utterance, (num_frames, feat_dim) float32; raises AsrKdError if it is unknown."""
@@ -215,7 +221,7 @@ class FeatsReader:
     @property
     def cmvn_stats(self) -> np.ndarray:
         """Kaldi's statistics of each utterance, (num_utts, 2, feat_dim + 1) float64; raises AsrKdError if damaged."""
-        with readable(self.path):
+        with readable(self.path), _OPENING:
             stats = self._opened()["cmvn/stats"][:]
         expected = self.attrs.get("cmvn_digest")  # files of before 0.2 have none
         if expected is not None and hashlib.sha256(np.ascontiguousarray(stats)).hexdigest() != expected:

@@ -53,9 +53,9 @@ def written_here(path: Path) -> None:
     _readable.add(identity_of(path))
 
 
-def identity_of(path: Path) -> tuple[int, ...]:
-    """What changes when a file is written to, or another takes its place."""
-    found = os.stat(path)
+def identity_of(file: Path | int) -> tuple[int, ...]:
+    """What changes when a file is written to, or another takes its place; an open one is named by its number."""
+    found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 

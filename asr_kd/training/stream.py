@@ -37,8 +37,8 @@ WINDOW = SLOTS - 1
 # More blocks mix the corpus better and waste less of a slot, but are read in smaller pieces.
 BLOCKS_IN_SLOT = 16
 # Threads that read, check and normalise, if a group has so many frames for each: with fewer they wait for each other's
-# Python.
-READERS = 4
+# Python. What trains on a CPU wants its cores for itself.
+READERS = {"cpu": 1, "cuda": 4}
 READER_FRAMES = 1 << 14
 # Labels that are looked at in one go before training.
 _LABELS = 1 << 20
@@ -131,7 +131,7 @@ class _Slot:
 
 
 class Stream:
-    """What a streamed set is read from, and the slots that it is read into: one after another, by READERS threads."""
+    """What a streamed set is read from, and the slots that it is read into: one after another, by some threads."""
 
     def __init__(
         self,
@@ -156,7 +156,10 @@ class Stream:
         self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
         self._targets: list[torch.Tensor] = []
         self._slots = [_Slot(number * capacity) for number in range(SLOTS)]
-        self._thread, self._readers = ThreadPoolExecutor(1, "stream"), ThreadPoolExecutor(READERS, "reader")
+        self._thread, self._readers = (
+            ThreadPoolExecutor(1, "stream"),
+            ThreadPoolExecutor(READERS[device.type], "reader"),
+        )
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._identities = {path: identity_of(path) for part in parts for path in part.files}
 
@@ -226,7 +229,7 @@ class Stream:
         runs = [run for block in group.blocks for run in block]
         lengths = [np.diff(part.reader.layout.offsets[utts.start : utts.stop + 1]) for part, utts in runs]
         begins = slot.first + np.cumsum([0, *(of_run.sum() for of_run in lengths[:-1])])
-        num_readers = min(READERS, 1 + int(begins[-1] - slot.first) // READER_FRAMES)
+        num_readers = min(READERS[self.device.type], 1 + int(begins[-1] - slot.first) // READER_FRAMES)
         shares = [slice(first, len(runs), num_readers) for first in range(num_readers)]
         jobs = [self._readers.submit(self._read, slot, group, runs[share], begins[share].tolist()) for share in shares]
         wait(jobs)  # for all of them, also when one fails: what comes into the slot next is not to be written over
