@@ -157,16 +157,20 @@ def draw(rows: list[dict], path: Path) -> None:
             families.setdefault(re.sub(r"-x\d+$", "", row["arm"]), []).append(row)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, family in families.items():
+    for number, (name, family) in enumerate(families.items()):
         family.sort(key=lambda row: row["cost"])
-        cost, share = ([get(row) for row in family] for get in (lambda r: r["cost"], lambda r: r["share"]["value"]))
+        aside = 1.02 ** (number - (len(families) - 1) / 2)  # intervals of arms of one cost beside each other
+        cost = np.array([row["cost"] for row in family])
+        share = np.array([row["share"]["value"] for row in family])
         bounds = np.array([row["share"]["ci95"] for row in family]).T
-        axes.errorbar(cost, share, yerr=np.abs(bounds - share), marker="o", capsize=3, label=name)
+        axes.errorbar(cost * aside, share, yerr=np.abs(bounds - share), marker="o", capsize=3, label=name)
     for level in (0.86, 1.0):
         axes.axhline(level, color="grey", linewidth=0.8, linestyle=":")
     axes.set(xscale="log", xlabel="cost, in trainings of one member", ylabel="share of the gain kept")
+    for axis_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        axis_formatter("{x:g}")
     if families:
-        axes.legend()
+        figure.legend(loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="svg", metadata={"Date": None})
 
