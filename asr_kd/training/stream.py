@@ -156,10 +156,8 @@ class Stream:
         self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
         self._targets: list[torch.Tensor] = []
         self._slots = [_Slot(number * capacity) for number in range(SLOTS)]
-        self._thread, self._readers = (
-            ThreadPoolExecutor(1, "stream"),
-            ThreadPoolExecutor(READERS[device.type], "reader"),
-        )
+        self._thread = ThreadPoolExecutor(1, "stream")
+        self._readers = ThreadPoolExecutor(READERS[device.type], "reader")
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._identities = {path: identity_of(path) for part in parts for path in part.files}
 
