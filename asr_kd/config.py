@@ -171,10 +171,12 @@ class EnsembleConfig:
 
     num_members: int
     num_seeds: int
+    sweep_seeds: int
     stacked: str
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that is none of its key's."""
+        _require(self, "at least 1", lambda x: x >= 1, "sweep_seeds")
         _require(self, "auto, always or never", lambda x: x in ("auto", "always", "never"), "stacked")
 
 

@@ -20,7 +20,8 @@ pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels
 pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-ng: pip install 'asr_kd[mini]'")
 
 TINY = "--hours-train 0.03 --hours-dev 0.01 --hours-test 0.01 --nj 2 --num-members 2 --num-seeds 2 --num-epochs 4"
-TINY += " --student-epochs 6 --sweep-epochs 2 --sweep-soft-weights 1 --hidden-dim 32 --num-hidden-layers 1"
+TINY += " --student-epochs 6 --sweep-temperatures 1,2 --sweep-epochs 1 --sweep-seeds 2"
+TINY += " --hidden-dim 32 --num-hidden-layers 1"
 TINY += " --hours-unlabelled 0.02 --sequence-weight 0.5"
 TINY += " --gmm-num-iters 8 --gmm-total-gauss 150 --acwts 0.1,0.3 --insertion-penalties 0,2"
 STAGES = ["01_data", "02_features", "03_align", "04_train", "05_distill", "06_decode", "07_report", "08_model"]

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import train_in_pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -725,14 +726,31 @@ def test_targets_of_other_frames_or_values_are_refused(members, toy, tmp_path, c
 def test_the_sweep_tries_every_setting_and_names_the_best(members, toy, tmp_path):
     run(
         "sweep", *sets(toy), *SMALL, "--teachers", *members, "--sweep-epochs", 1, "--sweep-temperatures", "1,4",
-        "--sweep-soft-weights", "1,0.5", "--sweep-combinations", "arithmetic,geometric", "--out", tmp_path,
+        "--sweep-soft-weights", "1,0.5", "--sweep-combinations", "arithmetic,geometric", "--seeds", "1-2",
+        "--out", tmp_path,
     )  # fmt: skip
     rows = json.loads((tmp_path / "sweep.json").read_text())
     assert len(rows) == len({(r["temperature"], r["soft_weight"], r["combination"]) for r in rows}) == 8
-    best = max(rows, key=lambda row: row["dev_frame_acc"])
-    chosen = (tmp_path / "best.yaml").read_text()
-    assert f"temperature: {best['temperature']}" in chosen
-    assert best["combination"] in chosen
+    best = max(rows, key=lambda row: sum(row["per_seed"]))
+    assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {
+        key: best[key] for key in ("temperature", "soft_weight", "combination")
+    }
+    for row in rows:
+        name = f"{row['combination']}-T{row['temperature']:g}-w{row['soft_weight']:g}"
+        last = [history(tmp_path / name / f"seed{seed}")[-1] for seed in (1, 2)]
+        assert row["per_seed"] == [epoch["dev_frame_acc"] for epoch in last]
+        assert row["dev_xent"] == pytest.approx(sum(epoch["dev_xent"] for epoch in last) / 2)
+
+
+def test_a_sweep_of_one_setting_trains_nothing(members, toy, tmp_path):
+    run(
+        "sweep", *sets(toy), *SMALL, "--teachers", *members, "--sweep-temperatures", 4, "--sweep-soft-weights", 1,
+        "--out", tmp_path,
+    )  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"sweep.json", "best.yaml"}
+    assert json.loads((tmp_path / "sweep.json").read_text()) == []
+    chosen = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert chosen == {"temperature": 4, "soft_weight": 1, "combination": "arithmetic"}
 
 
 def test_baseline_and_student_leave_out_frames_without_a_label(members, toy, tmp_path):
@@ -861,8 +879,8 @@ def test_students_start_from_members_where_the_configuration_says_so(members, to
     for seed, member in ((2, members[1]), (3, members[2]), (4, members[0])):
         assert load_card(tmp_path / f"online/seed{seed}")["training"]["started_from"] == load_card(member)["digest"]
     sweep = ["sweep", "--teachers", *members, *args, "--online-targets", "true", "--sweep-epochs", 1]
-    run(*sweep, "--sweep-temperatures", 2, "--sweep-soft-weights", 1, "--seed", 2, "--out", tmp_path / "sweep")
-    card = load_card(tmp_path / "sweep/arithmetic-T2-w1")
+    run(*sweep, "--sweep-temperatures", "2,4", "--sweep-soft-weights", 1, "--seeds", 2, "--out", tmp_path / "sweep")
+    card = load_card(tmp_path / "sweep/arithmetic-T2-w1/seed2")
     assert card["training"]["started_from"] == load_card(members[1])["digest"]
     assert card["training"]["loss"]["values"] == "online"
     run("soft-targets", "--teachers", *members, "--feats", toy["feats"], "--device", "cpu", "--precision", "float32",

@@ -2,7 +2,9 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
+import statistics
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,16 +24,18 @@ from asr_kd.distill.student import student_run
 from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames, FramesOnDisk
-from asr_kd.nnet.net_dir import TrainedNet, load_net
+from asr_kd.nnet.net_dir import TrainedNet, load_card, load_net
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader, TargetsRows
 from asr_kd.training.data import digest_of
-from asr_kd.training.loop import train_net
 from asr_kd.training.run import Run
 from asr_kd.training.stacked import train_all
 from asr_kd.training.stream import StreamedSet
+
+# What a sweep chooses, in the order in which it is tried.
+SETTING = ("combination", "temperature", "soft_weight")
 
 AnyTargets = TypeVar("AnyTargets", TargetsReader, TargetsRows)
 
@@ -266,37 +270,56 @@ def _student_run(
     *TRAINING_SETS,
     TEACHERS,
     OUT,
-    option("--seed", "of every student (default 1)", type=int, default=1),
+    SEEDS,
     DEVICE,
-    config=[DistillConfig, DnnConfig, "top_n"],
+    config=[DistillConfig, DnnConfig, "top_n", "stacked"],
 )
 def sweep(args: argparse.Namespace) -> None:
-    """Train a student of sweep_epochs for every setting.
+    """Train students of sweep_epochs, one for every seed, with every setting; none where there is one setting only.
 
-    OUT/sweep.json lists them; OUT/best.yaml holds the best by dev frame accuracy, for --config of soft-targets and
-    distill.
+    OUT/sweep.json lists them; OUT/best.yaml holds the best by dev frame accuracy, mean over seeds, for --config of
+    soft-targets and distill.
     """
-    config = resolve(DistillConfig, args.values)
+    seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
+    axes = (config.sweep_combinations, config.sweep_temperatures, config.sweep_soft_weights)
+    settings = [dict(zip(SETTING, values, strict=True)) for values in itertools.product(*axes)]
+    if len(settings) > 1:
+        rows = _try_settings(args, config, settings, seeds)
+        best = max(rows, key=lambda row: row["dev_frame_acc"])
+        told = f"best on dev, frame accuracy {best['dev_frame_acc']:.2f} %"
+    else:
+        rows, best, told = [], settings[0], "the only setting, so nothing to choose"
+    write_json(args.out / "sweep.json", rows)
+    chosen = {key: best[key] for key in SETTING}
+    write_text(args.out / "best.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items()))
+    log(f"{told}: {chosen}")
+
+
+def _try_settings(
+    args: argparse.Namespace, config: DistillConfig, settings: Sequence[dict[str, Any]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Students with every setting, and how good they are on dev: means over seeds."""
     session = begin(args)
     if not config.online_targets:
         session.require_resident("asr-kd sweep without online_targets")
     members = _load_teachers(args, session, config.sweep_combinations)
-    starts = initial_nets(_first_weights(args, config, [args.seed]), [args.seed], session)
+    starts = initial_nets(_first_weights(args, config, seeds), seeds, session)
     rows = []
-    for combination in config.sweep_combinations:
-        for temperature in config.sweep_temperatures:
-            targets, values = _sweep_targets(members, session, temperature, combination, config)
-            key = _key(members, combination, values, args.values)
-            for soft_weight in config.sweep_soft_weights:
-                setting = dataclasses.replace(config, soft_weight=soft_weight, student_epochs=config.sweep_epochs)
-                out = args.out / f"{combination}-T{temperature:g}-w{soft_weight:g}"
-                run = _student_run(out, args.seed, session, setting, targets, key, starts.get(args.seed))
-                rows.append(_sweep_row(combination, temperature, soft_weight, train_net(run)))
-    best = max(rows, key=lambda row: row["dev_frame_acc"])
-    write_json(args.out / "sweep.json", rows)
-    chosen = {key: best[key] for key in ("temperature", "soft_weight", "combination")}
-    write_text(args.out / "best.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items()))
-    log(f"best on dev: {chosen}, frame accuracy {best['dev_frame_acc']:.2f} %")
+    for taught, group in itertools.groupby(settings, lambda each: (each["combination"], each["temperature"])):
+        targets, values = _sweep_targets(members, session, *taught, config)
+        key = _key(members, taught[0], values, args.values)
+        for setting in group:
+            weighed = dataclasses.replace(
+                config, soft_weight=setting["soft_weight"], student_epochs=config.sweep_epochs
+            )
+            out = args.out / "{combination}-T{temperature:g}-w{soft_weight:g}".format(**setting)
+            runs = [
+                _student_run(out / f"seed{seed}", seed, session, weighed, targets, key, starts.get(seed))
+                for seed in seeds
+            ]
+            train_all(runs, args.values["stacked"])
+            rows.append({**setting, **_dev_scores(runs)})
+    return rows
 
 
 def _online(
@@ -312,7 +335,7 @@ def _online(
 
 
 def _sweep_targets(
-    members: Sequence[TrainedNet], session: Session, temperature: float, combination: str, config: DistillConfig
+    members: Sequence[TrainedNet], session: Session, combination: str, temperature: float, config: DistillConfig
 ) -> tuple[SoftTargets, str]:
     """Soft targets of one setting, and what their values are, for the fingerprint."""
     if config.online_targets:
@@ -350,13 +373,11 @@ class _LazyTargets:
         return self._compute().batch(index, windows)
 
 
-def _sweep_row(combination: str, temperature: float, soft_weight: float, student: TrainedNet) -> dict[str, Any]:
-    best_epoch = student.training["history"][student.training["best_epoch"] - 1]
+def _dev_scores(runs: Sequence[Run]) -> dict[str, Any]:
+    """Of nets that are trained, each at its best epoch: the mean, and frame accuracy by itself."""
+    trained = [load_card(run.out)["training"] for run in runs]
+    best = [training["history"][training["best_epoch"] - 1] for training in trained]
     return {
-        "temperature": temperature,
-        "soft_weight": soft_weight,
-        "combination": combination,
-        "dev_frame_acc": best_epoch["dev_frame_acc"],
-        "dev_xent": best_epoch["dev_xent"],
-        "epochs": len(student.training["history"]),
+        **{key: statistics.mean(epoch[key] for epoch in best) for key in ("dev_frame_acc", "dev_xent")},
+        "per_seed": [epoch["dev_frame_acc"] for epoch in best],
     }

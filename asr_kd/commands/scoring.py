@@ -345,7 +345,7 @@ def report(args: argparse.Namespace) -> None:
 
 def _read_sweep(path: Path) -> list[dict[str, Any]]:
     """What asr-kd sweep tried; raises AsrKdError where the file is not its list."""
-    keys = {"temperature", "soft_weight", "combination", "dev_frame_acc", "dev_xent", "epochs"}
+    keys = {"temperature", "soft_weight", "combination", "dev_frame_acc", "dev_xent"}
     try:
         rows = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:

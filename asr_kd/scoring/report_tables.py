@@ -294,7 +294,7 @@ def sweep_table(sweep: Sequence[Mapping[str, Any]]) -> Table:
     )
     ordered = sorted(sweep, key=lambda row: -row["dev_frame_acc"])
     rows = [Row({**row, "mean": row.get("mean") or row.get("combination")}) for row in ordered]
-    return with_values(Table("sweep", "Students tried on dev, by frame accuracy.", columns, rows))
+    return with_values(Table("sweep", "Students tried on dev, by frame accuracy, means over seeds.", columns, rows))
 
 
 def phones_table(results: Mapping[str, Any], reference: str) -> Table:

@@ -12,7 +12,8 @@ sets=(--feats "$exp/feats/train.fbank.h5" --ali "$exp/ali/train.h5"
 unlabelled=() # speech without text, if stage 1 made any
 [ ! -d "$exp/data/unlabelled" ] || unlabelled=(--extra-feats "$exp/feats/unlabelled.fbank.h5")
 require ${unlabelled[1]+"${unlabelled[1]}"}
-run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seed "$seed" --out "$exp/sweep"
+last_swept=$((seed + $(sed -n 's/^sweep_seeds: //p' "$config") - 1))
+run asr_kd sweep --teachers "${teachers[@]}" "${sets[@]}" --seeds "$seed-$last_swept" --out "$exp/sweep"
 from=(--teachers "${teachers[@]}")
 if ! grep -q '^online_targets: true' "$config"; then
   for set in train ${unlabelled:+unlabelled}; do

@@ -3,9 +3,7 @@
 . "$root/recipes/mnist/mnist.sh"
 require "$teacher/net.json"
 for dim in ${small_dims//,/ }; do
-  for s in $(seq "$seed" "$last_seed"); do
-    run asr_kd sweep --teachers "$teacher" "${sets[@]}" "${plain[@]}" --hidden-dim "$dim" \
-      --sweep-soft-weights "$(from_config soft_weight)" --sweep-combinations arithmetic --seed "$s" \
-      --out "$exp/nnet/small/dim$dim/seed$s"
-  done
+  run asr_kd sweep --teachers "$teacher" "${sets[@]}" "${plain[@]}" --hidden-dim "$dim" \
+    --sweep-soft-weights "$(from_config soft_weight)" --sweep-combinations arithmetic --seeds "$seed-$last_seed" \
+    --out "$exp/nnet/small/dim$dim"
 done

@@ -15,7 +15,7 @@ for s in $(seq "$seed" "$last_seed"); do
   nets+=("${names[@]/%//seed$s}")
   for dim in ${small_dims//,/ }; do
     for t in $(from_config sweep_temperatures | tr -d '[] ' | tr , ' '); do
-      nets+=("$(printf 'small/dim%d/seed%d/arithmetic-T%g-w%g' "$dim" "$s" "$t" "$(from_config soft_weight)")")
+      nets+=("$(printf 'small/dim%d/arithmetic-T%g-w%g/seed%d' "$dim" "$t" "$(from_config soft_weight)" "$s")")
     done
   done
 done

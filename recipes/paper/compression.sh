@@ -2,16 +2,17 @@
 # Beyond Hinton, Vinyals & Dean 2015: compression that is not of shape alone, as Distiller combined it with distillation.
 usage='Compression with and without distillation: nets that are narrower, shallower, pruned, of 8 and of 4 bits, each trained
 by labels alone and by the soft targets of the base'\''s ensemble (of full precision) too, on the same schedule. The table
-has parameters, bytes, the time of a frame on one CPU core, frame accuracy and WER on dev, and what distillation gains.
+has parameters, bytes, the time of a frame on one CPU core, frame accuracy and WER, and what distillation gains.
 Weights of the two terms of the loss: --soft-weight and --hard-weight, any of them.
 Options of this experiment:
   --kinds LIST        of full, narrow (half the units), shallow (one hidden layer), pruned50 (two digits, percent), int8, int4, and
                       of these joined by + (default full,narrow,shallow,pruned50,pruned80,pruned90,int8,int4,pruned80+int8)
-  --rounds N          rounds of measuring the time of a frame (default 20)'
+  --rounds N          rounds of measuring the time of a frame (default 20)
+  --split NAME        accuracies and WER are of this set, dev or test (default dev); scales are chosen on dev'
 kinds=full,narrow,shallow,pruned50,pruned80,pruned90,int8,int4,pruned80+int8
 rounds=20
 split=dev
-own_options="kinds rounds"
+own_options="kinds rounds split"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 kind_list=${kinds//,/ }
 
@@ -31,7 +32,7 @@ options_of() {
 }
 for kind in $kind_list; do options_of "$kind" >/dev/null; done
 . "$root/recipes/paper/nets.sh" # takes `kinds` for its own
-require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base/data/dev"
+require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base"/data/{dev,"$split"}
 
 temperature=$(value_of temperature)
 soft_targets ${#members[@]} "$temperature" "$out/targets.h5"
@@ -50,11 +51,13 @@ table() {
   run "$python" "$root/recipes/paper/compression_table.py" --nets "$out" --kinds $kind_list --seeds "${seed_list[@]}" "$@"
 }
 table --teachers "${members[@]}" --systems "$out/systems.yaml"
-dev=(--dev-feats "$base/feats/dev.fbank.h5" --dev-data "$base/data/dev")
+spoken=(--dev-feats "$base/feats/dev.fbank.h5" --dev-data "$base/data/dev"
+  --test-feats "$base/feats/$split.fbank.h5" --test-data "$base/data/$split")
 run asr_kd decode --systems "$out/systems.yaml" --graph "$base/graph" --counts "$base/ali/ali_train_pdf.counts" \
-  "${dev[@]}" "${dev[@]/#--dev/--test}" --device "$device" --config "$config" --out "$out/decode"
-run asr_kd score --systems "$out/systems.yaml" --decoded "$out/decode" --split dev --feats "$base/feats/dev.fbank.h5" \
-  --ali "$base/ali/dev.h5" --data "$base/data/dev" --device "$device" --config "$config" --out "$out/scores"
+  "${spoken[@]}" --device "$device" --config "$config" --out "$out/decode.$split"
+run asr_kd score --systems "$out/systems.yaml" --decoded "$out/decode.$split" --split "$split" \
+  --feats "$base/feats/$split.fbank.h5" --ali "$base/ali/$split.h5" --data "$base/data/$split" --device "$device" \
+  --config "$config" --out "$out/scores.$split"
 run "$python" "$root/benchmarks/compression.py" --full "${members[0]}" --nets "${folders[@]}" --rounds "$rounds" \
   --out "$out/speed.json" >&2
-table --scores "$out/scores" --speed "$out/speed.json" --out "$out/compression.json"
+table --scores "$out/scores.$split" --speed "$out/speed.json" --out "$out/compression.$split.json"
