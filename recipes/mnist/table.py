@@ -20,6 +20,7 @@ PUBLISHED = {
     "teacher": ("dropout, max-norm, jitter", 67, None),
     "plain": ("labels alone, no regulariser", 146, None),
     "distilled": ("distilled", 74, None),
+    "distilled-shifted": ("distilled, on shifted images", None, None),
     "without3": ("distilled without the digit 3", 206, 133),
     "without3-corrected": ("its bias from unlabelled images", None, None),
     "without3-test-tuned": ("its bias chosen on test, as published", 109, 14),
