@@ -512,15 +512,15 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
     Raises AsrKdError for a key that is not known and a value that cannot be.
     """
     values = dict(defaults())
-    for path in args.config:
-        values.update(load_yaml(path))
-    for key in key_types():
-        if key in vars(args):
-            values[key] = check_value(key, getattr(args, key), f"--{key.replace('_', '-')}")
-    # Who gives a value by hand wants that one, not a search around it.
-    for key, sweep_key in SWEPT.items():
-        if key in vars(args) and sweep_key not in vars(args):
-            values[sweep_key] = [values[key]]
+    by_hand = {
+        key: check_value(key, getattr(args, key), f"--{key.replace('_', '-')}")
+        for key in key_types()
+        if key in vars(args)
+    }
+    for given in (*map(load_yaml, args.config), by_hand):
+        values.update(given)
+        # Who gives a value wants that one, not a search around it.
+        values.update({sweep: [given[key]] for key, sweep in SWEPT.items() if key in given and sweep not in given})
     if values["num_seeds"] > values["num_members"]:
         raise AsrKdError(
             f"num_seeds {values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at most "

@@ -77,7 +77,13 @@ def test_a_users_error_is_one_line_and_exit_status_1(capsys):
     assert lines == ["error: --num-epochs: num_epochs is 'x', but should be a whole number"]
 
 
-def test_a_value_given_by_hand_is_taken_and_not_searched(capsys):
+def test_a_value_given_by_hand_or_by_a_file_is_taken_and_not_searched(tmp_path, capsys):
+    (tmp_path / "preset.yaml").write_text("temperature: 3\nsoft_weight: 0.25\nsweep_soft_weights: [0.25, 1]\n")
+    assert main(["config", "--config", str(tmp_path / "preset.yaml"), "--sweep-combinations", "geometric"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert {"sweep_temperatures: [3.0]", "sweep_soft_weights: [0.25, 1.0]", "combination: arithmetic"} <= set(printed)
+    assert main(["config", "--config", str(tmp_path / "preset.yaml"), "--sweep-temperatures", "1,2"]) == 0
+    assert {"sweep_temperatures: [1.0, 2.0]", "temperature: 3.0"} <= set(capsys.readouterr().out.splitlines())
     assert main(["config", "--temperature", "5", "--insertion-penalties=-2,0"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert {"sweep_temperatures: [5.0]", "insertion_penalties: [-2.0, 0.0]"} <= set(printed)
