@@ -23,11 +23,11 @@ from asr_kd.store.parsing import parse_yaml
 
 T = TypeVar("T")
 
-# What asr-kd sweep chooses, and the list that it chooses from.
+# What asr-kd sweep chooses, and the list that it chooses from, in the order in which it goes through them.
 SWEPT = {
+    "combination": "sweep_combinations",
     "temperature": "sweep_temperatures",
     "soft_weight": "sweep_soft_weights",
-    "combination": "sweep_combinations",
 }
 
 # Frames on the device are counted in int32, in half the memory of int64: 5965 h at 10 ms.

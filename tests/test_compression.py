@@ -387,3 +387,7 @@ def test_the_experiment_tells_its_options_and_refuses_kinds_that_it_does_not_kno
     refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert "--kinds int2: no such compression" in refused.stderr
+    command_line[-1] = "narrow"
+    refused = subprocess.run([*command_line, "--split", "train"], capture_output=True, text=True, env=environment)
+    assert refused.returncode == 2
+    assert "--split train: expected dev or test" in refused.stderr

@@ -257,8 +257,8 @@ def test_the_presets_know_the_papers_sizes():
     assert all(preset.keys() <= defaults().keys() for preset in presets.values())
 
 
-TINY = "--nj 1 --num-members 2 --num-seeds 2 --num-epochs 4 --student-epochs 6 --sweep-epochs 2 --sweep-soft-weights 1"
-TINY += " --sweep-temperatures 2 --hidden-dim 32 --num-hidden-layers 1 --gmm-num-iters 6 --gmm-total-gauss 150"
+TINY = "--nj 1 --num-members 2 --num-seeds 2 --num-epochs 4 --student-epochs 6"
+TINY += " --temperature 2 --soft-weight 1 --hidden-dim 32 --num-hidden-layers 1 --gmm-num-iters 6 --gmm-total-gauss 150"
 TINY += " --tri-num-iters 4 --tri-realign-iters 2 --tri-total-gauss 150 --tree-num-leaves 60 --tree-min-count 20"
 TINY += " --tree-min-gain 20 --acwts 0.1,0.3 --insertion-penalties 0"
 

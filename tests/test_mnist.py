@@ -3,6 +3,9 @@
 import gzip
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -283,3 +286,33 @@ def test_a_digit_that_was_never_seen_is_known_once_its_bias_is_right(data, teach
     shown = capsys.readouterr().out
     assert shown == (tmp_path / "report" / "table.md").read_text()
     assert len(shown.splitlines()) == 2 + len(rows)
+
+
+def test_the_recipe_runs_to_its_table(corpus, tmp_path):
+    options = "--any-version true --dev-images 150 --student-dim 16 --small-dims 8 --hidden-dim 24 --num-epochs 4"
+    options += (
+        " --student-epochs 4 --sweep-epochs 2 --sweep-temperatures 2.5 --num-seeds 1 --image-jitter 1 --device cpu"
+    )
+    command_line = [
+        "bash",
+        ROOT / "recipes/mnist/run.sh",
+        "--corpus",
+        corpus,
+        "--exp",
+        tmp_path / "exp",
+        *options.split(),
+    ]
+    environment = {**os.environ, "ASR_KD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command_line, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = {row["name"]: row for row in json.loads((tmp_path / "exp/report/results.json").read_text())["rows"]}
+    assert rows.keys() == {
+        *("teacher", "plain", "plain-shifted", "distilled", "distilled-shifted", "small/dim8/T2.5"),
+        *(f"{name}{bias}" for name in ("without3", "only78") for bias in ("", "-corrected", "-test-tuned")),
+    }
+    assert (rows["small/dim8/T2.5"]["shape"], rows["small/dim8/T2.5"]["temperature"]) == ("2×8", 2.5)
+    jitter = {
+        name: load_card(tmp_path / "exp/nnet" / name / "seed1")["training"]["config"]["image_jitter"]
+        for name in ("teacher", "plain", "plain-shifted", "distilled", "distilled-shifted")
+    }
+    assert jitter == {"teacher": 1, "plain": 0, "plain-shifted": 1, "distilled": 0, "distilled-shifted": 1}

@@ -727,7 +727,7 @@ def test_the_sweep_tries_every_setting_and_names_the_best(members, toy, tmp_path
     run(
         "sweep", *sets(toy), *SMALL, "--teachers", *members, "--sweep-epochs", 1, "--sweep-temperatures", "1,4",
         "--sweep-soft-weights", "1,0.5", "--sweep-combinations", "arithmetic,geometric", "--seeds", "1-2",
-        "--out", tmp_path,
+        "--student-start", "member", "--out", tmp_path,
     )  # fmt: skip
     rows = json.loads((tmp_path / "sweep.json").read_text())
     assert len(rows) == len({(r["temperature"], r["soft_weight"], r["combination"]) for r in rows}) == 8
@@ -735,10 +735,12 @@ def test_the_sweep_tries_every_setting_and_names_the_best(members, toy, tmp_path
     assert yaml.safe_load((tmp_path / "best.yaml").read_text()) == {
         key: best[key] for key in ("temperature", "soft_weight", "combination")
     }
+    assert any(row["per_seed"][0] != row["per_seed"][1] for row in rows)
     for row in rows:
         name = f"{row['combination']}-T{row['temperature']:g}-w{row['soft_weight']:g}"
         last = [history(tmp_path / name / f"seed{seed}")[-1] for seed in (1, 2)]
         assert row["per_seed"] == [epoch["dev_frame_acc"] for epoch in last]
+        assert row["dev_frame_acc"] == pytest.approx(sum(row["per_seed"]) / 2)
         assert row["dev_xent"] == pytest.approx(sum(epoch["dev_xent"] for epoch in last) / 2)
 
 
@@ -747,7 +749,7 @@ def test_a_sweep_of_one_setting_trains_nothing(members, toy, tmp_path):
         "sweep", *sets(toy), *SMALL, "--teachers", *members, "--sweep-temperatures", 4, "--sweep-soft-weights", 1,
         "--out", tmp_path,
     )  # fmt: skip
-    assert {path.name for path in tmp_path.iterdir()} == {"sweep.json", "best.yaml"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "sweep.json", "best.yaml"}
     assert json.loads((tmp_path / "sweep.json").read_text()) == []
     chosen = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert chosen == {"temperature": 4, "soft_weight": 1, "combination": "arithmetic"}

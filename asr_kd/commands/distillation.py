@@ -16,7 +16,7 @@ from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.commands.training import INITIALISE, OUT, TRANSFER, Session, begin, initial_nets
-from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, resolve
+from asr_kd.config import SWEPT, CompressConfig, DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
 from asr_kd.distill.specialist_inference import SPECIALISTS
@@ -33,9 +33,6 @@ from asr_kd.training.data import digest_of
 from asr_kd.training.run import Run
 from asr_kd.training.stacked import train_all
 from asr_kd.training.stream import StreamedSet
-
-# What a sweep chooses, in the order in which it is tried.
-SETTING = ("combination", "temperature", "soft_weight")
 
 AnyTargets = TypeVar("AnyTargets", TargetsReader, TargetsRows)
 
@@ -281,28 +278,33 @@ def sweep(args: argparse.Namespace) -> None:
     soft-targets and distill.
     """
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
-    axes = (config.sweep_combinations, config.sweep_temperatures, config.sweep_soft_weights)
-    settings = [dict(zip(SETTING, values, strict=True)) for values in itertools.product(*axes)]
+    session = begin(args)
+    members = _load_teachers(args, session, config.sweep_combinations)
+    axes = [dict.fromkeys(getattr(config, key)) for key in SWEPT.values()]
+    settings = [dict(zip(SWEPT, values, strict=True)) for values in itertools.product(*axes)]
     if len(settings) > 1:
-        rows = _try_settings(args, config, settings, seeds)
+        rows = _try_settings(args, session, members, settings, seeds)
         best = max(rows, key=lambda row: row["dev_frame_acc"])
         told = f"best on dev, frame accuracy {best['dev_frame_acc']:.2f} %"
     else:
         rows, best, told = [], settings[0], "the only setting, so nothing to choose"
     write_json(args.out / "sweep.json", rows)
-    chosen = {key: best[key] for key in SETTING}
+    chosen = {key: best[key] for key in SWEPT}
     write_text(args.out / "best.yaml", "".join(f"{key}: {json.dumps(value)}\n" for key, value in chosen.items()))
     log(f"{told}: {chosen}")
 
 
 def _try_settings(
-    args: argparse.Namespace, config: DistillConfig, settings: Sequence[dict[str, Any]], seeds: Sequence[int]
+    args: argparse.Namespace,
+    session: Session,
+    members: Sequence[TrainedNet],
+    settings: Sequence[dict[str, Any]],
+    seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Students with every setting, and how good they are on dev: means over seeds."""
-    session = begin(args)
+    config = resolve(DistillConfig, args.values)
     if not config.online_targets:
         session.require_resident("asr-kd sweep without online_targets")
-    members = _load_teachers(args, session, config.sweep_combinations)
     starts = initial_nets(_first_weights(args, config, seeds), seeds, session)
     rows = []
     for taught, group in itertools.groupby(settings, lambda each: (each["combination"], each["temperature"])):
@@ -318,7 +320,7 @@ def _try_settings(
                 for seed in seeds
             ]
             train_all(runs, args.values["stacked"])
-            rows.append({**setting, **_dev_scores(runs)})
+            rows.append({**setting, "seeds": list(seeds), **_dev_scores(runs)})
     return rows
 
 
@@ -374,7 +376,7 @@ class _LazyTargets:
 
 
 def _dev_scores(runs: Sequence[Run]) -> dict[str, Any]:
-    """Of nets that are trained, each at its best epoch: the mean, and frame accuracy by itself."""
+    """Of nets that are trained, each at its best epoch: means, and the frame accuracy of each as `per_seed`."""
     trained = [load_card(run.out)["training"] for run in runs]
     best = [training["history"][training["best_epoch"] - 1] for training in trained]
     return {

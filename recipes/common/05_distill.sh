@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Temperature, weight and mean are chosen on dev; then soft targets are stored, or made online, and students trained.
+# Temperature, weight and mean are chosen on dev, where the configuration gives several; then soft targets are stored, or made online, and students trained.
 . "$root/recipes/common/stage.sh"
 last_member=$((seed + $(sed -n 's/^num_members: //p' "$config") - 1))
 last_seed=$((seed + $(sed -n 's/^num_seeds: //p' "$config") - 1))

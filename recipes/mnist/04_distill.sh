@@ -7,5 +7,5 @@ run asr_kd soft-targets --teachers "$teacher" --feats "$data/train.feats.h5" --d
   --out "$exp/targets/train.h5"
 run asr_kd distill --targets "$exp/targets/train.h5" "${sets[@]}" "${student[@]}" --seeds "$seed-$last_seed" \
   --out "$exp/nnet/distilled"
-run asr_kd distill --teachers "$teacher" "${sets[@]}" "${student[@]}" --image-jitter "$(from_config image_jitter)" \
+run asr_kd distill --teachers "$teacher" "${sets[@]}" "${student[@]}" "${shifted[@]}" \
   --seeds "$seed-$last_seed" --out "$exp/nnet/distilled-shifted"

@@ -2,8 +2,11 @@
 # Small students at every temperature: with 30 units a layer, 2.5 to 4 was best in the paper; with 300, all above 8 alike.
 . "$root/recipes/mnist/mnist.sh"
 require "$teacher/net.json"
-for dim in ${small_dims//,/ }; do
-  run asr_kd sweep --teachers "$teacher" "${sets[@]}" "${plain[@]}" --hidden-dim "$dim" \
-    --sweep-soft-weights "$(from_config soft_weight)" --sweep-combinations arithmetic --seeds "$seed-$last_seed" \
-    --out "$exp/nnet/small/dim$dim"
+for temperature in $small_temperatures; do
+  run asr_kd soft-targets --teachers "$teacher" --feats "$data/train.feats.h5" --device "$device" --config "$config" \
+    --temperature "$temperature" --out "$exp/targets/train.T$temperature.h5"
+  for dim in ${small_dims//,/ }; do
+    run asr_kd distill --targets "$exp/targets/train.T$temperature.h5" "${sets[@]}" "${plain[@]}" --hidden-dim "$dim" \
+      --student-epochs "$(from_config sweep_epochs)" --seeds "$seed-$last_seed" --out "$exp/nnet/small/dim$dim/T$temperature"
+  done
 done

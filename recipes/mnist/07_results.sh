@@ -9,14 +9,12 @@ for s in $(seq "$seed" "$last_seed"); do
       --out "$exp/nnet/${name%:*}-test-tuned/seed$s"
   done
 done
-names=(plain distilled distilled-shifted without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
+names=(plain{,-shifted} distilled{,-shifted} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
 nets=("teacher/seed$seed")
 for s in $(seq "$seed" "$last_seed"); do
   nets+=("${names[@]/%//seed$s}")
   for dim in ${small_dims//,/ }; do
-    for t in $(from_config sweep_temperatures | tr -d '[] ' | tr , ' '); do
-      nets+=("$(printf 'small/dim%d/arithmetic-T%g-w%g/seed%d' "$dim" "$t" "$(from_config soft_weight)" "$s")")
-    done
+    for t in $small_temperatures; do nets+=("small/dim$dim/T$t/seed$s"); done
   done
 done
 nets=("${nets[@]/#/$exp/nnet/}")

@@ -6,5 +6,7 @@ sets=(--feats "$data/train.feats.h5" --ali "$data/train.ali.h5" --dev-feats "$da
 plain=(--dropout 0 --dropout-schedule null --input-dropout 0 --max-norm 0 --image-jitter 0)
 student=("${plain[@]}" --hidden-dim "$student_dim")
 from_config() { sed -n "s/^$1: //p" "$config"; }
+shifted=(--image-jitter "$(from_config image_jitter)")
 last_seed=$((seed + $(from_config num_seeds) - 1))
 teacher=$exp/nnet/teacher/seed$seed
+small_temperatures=$(from_config sweep_temperatures | tr -d '[] ' | tr , ' ') # 1.0 2.5 ...

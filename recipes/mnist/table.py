@@ -19,6 +19,7 @@ from asr_kd.store.atomic import write_json, write_text
 PUBLISHED = {
     "teacher": ("dropout, max-norm, jitter", 67, None),
     "plain": ("labels alone, no regulariser", 146, None),
+    "plain-shifted": ("labels alone, on shifted images", None, None),
     "distilled": ("distilled", 74, None),
     "distilled-shifted": ("distilled, on shifted images", None, None),
     "without3": ("distilled without the digit 3", 206, 133),

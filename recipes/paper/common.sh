@@ -14,7 +14,7 @@ show_usage() {
   cat <<USAGE
 Usage: recipes/paper/$name.sh --base DIR --out DIR [options]
 $usage
-Prints a Markdown table and writes its rows to OUT/$name.json; what is there already is not made again.
+Prints a Markdown table and writes its rows below OUT; what is there already is not made again.
 Options of all of recipes/paper:
   --base DIR          made by recipes/fsdd/run.sh or recipes/mini/run.sh up to stage 4 or later; nothing is written there
   --out DIR           where everything is written

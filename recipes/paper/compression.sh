@@ -31,6 +31,7 @@ options_of() {
   done
 }
 for kind in $kind_list; do options_of "$kind" >/dev/null; done
+[[ $split = dev || $split = test ]] || { echo "error: --split $split: expected dev or test" >&2; exit 2; }
 . "$root/recipes/paper/nets.sh" # takes `kinds` for its own
 require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base"/data/{dev,"$split"}
 

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
         rows.append({"kind": kind, **cost, **measured(estimates, by_training)})
     ensemble = {metric: estimates.estimate(scores["ensemble"], metric)["value"] for metric in ("frame_accuracy", "wer")}
     write_json(args.out, {"ensemble": ensemble, "rows": rows})
-    print_table(ensemble, rows, len(args.seeds))
+    print_table(ensemble, rows, len(args.seeds), scores["ensemble"].split)
 
 
 def cost_of(folders: list[Path], speed: dict[Path, dict[str, Any]]) -> dict[str, Any]:
@@ -92,14 +92,14 @@ def measured(estimates: Estimates, systems: dict[str, SystemScores]) -> dict[str
     return found
 
 
-def print_table(ensemble: dict[str, float], rows: list[dict[str, Any]], num_seeds: int) -> None:
+def print_table(ensemble: dict[str, float], rows: list[dict[str, Any]], num_seeds: int, split: str | None) -> None:
     """For people."""
     batches = list(rows[0]["time_of_full"])
     header = ["net", "parameters", "weights ≠ 0", "bytes", *(f"time a frame, batch {batch}" for batch in batches)]
     header += ["frame accuracy, labels", "distilled", "difference", "95 % interval", "WER, labels", "distilled"]
     header += ["difference", "95 % interval"]
     print(
-        f"Means of {num_seeds} seeds; time as a share of the full net's. The ensemble: "
+        f"On {split}; means of {num_seeds} seeds; time as a share of the full net's. The ensemble: "
         f"{ensemble['frame_accuracy']:.2f} % frame accuracy, {ensemble['wer']:.2f} % WER.\n"
     )
     for cells in (header, ["---", *["---:"] * (len(header) - 1)], *map(cells_of, rows)):
