@@ -75,6 +75,30 @@ def test_a_second_run_makes_nothing_again(whole):
     assert again.stderr.count("up to date") >= 15
 
 
+def test_experiments_of_the_paper_begin_where_the_recipe_ends(whole, tmp_path):
+    short = ["--base", whole, "--seeds", "1", "--student-epochs", "1", "--device", "cpu"]
+    compression = ["--kinds", "pruned50", "--rounds", "1", "--split", "test", "--out", tmp_path / "compression"]
+    specialists = [
+        "--clusterings",
+        "random",
+        "--num-specialists",
+        "2",
+        "--top-n",
+        "2",
+        "--out",
+        tmp_path / "specialists",
+    ]
+    for name, options in (("compression", compression), ("specialists", specialists)):
+        argv = [str(arg) for arg in ("bash", ROOT / f"recipes/paper/{name}.sh", *short, *options)]
+        done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    (row,) = json.loads((tmp_path / "compression/compression.test.json").read_text())["rows"]
+    assert row["kind"] == "pruned50"
+    assert row["sparsity"] == pytest.approx(0.5, abs=0.01)
+    systems = {row["system"] for row in json.loads((tmp_path / "specialists/specialists.json").read_text())}
+    assert {"generalist", "specialists-random", "ensemble", "specialists-distilled", "ensemble-distilled"} <= systems
+
+
 def stage_seconds(exp: Path) -> dict[str, float]:
     """How long each stage took, from the whole run's marks."""
     lines = (exp / "stderr").read_text().splitlines()

@@ -566,6 +566,20 @@ def test_soft_targets_regularise_nets_that_start_from_random_weights(base, tmp_p
     assert soft["history"][-1]["step"] == load_card(base / "nnet/member/seed1")["training"]["history"][-1]["step"]
 
 
+def test_every_size_has_every_temperature_and_transfer_sets_their_repairs(base, tmp_path):
+    done = experiment("temperature_size", base, tmp_path / "t", "--seeds", 1, "--sizes", 8, "--temperatures", "1,2.5")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "t/temperature_size.json").read_text())
+    assert [row["system"] for row in rows] == ["8 units, labels", "8 units, T = 1", "8 units, T = 2.5"]
+    done = experiment(
+        "transfer_sets", base, tmp_path / "s", "--seeds", 1, "--student-epochs", 2, "--labelled-share", 0.5
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "s/transfer_sets.json").read_text())
+    assert len(rows) == 9
+    assert {"without", "without-corrected", "without-test-tuned"} <= {path.name for path in (tmp_path / "s").iterdir()}
+
+
 def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_path):
     """The experiment whole, on a base of two members of two epochs, up to its table."""
     arms = "hard-x2,start-hard,soft,views,averaged-start-soft,start-sequence"

@@ -6,8 +6,8 @@ usage='Takes the four IDX files of MNIST from --corpus, or fetches them, and rep
 temperatures, and transfer sets without a digit or of two digits only; and, beyond the paper, the plain and the distilled
 net on shifted images. The configuration is that of the regularised net (num_epochs, learning_rate, hidden_dim, dropout,
 ...); all others have its optimiser and student_epochs (small ones sweep_epochs, at each of sweep_temperatures), and
-neither dropout, max-norm nor, but for those two, jitter. From the speed of a training step, quick should take 10 minutes and full 3 to 4 hours on
-two plain cores.
+neither dropout, max-norm nor, but for those two, jitter. From the speed of a training step, quick should take a
+quarter of an hour and full five hours on two plain cores.
 Options of this recipe:
   --student-dim N     hidden units a layer, plain and distilled (default 800)
   --small-dims LIST   of the students at several temperatures (default 30,300)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """The share of an ensemble's gain that each arm keeps: Markdown printed, rows as JSON.
 
-The baseline is the best arm without a teacher, the members themselves among them. Shares have Fieller's intervals, over
+The baseline is the best arm without a teacher, the members themselves among them, by the dev set that the nets were
+trained with, whatever set the table is of. Shares have Fieller's intervals, over
 utterances and seeds (asr_kd/scoring/significance.py). Costs are in trainings of one member: a forward pass counts 1, a
 step of training 3, for every frame and net, since all nets have one size; training the members is not counted.
 """
@@ -31,6 +32,8 @@ from asr_kd.store.atomic import write_json
 from asr_kd.store.feats import FeatsReader
 
 ENSEMBLE, MEMBERS = "ensemble", "members"
+# Arms of labels alone.
+UNTAUGHT = re.compile(r"(averaged-)?(start-)?(hard|smoothing)")
 METRICS = {name: FRAME_METRICS[name] for name in ("frame_accuracy", "cross_entropy")}
 
 
@@ -64,7 +67,10 @@ def main(args: argparse.Namespace) -> None:
     arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
     systems = {MEMBERS: score(MEMBERS, [[net] for net in args.members]), ENSEMBLE: score(ENSEMBLE, [args.members])}
     systems |= {arm: score(arm, nets) for arm, nets in arms.items()}
-    rows = rows_of(systems, {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()})
+    nets = {MEMBERS: [[net] for net in args.members], **arms}
+    untaught = {name: dev_accuracy(nets[name]) for name in nets if name == MEMBERS or UNTAUGHT.match(name)}
+    costs = {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()}
+    rows = rows_of(systems, costs, untaught)
     write_json(args.out, rows)
     draw(rows, args.out.with_suffix(".svg"))
     print_table(rows)
@@ -92,16 +98,17 @@ def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
     return (3 * seen + num_teachers * labelled) / (3 * own)
 
 
-def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float]) -> list[dict]:
-    """A row for every system, the share where it has a teacher."""
+def dev_accuracy(nets: list[list[Path]]) -> float:
+    """Of nets at their best epochs, on the dev set that they were trained with: the mean over seeds, in percent."""
+    trained = [load_card(paths[0])["training"] for paths in nets]
+    return float(np.mean([each["history"][each["best_epoch"] - 1]["dev_frame_acc"] for each in trained]))
+
+
+def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float], untaught: dict[str, float]) -> list[dict]:
+    """A row for every system, the share where it has a teacher; `untaught`: dev accuracy of those that have none."""
     estimates = Estimates(list(systems.values()), METRICS)
     values = {name: estimates.estimate(system, "frame_accuracy") for name, system in systems.items()}
-    untaught = [
-        name
-        for name in systems
-        if name == MEMBERS or name.removeprefix("averaged-").removeprefix("start-").startswith(("hard", "smoothing"))
-    ]
-    baseline = max(untaught, key=lambda name: values[name]["value"])
+    baseline = max(untaught, key=untaught.__getitem__)
     rows = []
     for name, system in systems.items():
         row = {
