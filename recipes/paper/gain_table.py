@@ -2,9 +2,9 @@
 """The share of an ensemble's gain that each arm keeps: Markdown printed, rows as JSON.
 
 The baseline is the best arm without a teacher, the members themselves among them, by the dev set that the nets were
-trained with, whatever set the table is of. Shares have Fieller's intervals, over
-utterances and seeds (asr_kd/scoring/significance.py). Costs are in trainings of one member: a forward pass counts 1, a
-step of training 3, for every frame and net, since all nets have one size; training the members is not counted.
+trained with, whatever set the table is of. Shares have Fieller's intervals, over utterances and seeds
+(asr_kd/scoring/significance.py). Costs are in trainings of one member: a forward pass counts 1, a step of training 3,
+for every frame and net, since all nets have one size; training the members is not counted.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from asr_kd.store.atomic import write_json
 from asr_kd.store.feats import FeatsReader
 
 ENSEMBLE, MEMBERS = "ensemble", "members"
-# Arms of labels alone.
-UNTAUGHT = re.compile(r"(averaged-)?(start-)?(hard|smoothing)")
+# Systems of labels alone.
+UNTAUGHT = re.compile(rf"{MEMBERS}$|(averaged-)?(start-)?(hard|smoothing)")
 METRICS = {name: FRAME_METRICS[name] for name in ("frame_accuracy", "cross_entropy")}
 
 
@@ -65,11 +65,11 @@ def main(args: argparse.Namespace) -> None:
         return FrameSystem(name, reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames, correct, xent_sum)
 
     arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
-    systems = {MEMBERS: score(MEMBERS, [[net] for net in args.members]), ENSEMBLE: score(ENSEMBLE, [args.members])}
+    singles = {MEMBERS: [[net] for net in args.members], **arms}
+    systems = {MEMBERS: score(MEMBERS, singles[MEMBERS]), ENSEMBLE: score(ENSEMBLE, [args.members])}
     systems |= {arm: score(arm, nets) for arm, nets in arms.items()}
-    nets = {MEMBERS: [[net] for net in args.members], **arms}
-    untaught = {name: dev_accuracy(nets[name]) for name in nets if name == MEMBERS or UNTAUGHT.match(name)}
     costs = {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()}
+    untaught = {name: dev_accuracy(nets) for name, nets in singles.items() if UNTAUGHT.match(name)}
     rows = rows_of(systems, costs, untaught)
     write_json(args.out, rows)
     draw(rows, args.out.with_suffix(".svg"))
