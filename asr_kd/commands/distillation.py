@@ -24,7 +24,7 @@ from asr_kd.distill.student import student_run
 from asr_kd.distill.transfer import read_utt2uniq
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames, FramesOnDisk
-from asr_kd.nnet.net_dir import TrainedNet, load_card, load_net
+from asr_kd.nnet.net_dir import TrainedNet, best_epoch, load_net
 from asr_kd.runinfo import make
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.feats import FeatsReader
@@ -377,8 +377,7 @@ class _LazyTargets:
 
 def _dev_scores(runs: Sequence[Run]) -> dict[str, Any]:
     """Of nets that are trained, each at its best epoch: means, and the frame accuracy of each as `per_seed`."""
-    trained = [load_card(run.out)["training"] for run in runs]
-    best = [training["history"][training["best_epoch"] - 1] for training in trained]
+    best = [best_epoch(run.out) for run in runs]
     return {
         **{key: statistics.mean(epoch[key] for epoch in best) for key in ("dev_frame_acc", "dev_xent")},
         "per_seed": [epoch["dev_frame_acc"] for epoch in best],

@@ -20,7 +20,7 @@ import torch
 
 from asr_kd.cli_common import Parser, run_main
 from asr_kd.nnet.device import resolve_device
-from asr_kd.nnet.net_dir import load_card
+from asr_kd.nnet.net_dir import best_epoch, load_card
 from asr_kd.scoring.decoding import load_nets
 from asr_kd.scoring.estimates import FRAME_METRICS, Estimates
 from asr_kd.scoring.frames import per_utterance_frame_scores
@@ -100,8 +100,7 @@ def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
 
 def dev_accuracy(nets: list[list[Path]]) -> float:
     """Of nets at their best epochs, on the dev set that they were trained with: the mean over seeds, in percent."""
-    trained = [load_card(paths[0])["training"] for paths in nets]
-    return float(np.mean([each["history"][each["best_epoch"] - 1]["dev_frame_acc"] for each in trained]))
+    return float(np.mean([best_epoch(paths[0])["dev_frame_acc"] for paths in nets]))
 
 
 def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float], untaught: dict[str, float]) -> list[dict]:
