@@ -4,6 +4,7 @@ import pytest
 
 from asr_kd import config
 from asr_kd.cli import main
+from asr_kd.commands.options import parse_seeds
 from asr_kd.errors import AsrKdError
 
 
@@ -113,3 +114,14 @@ def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):
 def test_more_seeds_than_members_are_refused(capsys):
     assert main(["config", "--num-members", "2", "--num-seeds", "3"]) == 1
     assert "num_seeds 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("1", [1]), ("2-4", [2, 3, 4]), ("5, 1-2", [5, 1, 2])])
+def test_seeds_are_numbers_and_ranges(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "1,1", "1-3,2", "3-1", "3-1,2", "1-", "-1", "a"])
+def test_seeds_that_say_nothing_clear_are_refused(text):
+    with pytest.raises(AsrKdError, match=f"--seeds {text}: expected"):
+        parse_seeds(text)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from asr_kd.cli import main
 from asr_kd.distill.bias import bias_for_shares, common_bias_for_accuracy
@@ -27,6 +28,8 @@ from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import mean_log_posteriors
 from asr_kd.nnet.net_dir import UTTS, load_card, load_net
 from asr_kd.nnet.priors import count_pdfs, write_counts
+from asr_kd.scoring.decoding import load_nets
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
@@ -598,6 +601,13 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_p
     assert averaged["config"]["average_share"] == 0.7
     assert averaged["started_from"] is not None
     assert rows["soft"]["per_seed"] == pytest.approx(best)
+    paths = [[base / f"nnet/member/seed{seed}" for seed in (1, 2)], *([tmp_path / f"out/soft/seed{n}"] for n in (1, 2))]
+    reader, cpu = FeatsReader(base / "feats/dev.fbank.h5"), torch.device("cpu")
+    answers = [SetPosteriors(load_nets(each, cpu), reader, "arithmetic", cpu) for each in paths]
+    ensemble, *students = (torch.from_numpy(np.concatenate(list(each.blocks()))) for each in answers)
+    expected = [functional.kl_div(each, ensemble, reduction="batchmean", log_target=True) for each in students]
+    assert rows["soft"]["kl"] == pytest.approx(float(sum(expected)) / 2, rel=1e-4)
+    assert rows["ensemble"]["kl"] == 0
     smoothed = TargetsReader(tmp_path / "out/targets/T1-sequence.h5")
     assert smoothed.attributes["sequence_weight"] == 0.5
     unknown = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", "hrad")

@@ -1,6 +1,7 @@
 """Options that several subcommands share, and what they mean."""
 
 import argparse
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -39,14 +40,10 @@ TRAINING_SETS = (
 
 def parse_seeds(text: str) -> list[int]:
     """`1-3` or `1,2,5` → numbers; raises AsrKdError for anything else."""
-    try:
-        seeds = []
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            seeds += range(int(first), int(last or first) + 1)
-    except ValueError:
-        seeds = []
-    if not seeds or len(set(seeds)) != len(seeds):
+    parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
+    ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    seeds = [seed for each in ranges for seed in each]
+    if not all(parts) or not all(ranges) or len(set(seeds)) != len(seeds):
         raise AsrKdError(f"--seeds {text}: expected whole numbers like 1-3 or 1,2,5, each once")
     return seeds
 

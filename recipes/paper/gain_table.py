@@ -4,14 +4,15 @@
 The baseline is the best arm without a teacher, the members themselves among them, by the dev set that the nets were
 trained with, whatever set the table is of. Shares have Fieller's intervals, over utterances and seeds
 (asr_kd/scoring/significance.py). Costs are in trainings of one member: a forward pass counts 1, a step of training 3,
-for every frame and net, since all nets have one size; training the members is not counted.
+for every frame and net, since all nets have one size; training the members is not counted. KL is the divergence of the
+ensemble's answers, its arithmetic mean at T = 1, from those of a net, in nats a frame.
 """
 
 import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.net_dir import best_epoch, load_card
 from asr_kd.scoring.decoding import load_nets
 from asr_kd.scoring.estimates import FRAME_METRICS, Estimates
-from asr_kd.scoring.frames import per_utterance_frame_scores
+from asr_kd.scoring.frames import FrameLabels, FrameScores, per_utterance_frame_scores
 from asr_kd.scoring.labels import ali_labels
-from asr_kd.scoring.set_posteriors import SetPosteriors
+from asr_kd.scoring.set_posteriors import SetMatrices, SetPosteriors, kept_if_small
 from asr_kd.scoring.significance import share_of_gain
 from asr_kd.store.ali import AliReader, require_fit
 from asr_kd.store.atomic import write_json
@@ -58,11 +59,18 @@ def main(args: argparse.Namespace) -> None:
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
     device, labels = resolve_device(args.device), ali_labels(ali)
 
+    def answers_of(paths: list[Path]) -> SetPosteriors:
+        return SetPosteriors(load_nets(paths, device), reader, "arithmetic", device)
+
+    ensemble = answers_of(args.members)
+    num_pdfs = ensemble.nets[0].net.architecture.num_pdfs
+    asked = kept_if_small(ensemble, reader.layout.utt_ids, num_pdfs)
+
     def score(name: str, nets: list[list[Path]]) -> FrameSystem:
-        answers = [SetPosteriors(load_nets(paths, device), reader, "arithmetic", device) for paths in nets]
-        scores = [per_utterance_frame_scores(each.blocks(), labels) for each in answers]
+        scores, divergences = zip(*(score_beside(asked, answers_of(paths), labels) for paths in nets), strict=True)
         correct, xent_sum = (np.stack([getattr(each, key) for each in scores]) for key in ("correct", "xent_sum"))
-        return FrameSystem(name, reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames, correct, xent_sum)
+        units = (reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames)
+        return FrameSystem(name, *units, correct, xent_sum, float(np.mean(divergences)))
 
     arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
     singles = {MEMBERS: [[net] for net in args.members], **arms}
@@ -86,6 +94,21 @@ class FrameSystem:
     num_frames: np.ndarray  # (U,)
     correct: np.ndarray  # (S, U)
     xent_sum: np.ndarray  # (S, U), nats
+    divergence: float  # of the ensemble's answers from its own, nats a frame, mean over seeds
+
+
+def score_beside(ensemble: SetMatrices, posteriors: SetPosteriors, labels: FrameLabels) -> tuple[FrameScores, float]:
+    """Scores of a net, and the divergence of the ensemble's answers from its own: both in one pass over the set."""
+    utt_ids, divergence = posteriors.layout.utt_ids, 0.0
+
+    def answers() -> Iterator[np.ndarray]:
+        nonlocal divergence
+        for (_, theirs), (_, own) in zip(ensemble.of(utt_ids), posteriors.of(utt_ids), strict=True):
+            divergence += float((np.exp(theirs) * (theirs - own)).sum(dtype=np.float64))
+            yield own
+
+    scores = per_utterance_frame_scores(answers(), labels)
+    return scores, divergence / posteriors.layout.num_frames
 
 
 def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
@@ -117,6 +140,7 @@ def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float], untaught: 
             "frame_accuracy": values[name]["value"],
             "per_seed": values[name]["per_seed"],
             "cross_entropy": estimates.estimate(system, "cross_entropy")["value"],
+            "kl": system.divergence,
         }
         if name != ENSEMBLE:
             row["minus_ensemble"] = estimates.compare(system, systems[ENSEMBLE], "frame_accuracy")
@@ -132,8 +156,8 @@ def rows_of(systems: dict[str, FrameSystem], costs: dict[str, float], untaught: 
 
 def print_table(rows: list[dict]) -> None:
     """For people."""
-    print("| arm | cost | frame accuracy | cross-entropy | minus the ensemble | share kept | p of ≥ 0.86 |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print("| arm | cost | frame accuracy | cross-entropy | KL | minus the ensemble | share kept | p of ≥ 0.86 |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         share, difference = row.get("share"), row.get("minus_ensemble")
         kept = ("–", "–")
@@ -145,6 +169,7 @@ def print_table(rows: list[dict]) -> None:
             "–" if row["cost"] is None else f"{row['cost']:.1f}",
             f"{row['frame_accuracy']:.2f}",
             f"{row['cross_entropy']:.3f}",
+            f"{row['kl']:.3f}",
             "–" if difference is None else f"{difference['difference']:+.2f}",
             *kept,
         ]

@@ -27,7 +27,7 @@ Options of this experiment:
   --fold-members N    how many are trained for it (default as many as folds: one answers a frame; of twice as many, two)
   --averaged-rate R   learning rate of averaged-NAME (default 0.003)
   --average-share S   of the steps, the last ones, whose weights are averaged then (default 0.7)
-  --split NAME        shares are of this set, dev or test (default dev)'
+  --split NAME        the table is of this set: dev, test, or train, which says how well nets fit it (default dev)'
 arms=hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views
 teachers=
 view_options="--time-warp 0.2 --freq-warp 0.1"
