@@ -19,6 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default=URL, help="where the corpus is fetched from, a .tar.gz")
     parser.add_argument("--any-version", action="store_true", help="take a corpus that differs from the pinned one")
     parser.add_argument("--dev-share", type=float, default=0.08, help="of the training sentences, held out as dev")
+    help_ = "of the training sentences, taken without their transcripts, as data directory unlabelled"
+    parser.add_argument("--unlabelled-share", type=float, default=0.0, help=help_)
     return parser
 
 
@@ -28,11 +30,12 @@ def main(args: argparse.Namespace) -> None:
     corpus = read_corpus(folder, args.any_version, log)
     make(
         args.out,
-        lambda: write_sets(corpus, args.out, args.dev_share, log),
+        lambda: write_sets(corpus, args.out, args.dev_share, log, args.unlabelled_share),
         command=" ".join(sys.argv),
         corpus=corpus.digest,
         folder=folder.absolute(),
         dev_share=args.dev_share,
+        unlabelled_share=args.unlabelled_share,
     )
 
 

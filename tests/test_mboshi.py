@@ -82,6 +82,21 @@ def test_the_official_dev_is_test_and_dev_shares_no_sentence_with_training(corpu
     )
 
 
+def test_a_share_of_the_sentences_goes_without_transcripts_and_leaves_dev_as_it_is(corpus: Path, tmp_path: Path):
+    out = build(corpus, tmp_path / "out")
+    mboshi.write_sets(mboshi.read_corpus(corpus, True, quiet), tmp_path / "part", 0.2, quiet, 0.4)
+    part, whole = texts(tmp_path / "part"), texts(out)
+    assert part["dev"] == whole["dev"]
+    assert part["train"] < whole["train"]
+    untold = {u.utt_id: u.words for u in read_data_dir(tmp_path / "part/unlabelled", need_text=False)}
+    told = {u.utt_id: " ".join(u.words) for u in read_data_dir(out / "train")}
+    assert set(untold.values()) == {None}
+    assert {told.pop(utt_id) for utt_id in untold} == whole["train"] - part["train"]
+    assert set(told) == {u.utt_id for u in read_data_dir(tmp_path / "part/train")}
+    trained = read_lexicon(tmp_path / "part/lexicon.txt").words
+    assert set(trained) == {word for sentence in part["train"] for word in sentence.split()}
+
+
 def test_both_lexicons_spell_and_only_that_of_the_alignment_knows_words_of_test(corpus: Path, tmp_path: Path):
     out = build(corpus, tmp_path / "out")
     trained = read_lexicon(out / "lexicon.txt")
@@ -160,8 +175,9 @@ def test_what_is_not_the_corpus_is_refused(corpus: Path, tmp_path: Path):
     write_recording(folder / "train", "notes", "moro")
     with pytest.raises(AsrKdError, match=r"train/notes: is not named \{speaker\}"):
         mboshi.read_corpus(folder, True, quiet)
-    with pytest.raises(AsrKdError, match="--dev-share 0 leaves nothing for dev"):
-        mboshi.write_sets(mboshi.read_corpus(corpus, True, quiet), tmp_path / "out", 0.0, quiet)
+    for shares, empty in (((0.0, 0.0), "dev"), ((0.2, 0.8), "train"), ((0.2, 1e-9), "unlabelled")):
+        with pytest.raises(AsrKdError, match=f"nothing is left for {empty}"):
+            mboshi.write_sets(mboshi.read_corpus(corpus, True, quiet), tmp_path / "out", shares[0], quiet, shares[1])
     assert not (tmp_path / "out").exists()
 
 

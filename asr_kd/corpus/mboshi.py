@@ -3,7 +3,7 @@
 Source: github.com/besacier/mboshi-french-parallel-corpus (Godard et al. 2018, arXiv:1710.03501), the folder
 full_corpus_newsplit: `train` and `dev` with `{speaker}_{date}_{device}_mdw_elicit_{part}_{number}` as wav (or flac) and
 `.mb.cleaned`, a transcript in an orthography close to the language's phonology. Its dev set is test here; dev is cut
-from its training set by sentence.
+from its training set by sentence, and so is what is taken without its transcripts.
 """
 
 import hashlib
@@ -28,6 +28,7 @@ SAMPLE_RATE = 16000
 COMMIT = "83c5b428a8251881711fa45e4ea5bb5ea6bcdc9b"
 URL = f"https://github.com/besacier/mboshi-french-parallel-corpus/archive/{COMMIT}.tar.gz"
 FOLDER = "full_corpus_newsplit"
+UNLABELLED = "unlabelled"
 OFFICIAL = {"train": "train", "test": "dev"}  # our name of a set → the corpus's
 NUM_RECORDINGS = {"train": 4616, "test": 514}
 # Over transcripts and samples, not files: any faithful copy is welcome, in FLAC too.
@@ -175,17 +176,23 @@ def _check_version(folder: Path, name: str, num: int, digest: str, log: Callable
     )
 
 
-def hold_out(spoken: Sequence[Spoken], share: float) -> tuple[list[Spoken], list[Spoken]]:
-    """Training and dev set: about `share` of the sentences are dev, each with all recordings of it.
+def divide(spoken: Sequence[Spoken], dev_share: float, unlabelled_share: float = 0.0) -> dict[str, list[Spoken]]:
+    """train, dev and, where a share is named, unlabelled: each has about that share of the sentences, all recordings.
 
-    Which ones depends on their text alone, so that dev is the same for every seed, and a part of it where there is a
-    part of the corpus. Raises AsrKdError where a set stays empty.
+    Which ones depends on their text alone, so that dev is the same for every seed and share of unlabelled, and a part
+    of it where there is a part of the corpus. Raises AsrKdError where a set stays empty.
     """
-    dev = {each.sentence for each in spoken if _place(each.sentence) < share}
-    sets = [each for each in spoken if each.sentence not in dev], [each for each in spoken if each.sentence in dev]
-    for name, chosen in zip(("training", "dev"), sets, strict=True):
+    ends = {"dev": dev_share, UNLABELLED: dev_share + unlabelled_share, "train": 1.0}
+    sets: dict[str, list[Spoken]] = {name: [] for name in ("train", "dev", UNLABELLED)}
+    for each in spoken:
+        place = _place(each.sentence)
+        sets[next(name for name, end in ends.items() if place < end)].append(each)
+    if unlabelled_share == 0:
+        del sets[UNLABELLED]
+    for name, chosen in sets.items():
         if not chosen:
-            raise AsrKdError(f"--dev-share {share:g} leaves nothing for {name} of {len(spoken)} recordings")
+            shares = f"--dev-share {dev_share:g}, --unlabelled-share {unlabelled_share:g}"
+            raise AsrKdError(f"{shares}: of {len(spoken)} recordings nothing is left for {name}")
     return sets
 
 
@@ -199,24 +206,31 @@ def make_lexicon(words: Iterable[str]) -> Lexicon:
     return Lexicon({word: [letters_of(word)] for word in sorted(set(words))})
 
 
-def write_sets(corpus: Corpus, out_dir: str | Path, dev_share: float, log: Callable[[str], None]) -> None:
+def write_sets(
+    corpus: Corpus, out_dir: str | Path, dev_share: float, log: Callable[[str], None], unlabelled_share: float = 0.0
+) -> None:
     """Write data directories {train,dev,test} and lexicons in `out_dir`, which appears complete.
 
+    unlabelled_share: of the training sentences, whose recordings make a set `unlabelled`, without their transcripts.
     lexicon.txt has the words of the training transcripts alone; lexicon_align.txt, for forced alignment, those of dev
     and test too. {train,dev,test}_letters have the letters as words, and lexicon_letters.txt those.
     Recordings whose header declares more than they hold are written anew in wav/, with a true one.
-    Raises AsrKdError as hold_out does.
+    Raises AsrKdError as divide does.
     """
-    train, dev = hold_out(corpus.sets["train"], dev_share)
-    sets = {"train": train, "dev": dev, "test": corpus.sets["test"]}
-    known = {word for each in train for word in each.words}
+    sets = divide(corpus.sets["train"], dev_share, unlabelled_share) | {"test": corpus.sets["test"]}
+    unlabelled = sets.pop(UNLABELLED, [])
+    known = {word for each in sets["train"] for word in each.words}
     with atomic_dir(out_dir, "lexicon_letters.txt") as work:
         utterances = {name: [_utterance(each, work) for each in spoken] for name, spoken in sets.items()}
-        check_disjoint(utterances, by_speaker=False)
+        untold = [replace(_utterance(each, work), words=None) for each in unlabelled]
+        check_disjoint({**utterances, UNLABELLED: untold}, by_speaker=False)
         for name, spoken in sets.items():
             write_data_dir(work / name, utterances[name])
             write_data_dir(work / f"{name}_letters", [_in_letters(each) for each in utterances[name]])
-            log(f"{name}: {_summary(spoken, known, {each.sentence for each in train})}")
+            log(f"{name}: {_summary(spoken, known, {each.sentence for each in sets['train']})}")
+        if untold:
+            write_data_dir(work / UNLABELLED, untold)
+            log(f"{UNLABELLED}: {len(untold)} utterances, whose transcripts are left out")
         write_lexicon(work / "lexicon.txt", make_lexicon(known))
         every = {word for spoken in sets.values() for each in spoken for word in each.words}
         write_lexicon(work / "lexicon_align.txt", make_lexicon(every))

@@ -4,8 +4,10 @@ recipe=mboshi
 usage='Downloads the Mboshi corpus (or takes --corpus: the repository, its full_corpus_newsplit, or a part; wav or flac),
 trains an ensemble, distils it into one net and scores both on the official dev set.
 Options of this recipe:
-  --any-version true  take recordings that are not those of the public corpus'
+  --unlabelled-share S  of the training sentences is speech without text, for students alone (default 0)
+  --any-version true    take recordings that are not those of the public corpus'
+unlabelled_share=0
 any_version=false
-own_options="any_version"
+own_options="unlabelled_share any_version"
 clean_suffix=
 . "$(dirname "${BASH_SOURCE[0]}")/../common/run_stages.sh"
