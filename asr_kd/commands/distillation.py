@@ -283,7 +283,7 @@ def sweep(args: argparse.Namespace) -> None:
     axes = [dict.fromkeys(getattr(config, key)) for key in SWEPT.values()]
     settings = [dict(zip(SWEPT, values, strict=True)) for values in itertools.product(*axes)]
     if len(settings) > 1:
-        rows = _try_settings(args, session, members, settings, seeds)
+        rows = _try_settings(args, config, session, members, settings, seeds)
         best = max(rows, key=lambda row: row["dev_frame_acc"])
         told = f"best on dev, frame accuracy {best['dev_frame_acc']:.2f} %"
     else:
@@ -296,13 +296,13 @@ def sweep(args: argparse.Namespace) -> None:
 
 def _try_settings(
     args: argparse.Namespace,
+    config: DistillConfig,
     session: Session,
     members: Sequence[TrainedNet],
     settings: Sequence[dict[str, Any]],
     seeds: Sequence[int],
 ) -> list[dict[str, Any]]:
     """Students with every setting, and how good they are on dev: means over seeds."""
-    config = resolve(DistillConfig, args.values)
     if not config.online_targets:
         session.require_resident("asr-kd sweep without online_targets")
     starts = initial_nets(_first_weights(args, config, seeds), seeds, session)
