@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from asr_kd.errors import AsrKdError
 
@@ -55,6 +56,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{"allow_abbrev": False, **kwargs})
+        self.set_defaults(parser=self)
+
+    def error(self, message: str) -> NoReturn:
+        """One line, as every other mistake gets."""
+        self.exit(2, f"error: {message}; see {self.prog} --help\n")
 
 
 class DefaultsFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -78,7 +84,9 @@ def run_main(
     from asr_kd.world import World  # which logs
 
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parser.parse_args(argv)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.parser.error(f"unrecognized arguments: {shlex.join(unknown)}")
     args.command_line = command_line(parser.prog, argv)
     try:
         args.world = World.of_environment()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import yaml
 
 from asr_kd.errors import AsrKdError
+from asr_kd.features.options import FbankOptions
 from asr_kd.store.parsing import parse_yaml
 
 T = TypeVar("T")
@@ -36,6 +37,9 @@ MAX_CONTEXT = 1000  # ten seconds; a net whose input is much longer fills the me
 # Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
 TEMPERATURES = (1e-6, 1e6)
 SCHEDULES = ("linear", "cosine", "exponential", "constant", "newbob")
+OPTIMIZERS = ("adamw", "sgd")
+CMVN_MODES = ("global", "speaker", "utterance", "none")
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ class FbankConfig:
     high_freq: float
     snip_edges: bool
     feats_dtype: str
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for values that no features can be made with."""
+        FbankOptions(**{key: getattr(self, key) for key in _keys(FbankConfig) if key != "feats_dtype"})
+        _require(self, "float32 or float16", lambda x: x in ("float32", "float16"), "feats_dtype")
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,20 @@ class HmmConfig:
     tri_realign_iters: list[int]
     tri_total_gauss: int
     tri_max_train_utts: int
+
+    def __post_init__(self) -> None:
+        """Raises AsrKdError for a value that no HMM can be trained with."""
+        _require(self, "mono or triphone", lambda x: x in ("mono", "triphone"), "gmm_context")
+        _require(self, "utterance or speaker", lambda x: x in ("utterance", "speaker"), "gmm_cmvn")
+        _require(self, "3state or bakis", lambda x: x in ("3state", "bakis"), "gmm_phone_topology")
+        _require(self, "3state or 5state", lambda x: x in ("3state", "5state"), "gmm_silence_topology")
+        _require(self, "clustered or all", lambda x: x in ("clustered", "all"), "tree_questions")
+        passes, sizes = ("gmm_num_iters", "tri_num_iters"), ("gmm_total_gauss", "tri_total_gauss", "tree_num_leaves")
+        _require(self, "at least 1", lambda x: x >= 1, *passes, *sizes)
+        numbers = ("gmm_max_train_utts", "tri_max_train_utts", "tree_min_count", "tree_min_gain")
+        _require(self, "at least 0", lambda x: x >= 0, *numbers)
+        _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "gmm_max_failed_share", "max_oov_share")
+        _require(self, "between 0 and 1", lambda x: 0 < x < 1, "sil_prob")
 
 
 @dataclass(frozen=True)
@@ -135,12 +158,12 @@ class DnnConfig:
         _require(self, f"from 0 to {MAX_FRAMES:,}", lambda x: 0 <= x <= MAX_FRAMES, "resident_frames")
         _require(self, "at least 1", lambda x: x >= 1, "hidden_dim", "batch_size", "num_epochs")
         _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "max_steps", "steps_per_epoch")
-        _require(self, "above 0", lambda x: 0 < x < math.inf, "learning_rate", "checkpoint_minutes")
+        _require(self, "above 0", lambda x: x > 0, "learning_rate", "checkpoint_minutes")
         counts = ("left_context", "right_context", "num_hidden_layers", "time_masks", "time_mask_width", "freq_masks")
         counts += ("freq_mask_width", "image_jitter", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
         _require(self, "at least 0", lambda x: x >= 0, *counts, "feature_noise", "weight_decay", "max_grad_norm")
         _require(self, f"at most {MAX_CONTEXT}", lambda x: x <= MAX_CONTEXT, "left_context", "right_context")
-        _require(self, "at least 0", lambda x: 0 <= x < math.inf, "max_norm")
+        _require(self, "at least 0", lambda x: x >= 0, "max_norm")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "time_warp", "freq_warp")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio", "view_share")
@@ -148,7 +171,9 @@ class DnnConfig:
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
         shares = "null, or rates from 0 to below 1"
         _require(self, shares, lambda x: x is None or (x and all(0 <= y < 1 for y in x)), "dropout_schedule")
-        _require(self, f"one of {', '.join(SCHEDULES)}", lambda x: x in SCHEDULES, "schedule")
+        for key, names in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("cmvn", CMVN_MODES)):
+            _require(self, f"one of {', '.join(names)}", lambda x, names=names: x in names, key)
+        _require(self, f"one of {', '.join(PRECISIONS)}", lambda x: x in PRECISIONS, "precision")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "average_share")
         if self.average_share and self.schedule == "newbob":
             raise AsrKdError("average_share: schedule newbob goes back to weights of before; choose another")
@@ -176,7 +201,7 @@ class EnsembleConfig:
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that is none of its key's."""
-        _require(self, "at least 1", lambda x: x >= 1, "sweep_seeds")
+        _require(self, "at least 1", lambda x: x >= 1, "num_members", "num_seeds", "sweep_seeds")
         _require(self, "auto, always or never", lambda x: x in ("auto", "always", "never"), "stacked")
 
 
@@ -212,7 +237,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that nothing can be distilled with."""
         means = ("arithmetic", "geometric", "specialists")
-        _require(self, "above 0", lambda x: 0 < x < math.inf, "student_learning_rate")
+        _require(self, "above 0", lambda x: x > 0, "student_learning_rate")
         low, high = TEMPERATURES
         _require(self, f"from {low:g} to {high:g}", lambda x: low <= x <= high, "temperature")
         _require(self, f"one of {', '.join(means)}", lambda x: x in means, "combination")
@@ -228,8 +253,7 @@ class DistillConfig:
         _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
         _require(self, "null, or from 0 to 1", lambda x: x is None or 0 <= x <= 1, "student_view_share")
-        _require(self, "a finite number", lambda x: x is None or math.isfinite(x), "soft_weight", "hard_weight")
-        _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k_kl", "online_members")
+        _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k", "top_k_kl", "online_members")
         _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "sequence_weight")
         _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
@@ -278,7 +302,7 @@ class SpecialistsConfig:
         _require(self, "at least 2", lambda x: x >= 2, "num_specialists")
         _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "specialist_size")
         _require(self, "at least 1", lambda x: x >= 1, "specialist_epochs", "top_n")
-        _require(self, "above 0", lambda x: 0 < x < math.inf, "specialist_learning_rate")
+        _require(self, "above 0", lambda x: x > 0, "specialist_learning_rate")
         _require(self, f"one of {', '.join(clusterings)}", lambda x: x in clusterings, "clustering")
         _require(self, "dustbin or full", lambda x: x in ("dustbin", "full"), "specialist_outputs")
 
@@ -335,13 +359,13 @@ class DecodeConfig:
         grammars = ("unigram", "uniform", "ngram")
         _require(self, f"one of {', '.join(grammars)}", lambda x: x in grammars, "grammar")
         _require(self, "from 1 to 10", lambda x: 1 <= x <= 10, "ngram_order")
-        _require(self, "at least 0", lambda x: 0 <= x < math.inf, "ngram_prune")
-        _require(self, "above 0", lambda x: 0 < x < math.inf, "beam", "lattice_beam")
+        _require(self, "at least 0", lambda x: x >= 0, "ngram_prune")
+        _require(self, "above 0", lambda x: x > 0, "beam", "lattice_beam")
         _require(self, "at least 0", lambda x: x >= 0, "min_active", "tuning_utts")
         limit = f"above 1 and above min_active, {self.min_active}"
         _require(self, limit, lambda x: x > max(1, self.min_active), "max_active")
-        _require(self, "one or more, each above 0", lambda xs: xs and all(0 < x < math.inf for x in xs), "acwts")
-        _require(self, "one or more numbers", lambda xs: xs and all(map(math.isfinite, xs)), "insertion_penalties")
+        _require(self, "one or more, each above 0", lambda xs: xs and all(x > 0 for x in xs), "acwts")
+        _require(self, "one or more numbers", bool, "insertion_penalties")
 
 
 @dataclass(frozen=True)
@@ -427,15 +451,15 @@ def _convert(annotation: Any, value: Any) -> Any:
         return _INVALID
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return _INVALID
-    if number != number or (annotation is int and not number.is_integer()):
+    if not math.isfinite(number) or (annotation is int and not number.is_integer()):
         return _INVALID
     return annotation(number)
 
 
 def _type_name(annotation: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
+    names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
     if typing.get_origin(annotation) is list:
         return f"a list, comma-separated, each {names[typing.get_args(annotation)[0]]}"
     if annotation in names:

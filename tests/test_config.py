@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -108,7 +109,8 @@ def test_what_needs_whole_utterances_is_not_for_targets_made_batch_by_batch(caps
 )
 def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):
     assert main(["config", option]) == 1
-    assert f"error: {option[2:].partition('=')[0].replace('-', '_')} " in capsys.readouterr().err
+    key = option[2:].partition("=")[0].replace("-", "_")
+    assert re.search(rf"^error: (--[a-z-]+: )?{key} ", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_more_seeds_than_members_are_refused(capsys):
@@ -121,7 +123,20 @@ def test_seeds_are_numbers_and_ranges(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "1,1", "1-3,2", "3-1", "3-1,2", "1-", "-1", "a"])
+@pytest.mark.parametrize("text", ["", "1,1", "1-3,2", "3-1", "3-1,2", "1-", "-1", "a", "1" * 23, "1-99999999999"])
 def test_seeds_that_say_nothing_clear_are_refused(text):
     with pytest.raises(AsrKdError, match=f"--seeds {text}: expected"):
         parse_seeds(text)
+
+
+def test_a_key_that_a_file_gives_twice_is_refused(tmp_path, capsys):
+    (tmp_path / "twice.yaml").write_text("hidden_dim: 3\nnum_epochs: 1\nhidden_dim: 4\n")
+    assert main(["config", "--config", str(tmp_path / "twice.yaml")]) == 1
+    assert "hidden_dim is there twice" in capsys.readouterr().err
+
+
+def test_an_option_that_is_not_there_is_told_in_one_line_with_the_help_of_its_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["config", "--bogus", "1"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: unrecognized arguments: --bogus 1; see asr-kd config --help\n"

@@ -178,6 +178,24 @@ def test_a_failed_rewrite_leaves_the_old_file(tmp_path):
     assert FeatsReader(tmp_path / "feats.h5").content_digest == before
 
 
+def test_only_a_file_of_its_kind_is_replaced_or_a_damaged_one(tmp_path):
+    path = tmp_path / "f.h5"
+    for content, kind in ((b"utt1 hello\n", "no HDF5 file"), (None, "asr_kd.other")):
+        if content is None:
+            with h5py.File(path, "w") as file:
+                file.attrs["format"] = "asr_kd.other"
+        else:
+            path.write_bytes(content)
+        before = path.read_bytes()
+        with pytest.raises(AsrKdError, match=f"f.h5: exists and is {kind}, not asr_kd"):
+            write(path, random_utts([3]))
+        assert path.read_bytes() == before
+    path.unlink()
+    write(path, random_utts([3]))
+    path.write_bytes(path.read_bytes()[:100])
+    assert write(path, random_utts([4])).layout.num_frames == 4
+
+
 def _read_in_child(reader: FeatsReader, queue: multiprocessing.Queue) -> None:
     queue.put(reader.read_all())
 

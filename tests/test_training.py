@@ -111,9 +111,10 @@ def test_a_complete_net_is_not_trained_again(members, toy, capsys):
     assert capsys.readouterr().err.count("up to date") == 3
 
 
-def test_another_configuration_trains_anew(toy, tmp_path):
-    for dim in (8, 12):
+def test_another_configuration_trains_anew_and_says_what_it_replaces(toy, tmp_path, capsys):
+    for dim, replaced in ((8, 0), (12, 1)):
         run("train", *sets(toy), "--out", tmp_path, "--num-epochs", 1, *SMALL, "--hidden-dim", dim)
+        assert capsys.readouterr().err.count("seed1: holds a net made from other inputs or another") == replaced
     assert load_card(tmp_path / "seed1")["architecture"]["hidden_dim"] == 12
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,14 @@ def test_correct_bias_gives_the_states_the_teachers_shares(toy, teachers, target
     made = (tmp_path / "net/net.json").stat().st_mtime_ns
     run(*argv, "--targets", targets, "--out", tmp_path / "net")
     assert (tmp_path / "net/net.json").stat().st_mtime_ns == made
+
+
+def test_a_corrected_net_takes_the_place_of_no_other(toy, teachers, targets, tmp_path, capsys):
+    net = shutil.copytree(teachers[0], tmp_path / "trained")
+    argv = ["correct-bias", "--net", net, "--feats", toy["feats"], "--targets", targets, *CPU, "--out", net]
+    before = (net / "net.json").read_bytes()
+    assert "holds a net that correct-bias did not make" in refused(capsys, *argv, "--classes", "2")
+    assert (net / "net.json").read_bytes() == before
 
 
 def test_correct_bias_by_counts_and_test_tuned_is_named_so(toy, teachers, tmp_path, capsys):

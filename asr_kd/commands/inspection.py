@@ -40,6 +40,8 @@ def inspect(args: argparse.Namespace) -> None:
     """
     from asr_kd.inspection import describe, flaws, format_description
 
+    if args.utt and not args.picture:
+        raise AsrKdError("--utt names the utterance of --picture, which is not given")
     found, problems = [], []
     for file in args.files:
         try:

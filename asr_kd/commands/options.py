@@ -14,6 +14,7 @@ from asr_kd.store.parsing import parse_json
 if TYPE_CHECKING:
     import torch
 
+MAX_SEED = 999_999  # each is a folder
 DEVICE = option("--device", "auto, cpu or cuda (default auto: CUDA where there is a GPU)", default="auto")
 SEEDS = option("--seeds", "like 1-3 or 1,2,5 (default 1)", default="1")
 SYSTEMS = path("--systems", "systems.yaml: nets by systems, as asr_kd/scoring/system_list.py describes")
@@ -42,9 +43,11 @@ def parse_seeds(text: str) -> list[int]:
     """`1-3` or `1,2,5` → numbers; raises AsrKdError for anything else."""
     parts = [re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip()) for part in text.split(",")]
     ranges = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if not all(parts) or not all(ranges) or max(each[-1] for each in ranges) > MAX_SEED:
+        raise AsrKdError(f"--seeds {text}: expected whole numbers like 1-3 or 1,2,5, each once, at most {MAX_SEED}")
     seeds = [seed for each in ranges for seed in each]
-    if not all(parts) or not all(ranges) or len(set(seeds)) != len(seeds):
-        raise AsrKdError(f"--seeds {text}: expected whole numbers like 1-3 or 1,2,5, each once")
+    if len(set(seeds)) != len(seeds):
+        raise AsrKdError(f"--seeds {text}: expected each number once")
     return seeds
 
 

@@ -17,7 +17,7 @@ from asr_kd.distill.transfer import parse_pdfs, pdfs_of_phones
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.net_dir import CARD, TrainedNet, load_net, save_net
+from asr_kd.nnet.net_dir import CARD, TrainedNet, load_card, load_net, save_net
 from asr_kd.nnet.priors import read_counts
 from asr_kd.runinfo import make
 from asr_kd.store.ali import AliReader, require_fit
@@ -57,6 +57,8 @@ def correct_bias(args: argparse.Namespace) -> None:
         raise AsrKdError("--phones and --test-tuned need the alignment of --feats: give --ali")
     if args.max_frames < 1:
         raise AsrKdError(f"--max-frames {args.max_frames}: at least one is needed")
+    if (args.out / CARD).exists() and "bias_correction" not in load_card(args.out)["training"]:
+        raise AsrKdError(f"--out {args.out}: holds a net that correct-bias did not make; name another folder")
     compute, net, reader = resolve_compute(args), load_net(args.net), FeatsReader(args.feats)
     check_members([net], reader)
     ali = None if args.ali is None else AliReader(args.ali)

@@ -219,8 +219,8 @@ def _read_part(
         raise AsrKdError(f"{audio.name}: holds no samples")
     if audio.sample_rate != sample_rate and not resample:
         raise AsrKdError(
-            f"{audio.name}: expected {sample_rate} Hz, found {audio.sample_rate}; give --resample, or features "
-            f"and models of {audio.sample_rate} Hz (--sample-frequency)"
+            f"{audio.name}: expected {sample_rate} Hz, found {audio.sample_rate}; give --resample, or make "
+            f"features and models of {audio.sample_rate} Hz"
         )
     start, stop = _sample_range(audio, start_s, end_s)
     samples = audio.read(start, stop, channel)

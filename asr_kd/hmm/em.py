@@ -38,7 +38,10 @@ class EmOptions:
 
     def __post_init__(self) -> None:
         if self.num_iters < 1 or self.total_gauss < 1 or self.max_train_utts < 0:
-            raise AsrKdError(f"num_iters and total_gauss must be positive and max_train_utts not negative, in {self}")
+            raise AsrKdError(
+                f"num_iters {self.num_iters} and total_gauss {self.total_gauss} must be positive, max_train_utts "
+                f"{self.max_train_utts} not negative"
+            )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ def read_record(
     file = Path(path) / record_name
     try:
         record = parse_json(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise AsrKdError(f"{path}: no {what} here ({record_name} is missing)") from error
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{path}: not a readable {what} folder ({error})") from error
     if not isinstance(record, dict) or record.get("format") != file_format or record.get("version") not in versions:

@@ -28,7 +28,6 @@ from asr_kd.store.atomic import require_replaceable
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout
 
-CONTEXTS = ("mono", "triphone")
 # Keys of HmmConfig that a monophone model does not depend on.
 TRIPHONE_KEYS = ("gmm_context", "tree_", "tri_")
 MONO_SUFFIX = "_mono"
@@ -77,8 +76,6 @@ def train_hmm(
     than config.gmm_max_failed_share cannot be aligned, features have no transcript, or a key has an unknown value.
     """
     require_replaceable(out_dir, RECORD)
-    if config.gmm_context not in CONTEXTS:
-        raise AsrKdError(f"gmm_context is {config.gmm_context!r}; choose one of {', '.join(CONTEXTS)}")
     tree = TreeOptions(
         config.tree_num_leaves, config.tree_questions, config.tree_min_count, config.tree_min_gain, config.tree_merge
     )

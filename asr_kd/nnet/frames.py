@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asr_kd.config import CMVN_MODES
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.nnet.device import has_kernels
@@ -18,7 +19,6 @@ from asr_kd.world import ALONE, World
 BLOCK_FRAMES = 1 << 16
 # Of features that are held in 8 bits, in deviations: the error of rounding is 0.024 of one.
 STEP = 1 / 12
-CMVN_MODES = ("global", "speaker", "utterance", "none")
 FRONT_END_KEYS = ("kind", "sample_rate", "frame_length_ms", "frame_shift_ms", "snip_edges", "num_mel_bins", "options")
 
 

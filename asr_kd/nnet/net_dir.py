@@ -135,7 +135,7 @@ def load_card(path: str | Path) -> dict[str, Any]:
     card = Path(path) / CARD
     try:
         contents = parse_json(card.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise AsrKdError(f"{path}: no trained net here ({CARD} is missing)") from error
     except (OSError, ValueError) as error:
         raise AsrKdError(f"{card}: cannot be read ({error})") from error

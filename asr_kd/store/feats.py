@@ -137,7 +137,7 @@ class FeatsReader:
                 stats_shape = file["cmvn/stats"].shape
                 self.utt_digests: np.ndarray = file["utt/digest"][:]
             except H5_ERRORS as error:
-                raise AsrKdError(f"{path}: is not complete ({error})") from error
+                raise AsrKdError(f"{path}: is not complete: {error} is missing or damaged") from error
             num_rows, self.feat_dim = file["feats"].shape
             names = file["shards/path"].asstr()[:] if file["feats"].is_virtual else ()
             self.shards = [self.path.parent / name for name in names]

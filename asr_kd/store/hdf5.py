@@ -26,8 +26,9 @@ RESERVED_BYTES = 1 << 18
 def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
     """Open a new HDF5 file for writing; it appears at `path` complete and sealed, or not at all.
 
-    Raises AsrKdError where the disk is full or the folder cannot be written.
+    Raises AsrKdError where the disk is full, the folder cannot be written, or a file of another kind is there.
     """
+    _require_same_kind(Path(path), format_name)
     with atomic_path(path) as temporary, _system_errors():
         file = h5py.File(temporary, "w")
         try:
@@ -47,6 +48,21 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
     written_here(Path(path))
 
 
+def _require_same_kind(path: Path, format_name: str) -> None:
+    """Raise AsrKdError where `path` is there and neither of this format nor a damaged HDF5 file."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return
+    with open(path, "rb") as file:
+        is_h5 = file.read(len(_SIGNATURE)) == _SIGNATURE
+    found = None
+    if is_h5:
+        with contextlib.suppress(AsrKdError):
+            found = h5_format(path)
+    if not is_h5 or found not in (None, format_name):
+        raise AsrKdError(f"{path}: exists and is {found or 'no HDF5 file'}, not {format_name}; name another file")
+
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SEAL = "tables_digest"
 # Data sets that are large, and have digests of their own in every format.
 VALUES = {"feats", "cmvn/stats", "pdf", "phone", "tid", "prob", "tail"}

@@ -71,7 +71,7 @@ def is_complete(out: Path, made_from: str) -> bool:
 def _train(run: Run, state: TrainingState, made_from: str) -> None:
     """Train from where `state` stands to the end."""
     if run.world.is_first:
-        (run.out / CARD).unlink(missing_ok=True)
+        take_the_place(run)
     run.world.log(HEADER)
     with contextlib.ExitStack() as stack:
         if isinstance(run.transfer_index, StreamedIndex):
@@ -90,6 +90,13 @@ def _train(run: Run, state: TrainingState, made_from: str) -> None:
             _train_epoch(run, state, save_within_epoch)
             progress.epoch(*end_epoch(run, state))
             save()
+
+
+def take_the_place(run: Run) -> None:
+    """Of a net that is there and was made from something else: from here on there is none until this one is trained."""
+    if (run.out / CARD).exists():
+        run.world.log(f"{run.out}: holds a net made from other inputs or another configuration, which is replaced")
+        (run.out / CARD).unlink()
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from asr_kd.training.loop import (
     seed_of_pass,
     set_dropout,
     summation,
+    take_the_place,
     train_net,
     warn_of_other_bits,
 )
@@ -195,7 +196,7 @@ def _train(members: list[Member], folder: Path) -> None:
     log(f"{'':{width}}  {HEADER}")
     with contextlib.ExitStack() as opened:
         for member in members:
-            (member.run.out / CARD).unlink(missing_ok=True)
+            take_the_place(member.run)
 
             def log_row(row: str, name: str = member.run.out.name) -> None:
                 log(f"{name:{width}}  {row}")
