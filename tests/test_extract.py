@@ -206,6 +206,15 @@ def test_bad_recordings_are_listed_and_skipped_up_to_a_share(data, tmp_path, sma
     assert FeatsReader(out).layout.num_utts == 7
 
 
+def test_a_file_of_another_kind_is_refused_before_the_work(data, tmp_path):
+    out = tmp_path / "notes.h5"
+    out.write_text("hello\n")
+    with pytest.raises(AsrKdError, match=r"notes\.h5: exists and is no HDF5 file, not asr_kd\.feats"):
+        extract(read_data_dir(data), out, OPTIONS)
+    assert out.read_text() == "hello\n"
+    assert not (tmp_path / "notes.h5.shards").exists()
+
+
 def write_float(path: Path, samples: np.ndarray) -> None:
     soundfile.write(path, samples.astype(np.float32), 8000, subtype="FLOAT")
 
@@ -246,8 +255,9 @@ def test_a_single_peak_is_no_clipping():
 
 
 def test_nothing_usable_is_an_error_at_any_share(data, tmp_path):
-    with pytest.raises(AsrKdError, match=r"7 of 7.*expected 16000 Hz, found 8000"):
+    with pytest.raises(AsrKdError, match=r"none of 7.*expected 16000 Hz, found 8000"):
         extract(read_data_dir(data), tmp_path / "feats.h5", FbankOptions(), max_bad_share=1.0)
+    assert not (tmp_path / "feats.h5.shards").exists()
     with pytest.raises(AsrKdError, match="no utterances"):
         extract([], tmp_path / "feats.h5", OPTIONS)
     with pytest.raises(AsrKdError, match="nj is 0"):

@@ -855,6 +855,13 @@ def test_sizes_of_nothing_are_refused(toy, tmp_path, option, capsys):
     assert "must be at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first_seed", [-1, 999_999])
+def test_seeds_of_members_have_bounds(toy, tmp_path, first_seed, capsys):
+    options = (*sets(toy), *SMALL, "--num-members", 2, "--first-seed", first_seed, "--out", tmp_path)
+    assert main([str(a) for a in ("train-ensemble", *options)]) == 1
+    assert "must lie between 0 and 999999" in capsys.readouterr().err
+
+
 def test_a_net_starts_from_another_for_each_seed_or_from_one_for_all(members, toy, tmp_path, capsys):
     out = tmp_path / "student"
     two = members[:2]

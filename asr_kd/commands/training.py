@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
+from asr_kd.commands.options import DEVICE, MAX_SEED, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, EnsembleConfig, resolve
 from asr_kd.distill.out_of_fold import Folds
 from asr_kd.distill.student import as_long_as_students
@@ -227,8 +227,11 @@ def train_ensemble(args: argparse.Namespace) -> None:
     num_members = resolve(EnsembleConfig, args.values).num_members
     if num_members < 1:
         raise AsrKdError(f"--num-members {num_members}: must be at least 1")
+    seeds = range(args.first_seed, args.first_seed + num_members)
+    if seeds[0] < 0 or seeds[-1] > MAX_SEED:
+        raise AsrKdError(f"--first-seed {args.first_seed}: the members' seeds must lie between 0 and {MAX_SEED}")
     session = begin(args)
-    transfer_sets = {seed: session.transfer for seed in range(args.first_seed, args.first_seed + num_members)}
+    transfer_sets = {seed: session.transfer for seed in seeds}
     if args.folds is not None:
         folds = Folds(session.train.frames.layout, args.folds, args.fold_seed, transfer_choice(args).utt2uniq)
         transfer_sets = {seed: folds.without(transfer, seed % args.folds) for seed, transfer in transfer_sets.items()}

@@ -21,8 +21,9 @@ from asr_kd.features import inputs
 from asr_kd.features.inputs import Recipe
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.store.atomic import atomic_path
-from asr_kd.store.feats import FeatsReader
+from asr_kd.store.feats import FORMAT_NAME, FeatsReader
 from asr_kd.store.feats_writer import join_shards, publish_shard
+from asr_kd.store.hdf5 import require_same_kind
 from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
 from asr_kd.store.kaldi_compression import warn_of_clipped
 from asr_kd.store.places import place_of_file
@@ -185,11 +186,14 @@ def _accept(out: Path, made: Sequence[FeatsReader], max_bad_share: float, log: L
     _list(log, "kept", [entry for reader in made for entry in reader.noted])
     _list(log, "skipped", skipped)
     if skipped and (len(skipped) > max_bad_share * total or len(skipped) == total):
-        raise AsrKdError(
-            f"{out}: {len(skipped)} of {total} utterances could not be used, more than the share of {max_bad_share:g} "
-            f"that is allowed (--max-bad-share); the others are kept for the next run; the first is {skipped[0][0]}: "
-            f"{skipped[0][1].removeprefix(f'{skipped[0][0]}: ')}"
-        )
+        what = f"none of {total} utterances could be used"
+        if len(skipped) < total:
+            what = (
+                f"{len(skipped)} of {total} utterances could not be used, more than the share of {max_bad_share:g} "
+                "that is allowed (--max-bad-share); the others are kept for the next run"
+            )
+        utt_id, reason = skipped[0]
+        raise AsrKdError(f"{out}: {what}; the first is {utt_id}: {reason.removeprefix(f'{utt_id}: ')}")
     if skipped:
         log(f"{len(skipped)} of {total} utterances are left out, a share of {max_bad_share:g} was allowed")
 
@@ -239,8 +243,9 @@ def extract(
     and noted in the file, as are those that are clipped or silent. world: the processes that all call this; each makes
     its share of the shards, in nj processes, and the first joins them.
 
-    Raises AsrKdError if more than max_bad_share of the utterances cannot be used, or none can (what was made is kept),
-    if an id occurs twice, if the disk is full, or if another process is at the same file.
+    Raises AsrKdError if more than max_bad_share of the utterances cannot be used (what was made is kept), or none can,
+    if an id occurs twice, if `out` is there and no feats.h5, if the disk is full, or if another process is at the same
+    file.
     """
     out = place_of_file(out)
     if not utterances:
@@ -251,6 +256,7 @@ def extract(
     if nj < 1:
         raise AsrKdError(f"nj is {nj}, but at least one process is needed")
     recipe = Recipe(options, dtype, resample, allow_pipes, accept_truncated)
+    require_same_kind(out, FORMAT_NAME)
     with world.only_writer(out):
         shards = _Shards(out, utterances, recipe, nj)
         world.require_same(shards.stamp, f"{out}: not all processes see the same recordings, at the same paths")
@@ -280,7 +286,12 @@ def extract(
 def _join(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_share: float, log: Log) -> None:
     """Put the finished file in its place, and tell of what was made."""
     readers = [FeatsReader(path) for path in made]
-    _accept(out, readers, max_bad_share, log)
+    try:
+        _accept(out, readers, max_bad_share, log)
+    except AsrKdError:
+        if not any(reader.layout.num_utts for reader in readers):
+            _remove_other_shards(out, older)  # nothing that the next run could use
+        raise
     _publish(out, older, made, max_bad_share)
     num_frames_made = sum(reader.layout.num_frames for reader in readers)
     num_utts = sum(reader.layout.num_utts for reader in readers)

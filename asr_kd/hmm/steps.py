@@ -23,10 +23,10 @@ from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.model import RECORD, HmmModel
 from asr_kd.hmm.triphones import TriOptions, train_tri
 from asr_kd.lm.arpa import read_arpa
-from asr_kd.store.ali import FAILED, require_fit, write_ali
+from asr_kd.store.ali import FAILED, FORMAT_NAME, require_fit, write_ali
 from asr_kd.store.atomic import require_replaceable
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.hdf5 import Layout
+from asr_kd.store.hdf5 import Layout, require_same_kind
 
 # Keys of HmmConfig that a monophone model does not depend on.
 TRIPHONE_KEYS = ("gmm_context", "tree_", "tri_")
@@ -192,8 +192,10 @@ def align(
     lexicon_path: a lexicon in place of the model's, with the same phones and the words of this set.
     Features are normalised as in training. Utterances with words that the model's lexicon lacks fail. Raises AsrKdError
     where MFCC options or the lexicon's phones differ from the model's, `fit` has other frames of an utterance, more
-    than `max_oov_share` of the utterances have such words, or more than `max_failed_share` fail.
+    than `max_oov_share` of the utterances have such words, more than `max_failed_share` fail, or `out` is there and no
+    alignment.
     """
+    require_same_kind(Path(out), FORMAT_NAME)
     model, feats = load_with_feats(hmm_dir, mfcc_h5)
     lang = lang_of(model, lexicon_path)
     transcripts = transcripts_of(data_dir, lang.lexicon, max_oov_share, progress, feats)

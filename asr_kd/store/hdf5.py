@@ -28,7 +28,7 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
 
     Raises AsrKdError where the disk is full, the folder cannot be written, or a file of another kind is there.
     """
-    _require_same_kind(Path(path), format_name)
+    require_same_kind(Path(path), format_name)
     with atomic_path(path) as temporary, _system_errors():
         file = h5py.File(temporary, "w")
         try:
@@ -48,8 +48,11 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
     written_here(Path(path))
 
 
-def _require_same_kind(path: Path, format_name: str) -> None:
-    """Raise AsrKdError where `path` is there and neither of this format nor a damaged HDF5 file."""
+def require_same_kind(path: Path, format_name: str) -> None:
+    """Raise AsrKdError where `path` is there and neither of this format nor a damaged HDF5 file.
+
+    create_h5 asks this itself; work of hours that is written at its end asks before it begins.
+    """
     if not path.is_file() or path.stat().st_size == 0:
         return
     with open(path, "rb") as file:

@@ -9,10 +9,11 @@ ensemble's answers, its arithmetic mean at T = 1, from those of a net, in nats a
 """
 
 import argparse
+import itertools
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.net_dir import best_epoch, load_card
 from asr_kd.scoring.decoding import load_nets
 from asr_kd.scoring.estimates import FRAME_METRICS, Estimates
-from asr_kd.scoring.frames import FrameLabels, FrameScores, per_utterance_frame_scores
+from asr_kd.scoring.frames import FrameLabels, FrameScorer, FrameScores
 from asr_kd.scoring.labels import ali_labels
-from asr_kd.scoring.set_posteriors import SetMatrices, SetPosteriors, kept_if_small
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.scoring.significance import share_of_gain
 from asr_kd.store.ali import AliReader, require_fit
 from asr_kd.store.atomic import write_json
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Score every arm once, then compare."""
+    """Score every arm, then compare."""
     torch.set_grad_enabled(False)
     reader, ali = FeatsReader(args.feats), AliReader(args.ali)
     require_fit(ali.layout, reader.layout, (str(args.ali), str(args.feats)))
@@ -62,22 +63,22 @@ def main(args: argparse.Namespace) -> None:
     def answers_of(paths: list[Path]) -> SetPosteriors:
         return SetPosteriors(load_nets(paths, device), reader, "arithmetic", device)
 
-    ensemble = answers_of(args.members)
-    num_pdfs = ensemble.nets[0].net.architecture.num_pdfs
-    asked = kept_if_small(ensemble, reader.layout.utt_ids, num_pdfs)
+    arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
+    singles = {MEMBERS: [[net] for net in args.members], **arms}
+    nets = [answers_of(paths) for paths in itertools.chain(*singles.values())]
+    scored = iter(score_beside(answers_of(args.members), nets, labels))
 
-    def score(name: str, nets: list[list[Path]]) -> FrameSystem:
-        scores, divergences = zip(*(score_beside(asked, answers_of(paths), labels) for paths in nets), strict=True)
+    def next_system(name: str, num_seeds: int) -> FrameSystem:
+        scores, divergences = zip(*itertools.islice(scored, num_seeds), strict=True)
         correct, xent_sum = (np.stack([getattr(each, key) for each in scores]) for key in ("correct", "xent_sum"))
         units = (reader.layout.utt_ids, reader.spk_ids, scores[0].num_frames)
         return FrameSystem(name, *units, correct, xent_sum, float(np.mean(divergences)))
 
-    arms = {arm: [[args.nets / arm / f"seed{seed}"] for seed in args.seeds.split()] for arm in args.arms.split()}
-    singles = {MEMBERS: [[net] for net in args.members], **arms}
-    systems = {MEMBERS: score(MEMBERS, singles[MEMBERS]), ENSEMBLE: score(ENSEMBLE, [args.members])}
-    systems |= {arm: score(arm, nets) for arm, nets in arms.items()}
-    costs = {arm: cost_of(arm, nets, args.members) for arm, nets in arms.items()}
-    untaught = {name: dev_accuracy(nets) for name, nets in singles.items() if UNTAUGHT.match(name)}
+    ensemble = next_system(ENSEMBLE, 1)
+    systems = {MEMBERS: next_system(MEMBERS, len(args.members)), ENSEMBLE: ensemble}
+    systems |= {arm: next_system(arm, len(paths)) for arm, paths in arms.items()}
+    costs = {arm: cost_of(arm, paths, args.members) for arm, paths in arms.items()}
+    untaught = {name: dev_accuracy(paths) for name, paths in singles.items() if UNTAUGHT.match(name)}
     rows = rows_of(systems, costs, untaught)
     write_json(args.out, rows)
     draw(rows, args.out.with_suffix(".svg"))
@@ -97,18 +98,20 @@ class FrameSystem:
     divergence: float  # of the ensemble's answers from its own, nats a frame, mean over seeds
 
 
-def score_beside(ensemble: SetMatrices, posteriors: SetPosteriors, labels: FrameLabels) -> tuple[FrameScores, float]:
-    """Scores of a net, and the divergence of the ensemble's answers from its own: both in one pass over the set."""
-    utt_ids, divergence = posteriors.layout.utt_ids, 0.0
-
-    def answers() -> Iterator[np.ndarray]:
-        nonlocal divergence
-        for (_, theirs), (_, own) in zip(ensemble.of(utt_ids), posteriors.of(utt_ids), strict=True):
-            divergence += float((np.exp(theirs) * (theirs - own)).sum(dtype=np.float64))
-            yield own
-
-    scores = per_utterance_frame_scores(answers(), labels)
-    return scores, divergence / posteriors.layout.num_frames
+def score_beside(
+    ensemble: SetPosteriors, nets: Sequence[SetPosteriors], labels: FrameLabels
+) -> list[tuple[FrameScores, float]]:
+    """Scores of the ensemble and of every net, and the divergence of its answers from theirs: one pass over the set."""
+    scorers, divergences = [FrameScorer(labels) for _ in (ensemble, *nets)], np.zeros(1 + len(nets))
+    answers, start = [net.blocks() for net in nets], 0
+    for theirs in ensemble.blocks():
+        posteriors = np.exp(theirs)
+        # The nets' blocks are cut as the ensemble's are, since all name the same states.
+        for number, own in enumerate(itertools.chain([theirs], map(next, answers))):
+            scorers[number].add(start, own)
+            divergences[number] += (posteriors * (theirs - own)).sum(dtype=np.float64)
+        start += len(theirs)
+    return [(scorer.result(), float(each) / start) for scorer, each in zip(scorers, divergences, strict=True)]
 
 
 def cost_of(arm: str, nets: list[list[Path]], members: list[Path]) -> float:
