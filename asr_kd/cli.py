@@ -2,13 +2,12 @@
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 
-# Before torch loads OpenMP. Threads that spin as long as they wait (the default) slow training to a fiftieth as soon as
-# another process wants a core; threads that sleep at once halve it on an idle machine. A short spin is right for both.
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()
 
 from asr_kd import __version__
 from asr_kd.cli_common import Parser, run_main

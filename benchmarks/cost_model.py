@@ -12,7 +12,6 @@ each, their soft targets, at --tflops, for corpora of so many hours.
 """
 
 import argparse
-import os
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,9 @@ from collections import deque
 from itertools import pairwise
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import numpy as np
 import torch

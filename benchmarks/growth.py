@@ -20,7 +20,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import torch
 

@@ -12,7 +12,6 @@ of that first epoch, stacked and in turn.
 import argparse
 import contextlib
 import io
-import os
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import torch
 from ceilings import machine

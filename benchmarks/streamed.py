@@ -13,7 +13,6 @@ largest resident memory.
 
 import argparse
 import io
-import os
 import statistics
 import sys
 import tempfile
@@ -23,7 +22,9 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import torch
 from ceilings import Clock, machine

@@ -14,7 +14,6 @@ memory beyond the logits. Times are those of the CPU on a CPU, and of the clock 
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -22,7 +21,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import torch
 from ceilings import Clock, copy_bandwidth, machine

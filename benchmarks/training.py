@@ -21,7 +21,6 @@ take the first of --nets.
 """
 
 import argparse
-import os
 import re
 import resource
 import statistics
@@ -31,7 +30,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as asr-kd does
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
 
 import torch
 from ceilings import Clock, Cost, Products, copy_bandwidth, machine

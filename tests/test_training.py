@@ -857,7 +857,7 @@ def test_sizes_of_nothing_are_refused(toy, tmp_path, option, capsys):
 
 @pytest.mark.parametrize("first_seed", [-1, 999_999])
 def test_seeds_of_members_have_bounds(toy, tmp_path, first_seed, capsys):
-    options = (*sets(toy), *SMALL, "--num-members", 2, "--first-seed", first_seed, "--out", tmp_path)
+    options = (*sets(toy), *SMALL, "--first-seed", first_seed, "--out", tmp_path)
     assert main([str(a) for a in ("train-ensemble", *options)]) == 1
     assert "must lie between 0 and 999999" in capsys.readouterr().err
 
