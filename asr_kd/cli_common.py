@@ -33,6 +33,9 @@ def boolean(text: str) -> bool:
     return text == "true"
 
 
+MAX_SEED = 999_999  # each is a folder
+
+
 def share(text: str) -> float:
     """The type of an option that is a share, from 0 to 1; raises argparse's error for anything else."""
     try:
@@ -48,6 +51,13 @@ def at_least_one(text: str) -> int:
     """The type of an option that counts from 1 on; raises argparse's error for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def seed_number(text: str) -> int:
+    """The type of an option that is a seed; raises argparse's error for anything but 0 to MAX_SEED."""
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {MAX_SEED}")
     return int(text)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.cli_common import Parser, at_least_one, log, run_main, share
+from asr_kd.cli_common import Parser, at_least_one, log, run_main, seed_number, share
 from asr_kd.corpus import subsets
 from asr_kd.corpus.datadir import check_disjoint, find_problems, load_data_dir, read_data_dir, to_utterances
 from asr_kd.corpus.fix import fix_data_dir
@@ -118,7 +118,7 @@ def _add_subset(parser: argparse.ArgumentParser) -> None:
         choice.add_argument(name, type=at_least_one, metavar="N", help=text)
     choice.add_argument("--utt-list", type=Path, metavar="FILE", help="the utterances whose ids start FILE's lines")
     choice.add_argument("--spk-list", type=Path, metavar="FILE", help="the speakers whose ids start FILE's lines")
-    parser.add_argument("--seed", type=int, default=0, help="of --random and --speakers; default: 0")
+    parser.add_argument("--seed", type=seed_number, default=0, help="of --random and --speakers; default: 0")
     parser.add_argument("--allow-pipes", action="store_true", help="run commands in wav.scp to find the --shortest")
 
 

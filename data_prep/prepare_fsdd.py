@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, log, run_main, seed_number
 from asr_kd.corpus.fsdd import URL, build_fsdd, download
 
 
@@ -19,7 +19,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--holdout-speaker", metavar="NAME", help="test on all recordings of this speaker")
     parser.add_argument("--fold", type=int, default=0, help="of ten, for cross-validation; 0 is the corpus's own split")
     parser.add_argument("--any-version", action="store_true", help="take a corpus that differs from the pinned one")
-    parser.add_argument("--seed", type=int, default=0, help="chooses which digits make an utterance, and the pauses")
+    help_ = "chooses which digits make an utterance, and the pauses"
+    parser.add_argument("--seed", type=seed_number, default=0, help=help_)
     return parser
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from asr_kd.cli_common import DefaultsFormatter, Parser, at_least_one, log, run_main
+from asr_kd.cli_common import DefaultsFormatter, Parser, at_least_one, log, run_main, seed_number
 from asr_kd.corpus.mini import MiniOptions, build_mini
 
 
@@ -20,7 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--hours-{name}", type=float, default=default, help=f"hours of speech in {name}")
     help_ = "hours of speech without text in unlabelled, by the voices of train"
     parser.add_argument("--hours-unlabelled", type=float, default=defaults.hours_unlabelled, help=help_)
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="chooses voices, words, rooms and noise")
+    help_ = "chooses voices, words, rooms and noise"
+    parser.add_argument("--seed", type=seed_number, default=defaults.seed, help=help_)
     parser.add_argument("--snr-min", type=float, default=defaults.snr_min, help="lowest signal-to-noise ratio, dB")
     parser.add_argument("--snr-max", type=float, default=defaults.snr_max, help="highest signal-to-noise ratio, dB")
     parser.add_argument("--rt60-max", type=float, default=defaults.rt60_max, help="longest reverberation time, s")

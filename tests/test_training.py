@@ -855,11 +855,14 @@ def test_sizes_of_nothing_are_refused(toy, tmp_path, option, capsys):
     assert "must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("first_seed", [-1, 999_999])
-def test_seeds_of_members_have_bounds(toy, tmp_path, first_seed, capsys):
-    options = (*sets(toy), *SMALL, "--first-seed", first_seed, "--out", tmp_path)
-    assert main([str(a) for a in ("train-ensemble", *options)]) == 1
-    assert "must lie between 0 and 999999" in capsys.readouterr().err
+def test_seeds_have_bounds(toy, tmp_path, capsys):
+    members = [str(a) for a in ("train-ensemble", *sets(toy), *SMALL, "--out", tmp_path, "--first-seed")]
+    assert main([*members, "999999"]) == 1
+    assert "above 999999" in capsys.readouterr().err
+    for seed in ("-1", "1000000", "x"):
+        with pytest.raises(SystemExit):
+            main([*members, seed])
+        assert f"--first-seed: '{seed}' is not a whole number from 0 to 999999" in capsys.readouterr().err
 
 
 def test_a_net_starts_from_another_for_each_seed_or_from_one_for_all(members, toy, tmp_path, capsys):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from asr_kd.cli_common import log
+from asr_kd.cli_common import log, seed_number
 from asr_kd.commands.command import command, option, optional, path
 from asr_kd.commands.options import COUNTS, DEVICE, resolve_compute
 from asr_kd.errors import AsrKdError
@@ -53,7 +53,7 @@ EXTRAS = {
         choices=METHODS,
     ),
     option("--min-post", "of post: smaller ones are pruned at random (default 0.01; 0 keeps all)", type=float),
-    option("--seed", "of the pruning (default 1)", type=int),
+    option("--seed", "of the pruning (default 1)", type=seed_number),
     option(
         "--temperature",
         "of the softmax, for post from --nets (default 1)",

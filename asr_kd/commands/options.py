@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from asr_kd.cli_common import at_least_one
+from asr_kd.cli_common import MAX_SEED, at_least_one
 from asr_kd.commands.command import Option, one_of, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.store.parsing import parse_json
@@ -14,7 +14,6 @@ from asr_kd.store.parsing import parse_json
 if TYPE_CHECKING:
     import torch
 
-MAX_SEED = 999_999  # each is a folder
 DEVICE = option("--device", "auto, cpu or cuda (default auto: CUDA where there is a GPU)", default="auto")
 SEEDS = option("--seeds", "like 1-3 or 1,2,5 (default 1)", default="1")
 SYSTEMS = path("--systems", "systems.yaml: nets by systems, as asr_kd/scoring/system_list.py describes")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asr_kd.cli_common import at_least_one, log
+from asr_kd.cli_common import at_least_one, log, seed_number
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, TRAINING_SETS
 from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
@@ -24,7 +24,7 @@ _SHAPE = ("left_context", "right_context", "num_hidden_layers", "hidden_dim", "c
     path("--generalist", "folder of the net that they start from and answer beside"),
     *TRAINING_SETS,
     path("--out", "folder of specialists.json and of one folder a specialist"),
-    option("--seed", "of the clusters and of the first specialist (default 1)", type=int, default=1),
+    option("--seed", "of the clusters and of the first specialist (default 1)", type=seed_number, default=1),
     option("--nj", "specialists trained at a time, each in a process (default 1)", type=at_least_one, default=1),
     DEVICE,
     config=[SpecialistsConfig, DnnConfig, "temperature"],

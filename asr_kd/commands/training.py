@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from asr_kd.cli_common import MAX_SEED, seed_number
 from asr_kd.commands.command import command, option, path
-from asr_kd.commands.options import DEVICE, MAX_SEED, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
+from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, EnsembleConfig, resolve
 from asr_kd.distill.out_of_fold import Folds
 from asr_kd.distill.student import as_long_as_students
@@ -37,7 +38,7 @@ from asr_kd.world import ALONE, World
 OUT = path("--out", "one folder a seed is made below this one")
 TRANSFER = (
     option("--train-share", "train on this share of the utterances (default 1)", type=float, default=1.0),
-    option("--share-seed", "which ones; a larger share holds the smaller (default 1)", type=int, default=1),
+    option("--share-seed", "which ones; a larger share holds the smaller (default 1)", type=seed_number, default=1),
     path("--utt-list", "train on the utterances of this file, one a line", required=False),
     option("--omit-phones", "train on no frame of these phones' states, like AH,EH"),
     option("--omit-pdfs", "train on no frame of these states, like 12,13"),
@@ -208,9 +209,9 @@ def train_seeds(
     *TRAINING_SETS,
     *TRANSFER,
     option("--folds", "train each member on all but one of so many folds: that of its seed, modulo this", type=int),
-    option("--fold-seed", "which utterances are in which fold (default 1)", type=int, default=1),
+    option("--fold-seed", "which utterances are in which fold (default 1)", type=seed_number, default=1),
     OUT,
-    option("--first-seed", "that and the following (default 1)", type=int, default=1),
+    option("--first-seed", "that and the following (default 1)", type=seed_number, default=1),
     DEVICE,
     config=[EnsembleConfig, DnnConfig],
     by_torchrun=True,
@@ -228,8 +229,8 @@ def train_ensemble(args: argparse.Namespace) -> None:
     if num_members < 1:
         raise AsrKdError(f"--num-members {num_members}: must be at least 1")
     seeds = range(args.first_seed, args.first_seed + num_members)
-    if seeds[0] < 0 or seeds[-1] > MAX_SEED:
-        raise AsrKdError(f"--first-seed {args.first_seed}: the members' seeds must lie between 0 and {MAX_SEED}")
+    if seeds[-1] > MAX_SEED:
+        raise AsrKdError(f"--first-seed {args.first_seed}: the last member's would be {seeds[-1]}, above {MAX_SEED}")
     session = begin(args)
     transfer_sets = {seed: session.transfer for seed in seeds}
     if args.folds is not None:
