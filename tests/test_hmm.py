@@ -563,6 +563,7 @@ def corpus(tmp_path) -> tuple:
 @pytest.mark.parametrize("cmvn", ["utterance", "speaker"])
 def test_steps_from_files_to_files(corpus, cmvn):
     folder, utterances = corpus
+    (folder / "a.wav").unlink()  # nothing but features and text is read
     inputs = (folder / "mfcc.h5", folder / "data")
     lines: list[str] = []
     config = hmm_config(gmm_num_iters=6, gmm_total_gauss=30, gmm_cmvn=cmvn)
@@ -682,3 +683,5 @@ def test_steps_refuse_what_does_not_fit(corpus):
     with pytest.raises(AsrKdError, match="30 of 30 utterances cannot be aligned"):
         steps.align(folder / "cut.h5", folder / "data", folder / "hmm", folder / "ali.h5")
     assert not (folder / "ali.h5").exists()
+    with pytest.raises(AsrKdError, match=r"small\.txt: exists and is no HDF5 file, not asr_kd\.ali"):
+        steps.align(folder / "none.h5", folder / "data", folder / "hmm", folder / "small.txt")  # before anything is read

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.config import HmmConfig
-from asr_kd.corpus.datadir import read_data_dir
+from asr_kd.corpus.datadir import read_words
 from asr_kd.corpus.lexicon import MAX_OOV_SHARE, Lexicon, known_transcripts, read_lexicon
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm import graph as graphs
@@ -38,7 +38,7 @@ def transcripts_of(
     data_dir: str | Path, lexicon: Lexicon, max_oov_share: float, progress: Progress, feats: GmmFeats | None = None
 ) -> dict[str, tuple[str, ...]]:
     """Words of every utterance that can be pronounced; raises AsrKdError if `feats` has an utterance without any."""
-    spoken = {utterance.utt_id: utterance.words for utterance in read_data_dir(data_dir)}
+    spoken = read_words(data_dir)
     for utt_id in feats.reader.layout.utt_ids if feats else ():
         if utt_id not in spoken:
             raise AsrKdError(f"{feats.reader.path}: its utterance {utt_id!r} is not in {data_dir}")
