@@ -684,4 +684,4 @@ def test_steps_refuse_what_does_not_fit(corpus):
         steps.align(folder / "cut.h5", folder / "data", folder / "hmm", folder / "ali.h5")
     assert not (folder / "ali.h5").exists()
     with pytest.raises(AsrKdError, match=r"small\.txt: exists and is no HDF5 file, not asr_kd\.ali"):
-        steps.align(folder / "none.h5", folder / "data", folder / "hmm", folder / "small.txt")  # before anything is read
+        steps.align(folder / "none.h5", folder / "data", folder / "hmm", folder / "small.txt")  # at once
