@@ -206,6 +206,17 @@ def test_bad_recordings_are_listed_and_skipped_up_to_a_share(data, tmp_path, sma
     assert FeatsReader(out).layout.num_utts == 7
 
 
+def test_a_failed_extraction_leaves_an_older_file_its_shards(data, tmp_path):
+    utts, out = read_data_dir(data), tmp_path / "feats.h5"
+    extract(utts[:4], out, OPTIONS)
+    extract(utts[4:], out, OPTIONS, append=True)
+    frames = FeatsReader(out).read_all()
+    for more in ({}, {"append": True}):
+        with pytest.raises(AsrKdError):
+            extract(utts, out, FbankOptions(), **more)  # of 16 kHz
+    np.testing.assert_array_equal(FeatsReader(out).read_all(), frames)
+
+
 def test_a_file_of_another_kind_is_refused_before_the_work(data, tmp_path):
     out = tmp_path / "notes.h5"
     out.write_text("hello\n")

@@ -168,7 +168,12 @@ def _remove_other_shards(out: Path, keep: Sequence[Path]) -> None:
     for path in (*folder.glob("*.h5"), *folder.glob(".*.partial")):
         if path.name not in kept:
             path.unlink()
-    if not keep and folder.is_dir() and not any(folder.iterdir()):
+    if not keep:
+        _remove_if_empty(folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
 
 
@@ -289,8 +294,10 @@ def _join(out: Path, older: Sequence[Path], made: Sequence[Path], max_bad_share:
     try:
         _accept(out, readers, max_bad_share, log)
     except AsrKdError:
-        if not any(reader.layout.num_utts for reader in readers):
-            _remove_other_shards(out, older)  # nothing that the next run could use
+        if not out.exists() and not any(reader.layout.num_utts for reader in readers):
+            for path in made:  # nothing that the next run could use; what other runs left it may
+                path.unlink()
+            _remove_if_empty(_folder(out))
         raise
     _publish(out, older, made, max_bad_share)
     num_frames_made = sum(reader.layout.num_frames for reader in readers)

@@ -41,7 +41,7 @@ def transcripts_of(
     spoken = read_words(data_dir)
     for utt_id in feats.reader.layout.utt_ids if feats else ():
         if utt_id not in spoken:
-            raise AsrKdError(f"{feats.reader.path}: its utterance {utt_id!r} is not in {data_dir}")
+            raise AsrKdError(f"{feats.reader.path}: its utterance {utt_id!r} is not in {data_dir}/text")
     text = Path(data_dir) / "text"
     return known_transcripts(lexicon, spoken.items(), text, max_oov_share=max_oov_share, log=progress)
 

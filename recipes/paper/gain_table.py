@@ -103,11 +103,11 @@ def score_beside(
 ) -> list[tuple[FrameScores, float]]:
     """Scores of the ensemble and of every net, and the divergence of its answers from theirs: one pass over the set."""
     scorers, divergences = [FrameScorer(labels) for _ in (ensemble, *nets)], np.zeros(1 + len(nets))
-    answers, start = [net.blocks() for net in nets], 0
-    for theirs in ensemble.blocks():
+    start = 0
+    # All blocks are cut alike, since all nets name the same states.
+    for theirs, *answers in zip(ensemble.blocks(), *(net.blocks() for net in nets), strict=True):
         posteriors = np.exp(theirs)
-        # The nets' blocks are cut as the ensemble's are, since all name the same states.
-        for number, own in enumerate(itertools.chain([theirs], map(next, answers))):
+        for number, own in enumerate([theirs, *answers]):
             scorers[number].add(start, own)
             divergences[number] += (posteriors * (theirs - own)).sum(dtype=np.float64)
         start += len(theirs)
