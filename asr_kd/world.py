@@ -78,6 +78,10 @@ class World:
         if self.size == 1:
             yield
             return
+        # The first of these, which optimisers import too, keeps the group of that moment as a default argument. Were
+        # there one already, it would outlive its end, and a thread of it that still frees a tensor while Python exits
+        # aborts the process.
+        import torch.distributed.nn.functional  # noqa: F401
         from torch import cuda, distributed
 
         backend = "cpu:gloo,cuda:nccl" if cuda.is_available() and distributed.is_nccl_available() else "cpu:gloo"

@@ -287,6 +287,18 @@ def test_processes_with_other_data_or_options_are_refused(toy, tmp_path):
     assert all("not all processes have the same data, options" in each.stderr for each in ended)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_it(toy, tmp_path):
+    """One that still frees a tensor while Python exits aborts the process."""
+
+    def train_and_count() -> int:
+        status = run("train", *sets(toy), *SMALL, "--out", tmp_path)
+        names = [task.read_text().strip() for task in Path("/proc/self/task").glob("*/comm")]
+        return status or sum("gloo" in name for name in names)
+
+    assert [each.status for each in in_processes(tmp_path, *[train_and_count] * 2)] == [0, 0]
+
+
 def test_int8_is_for_one_process(toy, tmp_path):
     argv = ["train", *sets(toy), *SMALL, "--out", tmp_path, "--quantize", "int8"]
     ended = in_processes(tmp_path, *[lambda: run(*argv)] * 2)
