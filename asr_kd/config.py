@@ -14,10 +14,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
+from asr_kd.choices import (
+    CmvnMode,
+    FeatsDtype,
+    GmmCmvn,
+    Questions,
+    SilenceTopology,
+    TeacherCombination,
+    Topology,
+    listed,
+    words,
+)
 from asr_kd.errors import AsrKdError
 from asr_kd.features.options import FbankOptions
 from asr_kd.store.parsing import parse_yaml
@@ -36,10 +47,8 @@ MAX_FRAMES = (1 << 31) - 1
 MAX_CONTEXT = 1000  # ten seconds; a net whose input is much longer fills the memory of any machine
 # Beyond these, logits divided by the temperature and its square leave what float32 holds, and targets are NaN.
 TEMPERATURES = (1e-6, 1e6)
-SCHEDULES = ("linear", "cosine", "exponential", "constant", "newbob")
-OPTIMIZERS = ("adamw", "sgd")
-CMVN_MODES = ("global", "speaker", "utterance", "none")
-PRECISIONS = ("auto", "float32", "bfloat16")
+
+Schedule = Literal["linear", "cosine", "exponential", "constant", "newbob"]
 
 
 @dataclass(frozen=True)
@@ -53,33 +62,32 @@ class FbankConfig:
     low_freq: float
     high_freq: float
     snip_edges: bool
-    feats_dtype: str
+    feats_dtype: FeatsDtype
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for values that no features can be made with."""
         FbankOptions(**{key: getattr(self, key) for key in _keys(FbankConfig) if key != "feats_dtype"})
-        _require(self, "float32 or float16", lambda x: x in ("float32", "float16"), "feats_dtype")
 
 
 @dataclass(frozen=True)
 class HmmConfig:
     """conf/hmm.yaml: the GMM-HMM that labels the frames."""
 
-    gmm_context: str
+    gmm_context: Literal["mono", "triphone"]
     gmm_num_iters: int
     gmm_total_gauss: int
-    gmm_cmvn: str
+    gmm_cmvn: GmmCmvn
     gmm_max_train_utts: int
     gmm_max_failed_share: float
     gmm_seed: int
-    gmm_phone_topology: str
-    gmm_silence_topology: str
+    gmm_phone_topology: Topology
+    gmm_silence_topology: SilenceTopology
     position_dependent_phones: bool
     silence_phones: list[str]
     sil_prob: float
     max_oov_share: float
     tree_num_leaves: int
-    tree_questions: str
+    tree_questions: Questions
     tree_min_count: float
     tree_min_gain: float
     tree_merge: bool
@@ -90,11 +98,6 @@ class HmmConfig:
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no HMM can be trained with."""
-        _require(self, "mono or triphone", lambda x: x in ("mono", "triphone"), "gmm_context")
-        _require(self, "utterance or speaker", lambda x: x in ("utterance", "speaker"), "gmm_cmvn")
-        _require(self, "3state or bakis", lambda x: x in ("3state", "bakis"), "gmm_phone_topology")
-        _require(self, "3state or 5state", lambda x: x in ("3state", "5state"), "gmm_silence_topology")
-        _require(self, "clustered or all", lambda x: x in ("clustered", "all"), "tree_questions")
         passes, sizes = ("gmm_num_iters", "tri_num_iters"), ("gmm_total_gauss", "tri_total_gauss", "tree_num_leaves")
         _require(self, "at least 1", lambda x: x >= 1, *passes, *sizes)
         numbers = ("gmm_max_train_utts", "tri_max_train_utts", "tree_min_count", "tree_min_gain")
@@ -111,7 +114,7 @@ class DnnConfig:
     right_context: int
     num_hidden_layers: int
     hidden_dim: int
-    cmvn: str
+    cmvn: CmvnMode
     dropout: float
     dropout_schedule: list[float] | None
     input_dropout: float
@@ -126,9 +129,9 @@ class DnnConfig:
     freq_mask_width: int
     image_jitter: int
     view_share: float
-    optimizer: str
+    optimizer: Literal["adamw", "sgd"]
     learning_rate: float
-    schedule: str
+    schedule: Schedule
     final_learning_rate_ratio: float
     warmup_steps: int
     start_halving_impr: float
@@ -143,13 +146,13 @@ class DnnConfig:
     num_epochs: int
     max_steps: int | None
     steps_per_epoch: int | None
-    keep_best: str
+    keep_best: Literal["frame_acc", "xent", "last"]
     patience: int
     checkpoint_minutes: float
     tensorboard: bool
     compile: bool
     cuda_graphs: bool
-    precision: str
+    precision: Literal["auto", "float32", "bfloat16"]
     resident_frames: int
     eight_bit_frames: bool
 
@@ -171,15 +174,11 @@ class DnnConfig:
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")
         shares = "null, or rates from 0 to below 1"
         _require(self, shares, lambda x: x is None or (x and all(0 <= y < 1 for y in x)), "dropout_schedule")
-        for key, names in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS), ("cmvn", CMVN_MODES)):
-            _require(self, f"one of {', '.join(names)}", lambda x, names=names: x in names, key)
-        _require(self, f"one of {', '.join(PRECISIONS)}", lambda x: x in PRECISIONS, "precision")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "average_share")
         if self.average_share and self.schedule == "newbob":
             raise AsrKdError("average_share: schedule newbob goes back to weights of before; choose another")
         if self.eight_bit_frames and self.cmvn == "none":
             raise AsrKdError("eight_bit_frames: features that are not normalised (cmvn none) do not fit into 8 bits")
-        _require(self, "frame_acc, xent or last", lambda x: x in ("frame_acc", "xent", "last"), "keep_best")
         if self.schedule == "exponential":
             _require(self, "above 0 for exponential decay", lambda x: x > 0, "final_learning_rate_ratio")
 
@@ -197,12 +196,11 @@ class EnsembleConfig:
     num_members: int
     num_seeds: int
     sweep_seeds: int
-    stacked: str
+    stacked: Literal["auto", "always", "never"]
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that is none of its key's."""
         _require(self, "at least 1", lambda x: x >= 1, "num_members", "num_seeds", "sweep_seeds")
-        _require(self, "auto, always or never", lambda x: x in ("auto", "always", "never"), "stacked")
 
 
 @dataclass(frozen=True)
@@ -212,49 +210,41 @@ class DistillConfig:
     temperature: float
     soft_weight: float
     hard_weight: float | None
-    combination: str
-    matching: str
-    label_use: str
+    combination: TeacherCombination
+    matching: Literal["soft_targets", "logits"]
+    label_use: Literal["weighted", "conditional", "swap"]
     top_k: int | None
     top_k_kl: float | None
-    target_pruning: str
+    target_pruning: Literal["tail", "random"]
     sequence_weight: float
     sequence_acwt: float
     online_targets: bool
     online_members: int | None
-    student_start: str
+    student_start: Literal["random", "member"]
     student_epochs: int
     student_learning_rate: float
-    student_schedule: str | None
+    student_schedule: Schedule | None
     student_average_share: float
     student_view_share: float | None
     student_patience: int
     sweep_temperatures: list[float]
     sweep_soft_weights: list[float]
-    sweep_combinations: list[str]
+    sweep_combinations: list[TeacherCombination]
     sweep_epochs: int
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that nothing can be distilled with."""
-        means = ("arithmetic", "geometric", "specialists")
         _require(self, "above 0", lambda x: x > 0, "student_learning_rate")
         low, high = TEMPERATURES
         _require(self, f"from {low:g} to {high:g}", lambda x: low <= x <= high, "temperature")
-        _require(self, f"one of {', '.join(means)}", lambda x: x in means, "combination")
-        _require(self, f"one of {', '.join(means)}", lambda xs: xs and set(xs) <= set(means), "sweep_combinations")
+        _require(self, "one or more", bool, "sweep_combinations")
         each = f"one or more, each from {low:g} to {high:g}"
         _require(self, each, lambda xs: xs and all(low <= x <= high for x in xs), "sweep_temperatures")
-        _require(self, "soft_targets or logits", lambda x: x in ("soft_targets", "logits"), "matching")
-        _require(self, "random or member", lambda x: x in ("random", "member"), "student_start")
-        _require(self, "weighted, conditional or swap", lambda x: x in ("weighted", "conditional", "swap"), "label_use")
         _require(self, "at least 1", lambda x: x >= 1, "student_epochs", "sweep_epochs")
         _require(self, "at least 0", lambda x: x >= 0, "student_patience")
-        names = f"null, or one of {', '.join(SCHEDULES)}"
-        _require(self, names, lambda x: x is None or x in SCHEDULES, "student_schedule")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "student_average_share")
         _require(self, "null, or from 0 to 1", lambda x: x is None or 0 <= x <= 1, "student_view_share")
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k", "top_k_kl", "online_members")
-        _require(self, "tail or random", lambda x: x in ("tail", "random"), "target_pruning")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "sequence_weight")
         _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
         if self.sequence_weight and self.online_targets:
@@ -289,8 +279,8 @@ class SpecialistsConfig:
 
     num_specialists: int
     specialist_size: int | None
-    clustering: str
-    specialist_outputs: str
+    clustering: Literal["kmeans", "confusions", "random"]
+    specialist_outputs: Literal["dustbin", "full"]
     specialist_soft_targets: bool
     specialist_epochs: int
     specialist_learning_rate: float
@@ -298,13 +288,10 @@ class SpecialistsConfig:
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no specialist can be trained with."""
-        clusterings = ("kmeans", "confusions", "random")
         _require(self, "at least 2", lambda x: x >= 2, "num_specialists")
         _require(self, "at least 1, or null", lambda x: x is None or x >= 1, "specialist_size")
         _require(self, "at least 1", lambda x: x >= 1, "specialist_epochs", "top_n")
         _require(self, "above 0", lambda x: x > 0, "specialist_learning_rate")
-        _require(self, f"one of {', '.join(clusterings)}", lambda x: x in clusterings, "clustering")
-        _require(self, "dustbin or full", lambda x: x in ("dustbin", "full"), "specialist_outputs")
 
 
 @dataclass(frozen=True)
@@ -312,21 +299,19 @@ class CompressConfig:
     """conf/compress.yaml: nets that are pruned and quantized while they are trained; teachers never are."""
 
     prune_sparsity: float
-    prune_scope: str
+    prune_scope: Literal["layer", "global"]
     prune_begin: float
     prune_end: float
     prune_every: int
-    quantize: str | None
+    quantize: Literal["int8", "int4"] | None
     quantize_group: int
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no net can be compressed with."""
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "prune_sparsity")
-        _require(self, "layer or global", lambda x: x in ("layer", "global"), "prune_scope")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "prune_begin", "prune_end")
         _require(self, f"at most prune_end, {self.prune_end:g}", lambda x: x <= self.prune_end, "prune_begin")
         _require(self, "at least 1", lambda x: x >= 1, "prune_every")
-        _require(self, "int8, int4 or null", lambda x: x in (None, "int8", "int4"), "quantize")
         _require(self, "at least 2", lambda x: x >= 2, "quantize_group")
 
     @property
@@ -342,7 +327,7 @@ class CompressConfig:
 class DecodeConfig:
     """conf/decode.yaml: the graph's grammar, the search, and what is tuned on dev."""
 
-    grammar: str
+    grammar: Literal["unigram", "uniform", "ngram"]
     ngram_order: int
     ngram_prune: float
     beam: float
@@ -356,8 +341,6 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that no grammar can be made with, or nothing can be searched with."""
-        grammars = ("unigram", "uniform", "ngram")
-        _require(self, f"one of {', '.join(grammars)}", lambda x: x in grammars, "grammar")
         _require(self, "from 1 to 10", lambda x: 1 <= x <= 10, "ngram_order")
         _require(self, "at least 0", lambda x: x >= 0, "ngram_prune")
         _require(self, "above 0", lambda x: x > 0, "beam", "lattice_beam")
@@ -445,6 +428,8 @@ def _convert(annotation: Any, value: Any) -> Any:
         return _INVALID if _INVALID in converted else converted
     if annotation is bool:
         return {"true": True, "false": False}.get(str(value).lower(), _INVALID)
+    if origin is Literal:
+        return value if value in words(annotation) else _INVALID
     if annotation is str:
         return value if isinstance(value, str) else _INVALID
     if isinstance(value, bool):
@@ -460,11 +445,14 @@ def _convert(annotation: Any, value: Any) -> Any:
 
 def _type_name(annotation: Any) -> str:
     names = {int: "a whole number", float: "a finite number", bool: "true or false", str: "a word"}
-    if typing.get_origin(annotation) is list:
-        return f"a list, comma-separated, each {names[typing.get_args(annotation)[0]]}"
+    origin = typing.get_origin(annotation)
+    if origin is list:
+        return f"a list, comma-separated, each {_type_name(typing.get_args(annotation)[0])}"
+    if origin is Literal:
+        return listed(words(annotation))
     if annotation in names:
         return names[annotation]
-    return f"{_type_name(next(a for a in typing.get_args(annotation) if a is not type(None)))} or null"
+    return f"{_type_name(next(a for a in typing.get_args(annotation) if a is not type(None)))}, or null"
 
 
 def _suggestion(key: str) -> str:

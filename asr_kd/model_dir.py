@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd import __version__
+from asr_kd.choices import Combination, require_choice
 from asr_kd.corpus.lexicon import read_lexicon_in, write_lexicon_in
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.graph import Graph
@@ -34,7 +35,6 @@ from asr_kd.hmm.lang import Lang
 from asr_kd.hmm.viterbi import epsilon_levels
 from asr_kd.hmm.word_times import PhoneTable
 from asr_kd.model_card import card_text
-from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import TrainedNet, load_net, require_alike, save_net
 from asr_kd.nnet.priors import read_decoding_priors
 from asr_kd.runinfo import git_commit
@@ -75,7 +75,7 @@ class Model:
     """
 
     nets: Sequence[TrainedNet]
-    combination: str
+    combination: Combination
     graph: Graph
     log_priors: np.ndarray
     lang: Lang | ImportedLang
@@ -86,8 +86,7 @@ class Model:
     def __post_init__(self) -> None:
         if not self.nets:
             raise AsrKdError("a model needs at least one net")
-        if self.combination not in COMBINATIONS:
-            raise AsrKdError(f"combination {self.combination!r}: choose {' or '.join(COMBINATIONS)}")
+        require_choice("combination", self.combination, Combination)
         if any(trained.labels.get("model_digest") != self.graph.model_digest for trained in self.nets):
             raise AsrKdError("a net was trained on the states of another HMM than the graph was made from")
         require_alike(self.nets)
@@ -110,7 +109,7 @@ def export_model(
     graph: str | Path,
     counts: str | Path,
     scales: Scales,
-    combination: str = "arithmetic",
+    combination: Combination = "arithmetic",
     name: str = "",
     license: str = "",
     trained_on: str = "",

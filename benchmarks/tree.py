@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 
+from asr_kd.choices import Questions, words
 from asr_kd.cli_common import run_main
-from asr_kd.hmm.build_tree import QUESTIONS, Root, TreeOptions, build_tree
+from asr_kd.hmm.build_tree import Root, TreeOptions, build_tree
 from asr_kd.hmm.questions import clustered_questions
 from asr_kd.hmm.tree_stats import Moments, TreeStats
 
@@ -49,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     roots = [Root((phone,), NUM_STATES, split=phone > 1) for phone in phones]
     frames = stats.moments.count.sum()
     print(f"{len(stats.events)} contexts of {frames:.0f} frames ({frames / FRAMES_PER_HOUR:.1f} h)")
-    for questions in QUESTIONS:
+    for questions in words(Questions):
         options = TreeOptions(num_leaves=args.num_leaves, questions=questions, merge=False)
         start, cpu = time.perf_counter(), time.process_time()
         asked = clustered_questions(stats, [root.phones for root in roots])

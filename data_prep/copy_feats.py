@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from asr_kd.choices import FeatsDtype, words
 from asr_kd.cli_common import Parser, boolean, log, run_main, share
 from asr_kd.corpus.tables import to_text
 from asr_kd.errors import AsrKdError
@@ -23,7 +24,7 @@ from asr_kd.store.exchange import (
     write_feats,
     write_table_of,
 )
-from asr_kd.store.feats import DTYPES, FeatsReader
+from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_ark import is_table
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
@@ -47,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
         choices=(0, *COMPRESSION_METHODS),
         help=f"of an archive: 0 none; {methods}; default: 0",
     )
-    parser.add_argument("--dtype", choices=DTYPES, help="of the values in feats.h5; default: as in IN, or float32")
+    parser.add_argument(
+        "--dtype", choices=words(FeatsDtype), help="of the values in feats.h5; default: as in IN, or float32"
+    )
     parser.add_argument("--write-utt2spk", type=Path, metavar="FILE", help="write the speakers of the utterances too")
     parser.add_argument(
         "--max-bad-share",

@@ -14,13 +14,13 @@ import os
 import sys
 from pathlib import Path
 
+from asr_kd.choices import FeatsDtype, words
 from asr_kd.cli_common import Parser, at_least_one, boolean, run_main, share
 from asr_kd.corpus.datadir import Utterance, read_data_dir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 from asr_kd.features.wav_list import read_wav_list, utterances_of_files
-from asr_kd.store.feats import DTYPES
 from asr_kd.store.kaldi_ark import is_table
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
@@ -94,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="feats.h5 to write, or a Kaldi table: FILE.ark, ark:FILE, ark,t:FILE (text) or ark,scp:ARK,SCP",
     )
     parser.add_argument("--kind", choices=sorted(OPTIONS_OF_KIND), default="fbank", help="default: fbank")
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of a stored value; default: {DTYPES[0]}")
+    parser.add_argument(
+        "--dtype", choices=words(FeatsDtype), default="float32", help="of a stored value; default: float32"
+    )
     parser.add_argument(
         "--nj",
         type=at_least_one,

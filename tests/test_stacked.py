@@ -234,7 +234,7 @@ def test_what_cannot_be_trained_together_is_trained_in_turn_or_refused(toy, tmp_
     )
     assert "pruned or quantized" in capsys.readouterr().err
     assert main(command(toy, tmp_path, "--stacked", "true")) == 1
-    assert "must be auto, always or never" in capsys.readouterr().err
+    assert "should be auto, always or never" in capsys.readouterr().err
 
 
 def test_small_nets_are_trained_together_on_a_gpu_alone(tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kaldi_wheels import needs_kaldi, wheels_present
 
+from asr_kd.choices import Questions, words
 from asr_kd.errors import AsrKdError
-from asr_kd.hmm.build_tree import QUESTIONS, GrownTree, Root, TreeOptions, build_tree
+from asr_kd.hmm.build_tree import GrownTree, Root, TreeOptions, build_tree
 from asr_kd.hmm.questions import best_division, clustered_questions, division_gains
 from asr_kd.hmm.tree import BINARY_MARK, ContextTree, Leaf, Split, Table
 from asr_kd.hmm.tree_stats import VARIANCE_FLOOR, Moments, TreeStats
@@ -142,7 +143,7 @@ def test_questions_are_clusters_of_phones_that_sound_alike():
 # --- growth
 
 
-@given(st.integers(0, 10_000), st.sampled_from(QUESTIONS), st.booleans())
+@given(st.integers(0, 10_000), st.sampled_from(words(Questions)), st.booleans())
 @settings(max_examples=15, deadline=None)
 def test_grown_trees(seed, questions, merge):
     """Every context reaches a leaf, counts and gains are what the frames say, limits are kept."""
@@ -172,7 +173,7 @@ def test_grown_trees(seed, questions, merge):
     assert all(grown.moments.count[p] >= 20 for s in split_states for p in pdf_of_frame[state_of_frame == s].tolist())
 
 
-@pytest.mark.parametrize("questions", QUESTIONS)
+@pytest.mark.parametrize("questions", words(Questions))
 def test_first_split_is_the_best_of_all_and_gains_fall_with_their_limit(questions):
     stats, roots, one = grow(5, questions=questions, num_leaves=2 * len(random_roots(5)) + 1, merge=False)
     asked = clustered_questions(stats, [r.phones for r in roots])
@@ -219,7 +220,7 @@ def test_the_same_statistics_in_another_order_give_the_same_tree():
 
 def test_bad_options_and_roots_are_refused():
     stats = TreeStats.from_frames(*random_frames(0))
-    with pytest.raises(AsrKdError, match="tree_questions is 'some'; choose one of clustered, all"):
+    with pytest.raises(AsrKdError, match="tree_questions 'some': choose clustered or all"):
         TreeOptions(questions="some")
     with pytest.raises(AsrKdError, match="min_count and min_gain not negative"):
         TreeOptions(min_count=-1)

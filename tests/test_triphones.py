@@ -305,9 +305,9 @@ def test_files_of_triphones(inputs, tmp_path):
 def test_more_failures_than_accepted_and_unknown_values_are_errors(inputs, tmp_path):
     with pytest.raises(AsrKdError, match=r"1 of 30 utterances .* 's-utt007'\), more than the 1 % that are accepted"):
         steps.train_hmm(*inputs, tmp_path / "hmm", hmm_config(gmm_max_failed_share=0.01))
-    with pytest.raises(AsrKdError, match="gmm_context biphone: must be mono or triphone"):
+    with pytest.raises(AsrKdError, match="gmm_context is 'biphone', but should be mono or triphone"):
         hmm_config(gmm_context="biphone")
-    with pytest.raises(AsrKdError, match="tree_questions few: must be clustered or all"):
+    with pytest.raises(AsrKdError, match="tree_questions is 'few', but should be clustered or all"):
         hmm_config(tree_questions="few")
     assert not list(tmp_path.glob("hmm*"))
 

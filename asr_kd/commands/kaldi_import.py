@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from asr_kd.choices import Combination, require_choice
 from asr_kd.cli_common import log, share
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.errors import AsrKdError
@@ -336,14 +337,9 @@ def import_targets(args: argparse.Namespace) -> None:
 
 def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs: int) -> None:
     """Raise AsrKdError for options that do not go together."""
-    from asr_kd.nnet.inference import COMBINATIONS
-
     if not 0 < args.stored_temperature < math.inf:
         raise AsrKdError(f"--stored-temperature {args.stored_temperature:g}: must be above 0, and finite")
-    if distill.combination not in COMBINATIONS:
-        raise AsrKdError(
-            f"--combination {distill.combination}: foreign teachers are averaged, {' or '.join(COMBINATIONS)}"
-        )
+    require_choice("--combination of foreign teachers", distill.combination, Combination)
     if distill.kept.keys() != {"top_k"}:
         raise AsrKdError("top_k_kl and target_pruning random ask our own teachers; of foreign targets give --top-k")
     if distill.top_k is not None and not 0 < distill.top_k <= num_pdfs:

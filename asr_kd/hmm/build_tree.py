@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from asr_kd.choices import Questions, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.hmm.questions import best_division, division_gains
 from asr_kd.hmm.tree import CENTRAL, ContextTree, Leaf, Node, Split, phone_table
 from asr_kd.hmm.tree_stats import Moments, TreeStats
 
-QUESTIONS = ("clustered", "all")
 LEFT, RIGHT = 0, 2
 
 
@@ -28,14 +28,13 @@ class TreeOptions:
     """
 
     num_leaves: int = 2000
-    questions: str = "clustered"
+    questions: Questions = "clustered"
     min_count: float = 200.0
     min_gain: float = 300.0
     merge: bool = True
 
     def __post_init__(self) -> None:
-        if self.questions not in QUESTIONS:
-            raise AsrKdError(f"tree_questions is {self.questions!r}; choose one of {', '.join(QUESTIONS)}")
+        require_choice("tree_questions", self.questions, Questions)
         if self.num_leaves < 1 or self.min_count < 0 or self.min_gain < 0:
             raise AsrKdError(f"num_leaves must be positive, min_count and min_gain not negative, in {self}")
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from asr_kd.choices import GmmCmvn, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.features.deltas import add_deltas
 from asr_kd.store.feats import FeatsReader
 
-CMVN_UNITS = ("utterance", "speaker")
 # Kaldi derives over 2 frames on either side; 1 blurs boundaries less (91.5 % within 20 ms instead of 90.1 % on espeak).
 DELTA_WINDOW = 1
 
@@ -21,9 +21,8 @@ class GmmFeats:
     norm_vars: also divide by the deviation. Raises AsrKdError for filterbanks and for an unknown unit.
     """
 
-    def __init__(self, mfcc_h5: str | Path, cmvn: str = "utterance", norm_vars: bool = True) -> None:
-        if cmvn not in CMVN_UNITS:
-            raise AsrKdError(f"gmm_cmvn is {cmvn!r}; choose one of {', '.join(CMVN_UNITS)}")
+    def __init__(self, mfcc_h5: str | Path, cmvn: GmmCmvn = "utterance", norm_vars: bool = True) -> None:
+        require_choice("gmm_cmvn", cmvn, GmmCmvn)
         self.reader = FeatsReader(mfcc_h5)
         if self.reader.attrs["kind"] != "mfcc":
             raise AsrKdError(f"{mfcc_h5}: holds {self.reader.attrs['kind']}, but the GMM needs mfcc")

@@ -10,11 +10,9 @@ any order: for long, varying pauses and noises. They last at least 30 ms.
 
 from collections.abc import Sequence
 
-from asr_kd.errors import AsrKdError
+from asr_kd.choices import SilenceTopology, Topology, require_choice
 
 NUM_STATES = 3
-TOPOLOGIES = ("3state", "bakis")
-SILENCE_TOPOLOGIES = ("3state", "5state")
 NUM_ERGODIC_STATES = 5
 
 
@@ -44,14 +42,15 @@ def _ergodic() -> str:
     return _states([first, *[inner] * (last - 1), [(last, 0.75), (last + 1, 0.25)]])
 
 
-def topology_text(num_phones: int, kind: str, silence_ids: Sequence[int] = (1,), silence_kind: str = "3state") -> str:
+def topology_text(
+    num_phones: int, kind: Topology, silence_ids: Sequence[int] = (1,), silence_kind: SilenceTopology = "3state"
+) -> str:
     """Kaldi's <Topology> for phones 1 … num_phones, of which silence_ids are silence and noise.
 
     Raises AsrKdError for an unknown kind.
     """
-    for name, known in ((kind, TOPOLOGIES), (silence_kind, SILENCE_TOPOLOGIES)):
-        if name not in known:
-            raise AsrKdError(f"topology {name!r} is unknown; choose one of {', '.join(known)}")
+    require_choice("topology", kind, Topology)
+    require_choice("silence topology", silence_kind, SilenceTopology)
     others = [phone for phone in range(1, num_phones + 1) if phone not in silence_ids]
     states = _left_to_right() if kind == "3state" else _bakis()
     entries = [(others, states), (silence_ids, _left_to_right() if silence_kind == "3state" else _ergodic())]

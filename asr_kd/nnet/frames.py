@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asr_kd.config import CMVN_MODES
+from asr_kd.choices import CmvnMode, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.nnet.device import has_kernels
@@ -36,15 +36,14 @@ class Cmvn:
     training set's, which `global` applies and `speaker` and `utterance` ignore; 0 and 1 with `none`.
     """
 
-    mode: str
+    mode: CmvnMode
     mean: np.ndarray
     istd: np.ndarray
 
     @classmethod
-    def from_training_set(cls, mode: str, reader: FeatsReader) -> "Cmvn":
+    def from_training_set(cls, mode: CmvnMode, reader: FeatsReader) -> "Cmvn":
         """Statistics of `reader`'s frames; raises AsrKdError for an unknown mode."""
-        if mode not in CMVN_MODES:
-            raise AsrKdError(f"cmvn {mode!r}: choose {', '.join(CMVN_MODES)}")
+        require_choice("cmvn", mode, CmvnMode)
         if mode == "none":
             return cls(mode, np.zeros(reader.feat_dim, np.float32), np.ones(reader.feat_dim, np.float32))
         return cls(mode, *mean_and_istd(reader.cmvn_stats.sum(axis=0), norm_vars=True))

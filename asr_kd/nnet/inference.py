@@ -7,13 +7,12 @@ from itertools import chain
 import torch
 from torch import nn
 
+from asr_kd.choices import Combination, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast, has_kernels, rows_at_once
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.world import ALONE, World
-
-COMBINATIONS = ("arithmetic", "geometric")
 
 # Numbers of a block that are of states: its matrix products are worth bringing in the weights, and it fits in memory.
 _MAX_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 28}
@@ -21,15 +20,14 @@ _MAX_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 28}
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def combine(logits: Iterable[torch.Tensor], temperature: float, combination: str) -> torch.Tensor:
+def combine(logits: Iterable[torch.Tensor], temperature: float, combination: Combination) -> torch.Tensor:
     """Log of the members' mean distribution at a temperature, (batch, num_pdfs) float32.
 
     logits: those of each member, (batch, num_pdfs), which are asked for one after the other. Arithmetic:
     mean_i softmax(z_i / T); geometric: softmax(mean_i z_i / T), the normalised geometric mean (Hinton et al. 2015,
     section 4).
     """
-    if combination not in COMBINATIONS:
-        raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
+    require_choice("combination", combination, Combination)
     members = iter(logits)
     first, second = next(members), next(members, None)
     if second is None:
@@ -90,7 +88,7 @@ def mean_log_posteriors(
     frames: Frames,
     *,
     temperature: float = 1.0,
-    combination: str = "arithmetic",
+    combination: Combination = "arithmetic",
     dtype: torch.dtype = torch.float32,
     batch_size: int = 8192,
     max_numbers: int | None = None,

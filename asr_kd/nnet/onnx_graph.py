@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from asr_kd import __version__
+from asr_kd.choices import Combination, require_choice
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.inference import COMBINATIONS, SMALLEST
+from asr_kd.nnet.inference import SMALLEST
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.plain_layers import Affine, plain_layers, require_exportable
 from asr_kd.store.atomic import atomic_path
@@ -34,7 +35,7 @@ OPSET, IR_VERSION = 17, 8
 MAX_BYTES = 1 << 31
 
 
-def export_onnx(out: str | Path, nets: Sequence[TrainedNet], combination: str = "arithmetic") -> None:
+def export_onnx(out: str | Path, nets: Sequence[TrainedNet], combination: Combination = "arithmetic") -> None:
     """Write the file `out`, complete or not at all; combination: of the members, as asr_kd.nnet.inference has it.
 
     Raises AsrKdError where the nets do not belong together, are too large for one file, or onnx is not installed.
@@ -44,15 +45,14 @@ def export_onnx(out: str | Path, nets: Sequence[TrainedNet], combination: str = 
         temporary.write_bytes(model.SerializeToString())
 
 
-def onnx_model(nets: Sequence[TrainedNet], combination: str = "arithmetic") -> "onnx.ModelProto":
+def onnx_model(nets: Sequence[TrainedNet], combination: Combination = "arithmetic") -> "onnx.ModelProto":
     """The same in memory, checked by onnx."""
     try:
         import onnx
     except ImportError as error:
         raise AsrKdError(f"--format onnx needs the package onnx ({error}); run: pip install 'asr_kd[onnx]'") from error
     require_exportable(nets)
-    if combination not in COMBINATIONS:
-        raise AsrKdError(f"combination {combination!r}: choose {' or '.join(COMBINATIONS)}")
+    require_choice("combination", combination, Combination)
     num_bytes = 4 * sum(trained.net.num_parameters for trained in nets)
     if num_bytes >= MAX_BYTES:
         raise AsrKdError(
@@ -118,7 +118,7 @@ def _logits(graph: _Graph, trained: TrainedNet, values: str, name: str) -> str:
     return values
 
 
-def _combine(graph: _Graph, logits: Sequence[str], combination: str) -> None:
+def _combine(graph: _Graph, logits: Sequence[str], combination: Combination) -> None:
     """What asr_kd.nnet.inference.combine does at temperature 1."""
     if len(logits) == 1:
         graph.add("LogSoftmax", *logits, output=OUTPUT, axis=1)
@@ -133,7 +133,7 @@ def _combine(graph: _Graph, logits: Sequence[str], combination: str) -> None:
         graph.add("Max", mean, graph.constant("log_smallest", np.log(SMALLEST)), output=OUTPUT)
 
 
-def _metadata(nets: Sequence[TrainedNet], combination: str) -> dict[str, str]:
+def _metadata(nets: Sequence[TrainedNet], combination: Combination) -> dict[str, str]:
     first = nets[0]
     a = first.net.architecture
     values = {

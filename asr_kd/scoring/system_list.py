@@ -15,9 +15,8 @@ from typing import Any
 
 import yaml
 
-from asr_kd.distill.specialist_inference import SPECIALISTS
+from asr_kd.choices import TeacherCombination, listed, words
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.inference import COMBINATIONS
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.scoring.systems import ROLES
 from asr_kd.store.parsing import parse_yaml
@@ -72,7 +71,7 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
     )
     combination = entry.get("combination")
     if max(map(len, seeds)) > 1:
-        known = (*COMBINATIONS, SPECIALISTS)
-        require(combination in known, f"combination must be one of {', '.join(known)}")
+        known = words(TeacherCombination)
+        require(combination in known, f"combination must be {listed(known)}")
     nets = tuple(tuple(path.parent / str(net) for net in nets) for nets in seeds)
     return SystemSpec(str(entry["name"]), entry["role"], combination, nets)

@@ -26,13 +26,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from asr_kd.choices import FeatsDtype, words
 from asr_kd.errors import AsrKdError
 from asr_kd.features.splice import splice
 from asr_kd.store.hdf5 import H5_ERRORS, Layout, open_h5, read_layout, readable, require_sealed
 from asr_kd.store.stored_rows import StoredRows
 
 FORMAT_NAME = "asr_kd.feats"
-DTYPES = ("float32", "float16")
 # Several threads may read, one of them opens.
 _OPENING = threading.Lock()
 
@@ -49,7 +49,7 @@ def open_feats(path: str | Path) -> h5py.File:
     try:
         with readable(path):
             feats = file.get("feats")
-            if not isinstance(feats, h5py.Dataset) or feats.ndim != 2 or str(feats.dtype) not in DTYPES:
+            if not isinstance(feats, h5py.Dataset) or feats.ndim != 2 or str(feats.dtype) not in words(FeatsDtype):
                 raise AsrKdError(f"{path}: lacks its two-dimensional data set /feats")
             if feats.is_virtual:
                 _check_shards(file, path)

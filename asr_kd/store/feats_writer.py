@@ -10,9 +10,10 @@ from typing import Protocol
 import h5py
 import numpy as np
 
+from asr_kd.choices import FeatsDtype, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
-from asr_kd.store.feats import DTYPES, FORMAT_NAME, FeatsReader, content_digest
+from asr_kd.store.feats import FORMAT_NAME, FeatsReader, content_digest
 from asr_kd.store.hdf5 import Layout, create_h5, extend, seal, write_layout
 
 CHUNK_ROWS = 1024
@@ -111,12 +112,11 @@ class FeatsWriter:
         kind: str,
         options: FrameOptions,
         sample_rate: int,
-        dtype: str = "float32",
+        dtype: FeatsDtype = "float32",
         inputs_stamp: str = "",
         feat_dim: int | None = None,
     ) -> None:
-        if dtype not in DTYPES:
-            raise AsrKdError(f"features are stored as {' or '.join(DTYPES)}, not as {dtype!r}")
+        require_choice("dtype of features", dtype, FeatsDtype)
         if sample_rate != options.sample_frequency:
             raise AsrKdError(f"the sample rate is {sample_rate}, but the options say {options.sample_frequency:g} Hz")
         self.path = Path(path)

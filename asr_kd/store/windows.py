@@ -32,12 +32,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from asr_kd.choices import CmvnMode, require_choice
 from asr_kd.errors import AsrKdError
 from asr_kd.features.cmvn import mean_and_istd, pool
 from asr_kd.store.ali import FAILED, AliReader, require_fit
 from asr_kd.store.feats import FeatsReader
-
-CMVN_UNITS = ("none", "global", "speaker", "utterance")
 
 
 class WindowDataset(Dataset):
@@ -58,11 +57,12 @@ class WindowDataset(Dataset):
         *,
         left_context: int = 20,
         right_context: int = 5,
-        cmvn: str = "none",
+        cmvn: CmvnMode = "none",
         stats: np.ndarray | None = None,
     ) -> None:
-        if cmvn not in CMVN_UNITS or (stats is not None and cmvn != "global"):
-            raise AsrKdError(f"cmvn is {cmvn!r}; choose one of {', '.join(CMVN_UNITS)}, and stats for global alone")
+        require_choice("cmvn", cmvn, CmvnMode)
+        if stats is not None and cmvn != "global":
+            raise AsrKdError(f"cmvn {cmvn!r}: stats are for global alone")
         if left_context < 0 or right_context < 0:
             raise AsrKdError(f"a context of {left_context} frames left and {right_context} right is negative")
         self._reader = FeatsReader(feats_h5)
@@ -78,7 +78,7 @@ class WindowDataset(Dataset):
         self._offsets = self._reader.layout.offsets
         self._mean, self._istd = self._norms(cmvn, stats)
 
-    def _norms(self, cmvn: str, stats: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _norms(self, cmvn: CmvnMode, stats: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Mean and inverse deviation of each utterance, or of all in one row: (num_utts or 1, feat_dim)."""
         reader = self._reader
         if cmvn == "none":
