@@ -33,9 +33,6 @@ def boolean(text: str) -> bool:
     return text == "true"
 
 
-MAX_SEED = 999_999  # each is a folder
-
-
 def share(text: str) -> float:
     """The type of an option that is a share, from 0 to 1; raises argparse's error for anything else."""
     try:
@@ -52,6 +49,9 @@ def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+MAX_SEED = 999_999  # of six digits, since most are a folder of their own, seedN
 
 
 def seed_number(text: str) -> int:

@@ -10,6 +10,10 @@ import sys
 import time
 from itertools import count
 
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
+
 import numpy as np
 from graph import make_lexicon
 from tree import FRAMES_PER_HOUR, NUM_STATES

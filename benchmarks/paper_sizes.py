@@ -13,6 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
+
 import torch
 from torch.nn import functional
 

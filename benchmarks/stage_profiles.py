@@ -15,6 +15,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
+
 import torch
 from growth import Part, measured
 

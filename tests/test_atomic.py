@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import pytest
 
 from asr_kd.errors import AsrKdError
@@ -39,6 +40,22 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path, make):
             pytest.fail("was let in")
     assert os.lstat(tmp_path / "x").st_ino == before.st_ino
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_hdf5_is_replaced_by_hdf5_alone(tmp_path):
+    with h5py.File(tmp_path / "feats.h5", "w") as file:
+        file["feats"] = [1, 2]
+    before = (tmp_path / "feats.h5").read_bytes()
+    with pytest.raises(AsrKdError, match=r"feats\.h5: is an HDF5 file, and what would replace it is none"):
+        write_text(tmp_path / "feats.h5", "text")
+    assert (tmp_path / "feats.h5").read_bytes() == before
+    with atomic_path(tmp_path / "feats.h5", is_h5=True) as temporary, h5py.File(temporary, "w") as file:
+        file["feats"] = [3]
+    assert (tmp_path / "feats.h5").read_bytes() != before
+    write_text(tmp_path / "text", "a longer text")
+    write_text(tmp_path / "text", "")
+    write_text(tmp_path / "text", "text")
+    assert (tmp_path / "text").read_text() == "text"
 
 
 def test_a_file_is_not_replaced_by_a_folder(tmp_path):

@@ -218,7 +218,7 @@ def _shards_to_extend(out: Path, recipe: Recipe, utterances: Sequence[Utterance]
         shard.unlink(missing_ok=True)
         os.link(out, shard)
     except OSError:  # a file system without links
-        with atomic_path(shard) as temporary:
+        with atomic_path(shard, is_h5=True) as temporary:
             shutil.copyfile(out, temporary)
     return [shard]
 

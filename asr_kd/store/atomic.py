@@ -9,21 +9,24 @@ from pathlib import Path
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.lock import lock_of
-from asr_kd.store.places import place_of_file, place_of_folder
+from asr_kd.store.places import has_h5_signature, place_of_file, place_of_folder
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, *, is_h5: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` on success, remove it on failure.
 
     The file is flushed to the disk before the rename: after a power cut there is the old file or the new one.
     A leftover of a killed process is overwritten, since the temporary name depends on `path` alone. A symbolic link
-    stays, and what it leads to is written.
+    stays, and what it leads to is written. is_h5: whether HDF5 is written; only that replaces such a file, which may
+    hold the features or the soft targets of days.
 
-    Raises AsrKdError where the disk is full, the folder cannot be written, `path` is there and no plain file, or
-    another process is writing it.
+    Raises AsrKdError where the disk is full, the folder cannot be written, `path` is there and no plain file, or HDF5
+    and to be something else, or another process is writing it.
     """
     path = place_of_file(path)
+    if not is_h5 and has_h5_signature(path):
+        raise AsrKdError(f"{path}: is an HDF5 file, and what would replace it is none; name another file")
     temporary = path.with_name(f".{path.name}.partial")
     with lock_of(temporary, path):
         try:

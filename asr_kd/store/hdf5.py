@@ -16,6 +16,7 @@ import numpy as np
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import atomic_path
 from asr_kd.store.hdf5_guard import require_readable, written_here
+from asr_kd.store.places import has_h5_signature
 
 FORMAT_VERSION = 1
 # For the tables that HDF5 keeps of its own, beside the data.
@@ -29,7 +30,7 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
     Raises AsrKdError where the disk is full, the folder cannot be written, or a file of another kind is there.
     """
     require_same_kind(Path(path), format_name)
-    with atomic_path(path) as temporary, _system_errors():
+    with atomic_path(path, is_h5=True) as temporary, _system_errors():
         file = h5py.File(temporary, "w")
         try:
             file.attrs["format"] = format_name
@@ -55,9 +56,7 @@ def require_same_kind(path: Path, format_name: str) -> None:
     """
     if not path.is_file() or path.stat().st_size == 0:
         return
-    with open(path, "rb") as file:
-        is_h5 = file.read(len(_SIGNATURE)) == _SIGNATURE
-    found = None
+    is_h5, found = has_h5_signature(path), None
     if is_h5:
         with contextlib.suppress(AsrKdError):
             found = h5_format(path)
@@ -65,7 +64,6 @@ def require_same_kind(path: Path, format_name: str) -> None:
         raise AsrKdError(f"{path}: exists and is {found or 'no HDF5 file'}, not {format_name}; name another file")
 
 
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SEAL = "tables_digest"
 # Data sets that are large, and have digests of their own in every format.
 VALUES = {"feats", "cmvn/stats", "pdf", "phone", "tid", "prob", "tail"}

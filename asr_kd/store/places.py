@@ -25,6 +25,20 @@ def place_of_file(path: str | Path) -> Path:
     return place
 
 
+def has_h5_signature(path: Path) -> bool:
+    """Whether there is a file that begins as HDF5 does; raises AsrKdError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_H5_SIGNATURE)) == _H5_SIGNATURE
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise AsrKdError(f"{path}: cannot be read, and is not written over ({error.strerror})") from error
+
+
+_H5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
 def place_of_folder(path: str | Path) -> Path:
     """As place_of_file, for an output that is a folder; raises AsrKdError where there is something else."""
     path = Path(path)
