@@ -17,6 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asr_kd.runtime import prepare_runtime
+
+prepare_runtime()  # as asr-kd does
+
 import numpy as np
 import torch
 
