@@ -216,6 +216,7 @@ class DistillConfig:
     top_k: int | None
     top_k_kl: float | None
     target_pruning: Literal["tail", "random"]
+    target_bits: int
     sequence_weight: float
     sequence_acwt: float
     online_targets: bool
@@ -247,6 +248,7 @@ class DistillConfig:
         _require(self, "above 0, or null", lambda x: x is None or x > 0, "top_k", "top_k_kl", "online_members")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "sequence_weight")
         _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
+        _require(self, "16 or 8", lambda x: x in (16, 8), "target_bits")
         if self.sequence_weight and self.online_targets:
             raise AsrKdError(
                 f"sequence_weight {self.sequence_weight:g}: needs stored soft targets of whole utterances; "
@@ -261,6 +263,10 @@ class DistillConfig:
             )
         if self.target_pruning == "random" and self.top_k is None:
             raise AsrKdError("target_pruning random: needs top_k, the number of targets that are drawn a frame")
+        if self.target_bits == 8 and (self.target_pruning == "random" or {self.top_k, self.top_k_kl} == {None}):
+            raise AsrKdError(
+                "target_bits 8: is for the largest targets; set top_k or top_k_kl, and target_pruning to tail"
+            )
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -270,6 +276,8 @@ class DistillConfig:
             kept["top_k_kl"] = self.top_k_kl
         if self.target_pruning != "tail":
             kept["target_pruning"] = self.target_pruning
+        if self.target_bits != 16:
+            kept["target_bits"] = self.target_bits
         return kept
 
 

@@ -100,12 +100,13 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path, bandwi
         return mean_log_posteriors(nets, frames, temperature=2.0, dtype=dtype)
 
     def keep():
-        return pack(mean(), top_k, args.target_pruning)
+        return pack(mean(), top_k, args.target_pruning, args.target_bits)
 
     def write() -> None:
         attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["generated"], "model_digest": "generated"}
         attributes["content_digest"] = "generated"
-        write_targets(folder / "t.h5", layout, keep(), num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
+        shape = {"num_pdfs": num_pdfs, "top_k": top_k, "bits": args.target_bits}
+        write_targets(folder / "t.h5", layout, keep(), **shape, attributes=attributes)
 
     stages = {
         "ceiling": lambda: products(typed, inputs, layout.num_frames // block),
@@ -243,7 +244,7 @@ def main(args: argparse.Namespace) -> None:
         return
     device = resolve_device(args.device)
     bandwidth = copy_bandwidth(Clock("cpu", device), device)
-    what = f"{args.target_pruning} {args.top_k}" if args.top_k else "dense"
+    what = f"{args.target_pruning} {args.top_k} of {args.target_bits} bits" if args.top_k else "dense"
     nets = f"{args.num_members} nets of {args.num_hidden_layers}x{args.hidden_dim}"
     print(f"{machine(device)}; copies {bandwidth / 1e9:.1f} GB/s")
     print(f"{nets}, {resolve_precision(args.precision, device)}; {what}; frames and operations a second, and shares")
@@ -263,6 +264,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-utts", type=int, default=400, help=f"of {UTT_FRAMES} frames (default 400)")
     parser.add_argument("--top-k", type=int, default=20, help="kept of each frame; 0 keeps all (default 20)")
     parser.add_argument("--target-pruning", default="tail", help="tail or random")
+    parser.add_argument("--target-bits", type=int, choices=(16, 8), default=16, help="of a target kept (default 16)")
     parser.add_argument("--losses", action="store_true", help="measure the loss in place of making targets")
     parser.add_argument("--batch-size", type=int, default=1024, help="of --losses (default 1024)")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")

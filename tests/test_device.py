@@ -148,6 +148,7 @@ def test_members_trained_together_go_on_with_the_same_bits(toy, tmp_path, monkey
 
 
 STORED = {"dense": [], "top-k": ["--top-k", 3], "drawn": ["--top-k", 3, "--target-pruning", "random"]}
+STORED["8 bits"] = ["--top-k", 3, "--target-bits", 8]
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ LOSSES = {
 OF_ALL_STATES = ("swap", "logits")  # losses that need targets of all of them
 SOURCES = (*STORED, "online", "drawn members")
 WAYS = [(source, loss, "resident") for source in SOURCES for loss in LOSSES]
-WAYS = [way for way in WAYS if way[1] not in OF_ALL_STATES or way[0] not in ("top-k", "drawn")]
+WAYS = [way for way in WAYS if way[1] not in OF_ALL_STATES or way[0] not in ("top-k", "8 bits", "drawn")]
 WAYS += [(source, "hard and soft", "streamed") for source in SOURCES]
 
 

@@ -175,7 +175,13 @@ def test_progress_is_told_and_changes_nothing(monkeypatch):
 
 @pytest.mark.parametrize(
     "keys",
-    [{"top_k": None}, {"top_k": 3}, {"top_k": 3, "target_pruning": "random"}, {"top_k": None, "top_k_kl": 0.01}],
+    [
+        {"top_k": None},
+        {"top_k": 3},
+        {"top_k": 3, "target_bits": 8},
+        {"top_k": 3, "target_pruning": "random"},
+        {"top_k": None, "top_k_kl": 0.01},
+    ],
     ids=str,
 )
 def test_targets_kept_in_memory_are_those_that_are_stored(toy, tmp_path, keys):

@@ -229,7 +229,9 @@ def test_members_are_spread_and_the_same_bit_for_bit(many, tmp_path):
     assert json.loads((tmp_path / "run.json").read_text())["config"]["num_members"] == 3
 
 
-@pytest.mark.parametrize("options", [["--top-k", 3], ["--top-k", "null", "--combination", "geometric"]])
+@pytest.mark.parametrize(
+    "options", [["--top-k", 3], ["--top-k", 3, "--target-bits", 8], ["--top-k", "null", "--combination", "geometric"]]
+)
 def test_soft_targets_are_the_same_file(many, tmp_path, options):
     argv = ["soft-targets", "--teachers", *many["members"], "--feats", many["paths"]["feats"], *options]
     argv += ["--device", "cpu", "--precision", "float32"]

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from cross_entropies import summed
@@ -5,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asr_kd import config
-from asr_kd.distill.kept import drawn, fewest, kept
+from asr_kd.distill.kept import drawn, fewest, kept, largest
 from asr_kd.errors import AsrKdError
+from asr_kd.store.log_codes import decoded, encoded, probabilities
 from asr_kd.training.cross_entropy import SoftBatch
 
 
@@ -34,6 +36,23 @@ def test_every_target_drawn_at_random_has_the_expectation_that_it_had(seed, num_
     error = spread(targets, num_pdfs).mean(dim=0) - prob.double()
     rounded = 2.0**-10 * prob + 2.0**-24  # a step of float16
     assert (error.abs() <= threshold / number + rounded / places).all()
+
+
+@given(st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 40), st.sampled_from([0.0, 1.0, 3.0, 10.0]))
+@settings(max_examples=60, deadline=None)
+def test_in_eight_bits_targets_keep_their_sum_and_their_ratios(seed, num_pdfs, top_k, scale):
+    targets = largest(distributions(seed, 50, num_pdfs, scale=scale).log(), min(top_k, num_pdfs))
+    codes = encoded(targets.prob)
+    found = decoded(codes, targets.tail)
+    total = found.double().sum(dim=-1) + targets.tail.double()
+    torch.testing.assert_close(total, torch.ones(50, dtype=torch.float64), rtol=0, atol=1e-3)
+    is_kept = targets.prob > 2.0**-16
+    ratio = (found / targets.prob.float())[is_kept]
+    assert (ratio.log2().abs() <= 16 / 254 + 0.03).all()  # half a step its own and half the sum's, and the tail's bits
+    assert (found[~is_kept] <= 2.0**-15).all()
+    stored = probabilities(codes.numpy(), targets.tail.numpy())
+    np.testing.assert_array_equal(stored, found.half().numpy())
+    assert probabilities(stored, None) is stored
 
 
 @given(st.integers(0, 1000), st.integers(2, 40), st.integers(1, 12), st.sampled_from([0.1, 3.0, 10.0]))
@@ -109,6 +128,9 @@ def test_where_all_frames_are_alike_one_target_is_enough():
         ({"top_k_kl": 0}, "above 0"),
         ({"target_pruning": "random"}, "needs top_k"),
         ({"target_pruning": "mass"}, "tail or random"),
+        ({"target_bits": 4, "top_k": 3}, "16 or 8"),
+        ({"target_bits": 8}, "set top_k or top_k_kl"),
+        ({"target_bits": 8, "top_k": 3, "target_pruning": "random"}, "target_pruning to tail"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(keys, message):

@@ -131,14 +131,15 @@ def test_blocks_hold_whole_utterances_and_all_of_them():
 
 @pytest.fixture(scope="module")
 def labelled(toy, tmp_path_factory):
-    """Soft targets of the toy's training set, of all states and of the 3 largest; and what gave them."""
+    """Soft targets of the toy's training set, of all states and of the 3 largest, in 8 bits too; and what gave them."""
     folder = tmp_path_factory.mktemp("labelled")
     sets = ["--feats", toy["feats"], "--ali", toy["ali"], "--dev-feats", toy["dev_feats"], "--dev-ali", toy["dev_ali"]]
     run("train", *sets, *SMALL, "--out", folder / "nnet")
     teacher = ["--teachers", folder / "nnet/seed1", "--feats", toy["feats"], "--device", "cpu", "--temperature", 1]
     run("soft-targets", *teacher, "--out", folder / "dense.h5")
     run("soft-targets", *teacher, "--top-k", 3, "--out", folder / "top3.h5")
-    return {"sets": sets, "teacher": teacher, "dense": folder / "dense.h5", "top3": folder / "top3.h5"}
+    run("soft-targets", *teacher, "--top-k", 3, "--target-bits", 8, "--out", folder / "bits8.h5")
+    return {"sets": sets, "teacher": teacher, **{name: folder / f"{name}.h5" for name in ("dense", "top3", "bits8")}}
 
 
 def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelled, toy, tmp_path, capsys):
@@ -163,12 +164,14 @@ def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelle
     assert "targets.h5: up to date" in capsys.readouterr().err
 
 
-def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled, toy, tmp_path):
-    for kind in ("dense", "top3"):
+@pytest.mark.parametrize("kept", ["top3", "bits8"])
+def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled, toy, tmp_path, kept):
+    for kind in ("dense", kept):
         how = ["--ali", toy["ali"], "--device", "cpu", "--sequence-weight", 1]
         run("smooth-targets", "--targets", labelled[kind], *how, "--out", tmp_path / f"{kind}.h5")
-    dense, largest = (TargetsReader(tmp_path / f"{kind}.h5") for kind in ("dense", "top3"))
+    dense, largest = (TargetsReader(tmp_path / f"{kind}.h5") for kind in ("dense", kept))
     assert largest.prob.shape[1] == 3
+    assert largest.stored_prob.dtype == TargetsReader(labelled[kept]).stored_prob.dtype
     total = largest.prob.astype(np.float64).sum(axis=1) + largest.tail
     np.testing.assert_allclose(total, 1, atol=4e-3)
     # What a tail says of a state is its share in training: near enough for the best one.

@@ -236,20 +236,22 @@ def test_the_transfer_set_is_that_of_a_resident_set(toy, tmp_path, name):
         assert transfers[1].has_unlabelled == transfers[0].has_unlabelled
 
 
-@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize(("top_k", "bits"), [(None, 16), (3, 16), (3, 8)])
 @pytest.mark.usefixtures("readers")
-def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k):
+def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k, bits):
     extra, _ = write_set(tmp_path, "c", 5, seed=3)
     paths = []
     for number, feats in enumerate((toy["feats"], extra)):
         reader, rng = FeatsReader(feats), np.random.default_rng(number)
         n, width, num_pdfs = reader.layout.num_frames, top_k or 6, 50_000 if top_k else 6
-        arrays = {"prob": rng.random((n, width)), "pdf": rng.integers(0, num_pdfs, (n, width)), "tail": rng.random(n)}
+        prob = rng.integers(0, 256, (n, width)) if bits == 8 else rng.random((n, width))
+        arrays = {"prob": prob, "pdf": rng.integers(0, num_pdfs, (n, width)), "tail": rng.random(n)}
         attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["m"], "model_digest": "toy"}
         attributes["content_digest"] = reader.content_digest
         paths.append(tmp_path / f"{number}.h5")
         blocks = [(slice(0, n), arrays)]
-        write_targets(paths[-1], reader.layout, blocks, num_pdfs=num_pdfs, top_k=top_k, attributes=attributes)
+        shape = {"num_pdfs": num_pdfs, "top_k": top_k, "bits": bits}
+        write_targets(paths[-1], reader.layout, blocks, **shape, attributes=attributes)
     whole, part = (choose(load(toy, n, extra_feats=extra), TransferChoice()) for n in (0, 600))
     wanted = seen_in_pass(whole, StoredTargets.from_readers(list(map(TargetsReader, paths)), CPU["device"]))
     rows = list(map(TargetsRows, paths))

@@ -68,6 +68,7 @@ def load_members(paths: Sequence[Path], device: torch.device) -> list[TrainedNet
         "top_k",
         "top_k_kl",
         "target_pruning",
+        "target_bits",
         "top_n",
         "precision",
         "resident_frames",

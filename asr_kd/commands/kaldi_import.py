@@ -341,7 +341,9 @@ def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs:
         raise AsrKdError(f"--stored-temperature {args.stored_temperature:g}: must be above 0, and finite")
     require_choice("--combination of foreign teachers", distill.combination, Combination)
     if distill.kept.keys() != {"top_k"}:
-        raise AsrKdError("top_k_kl and target_pruning random ask our own teachers; of foreign targets give --top-k")
+        raise AsrKdError(
+            "top_k_kl, target_pruning random and target_bits 8 are for our own teachers; foreign ones take --top-k"
+        )
     if distill.top_k is not None and not 0 < distill.top_k <= num_pdfs:
         raise AsrKdError(f"--top-k {distill.top_k}: must lie between 1 and the number of states, {num_pdfs}")
     if args.sparse is None:

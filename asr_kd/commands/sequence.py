@@ -15,6 +15,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import resolve_device
 from asr_kd.runinfo import fingerprint, make
 from asr_kd.store.ali import AliReader
+from asr_kd.store.log_codes import probabilities
 from asr_kd.store.targets import SEQUENCE_KEYS, TargetsRows, write_targets
 from asr_kd.store.tensors import as_index, as_tensor
 from asr_kd.training.data import digest_of
@@ -56,7 +57,8 @@ def smooth_targets(args: argparse.Namespace) -> None:
     states = fingerprint(layout=ali.layout.digest, pdf=digest_of(ali.pdf))
 
     def work() -> None:
-        bigram, top_k = StateBigram.counted(ali).to(device), None if targets.pdf is None else targets.prob.shape[1]
+        bigram, stored = StateBigram.counted(ali).to(device), targets.stored_prob
+        top_k, bits = None if targets.pdf is None else stored.shape[1], 8 * stored.dtype.itemsize
         blocks = smoothed(_dense(targets, bigram), targets.layout, bigram, temperature=targets.temperature, **how)
         blocks = with_progress(blocks, args.out, targets.layout.num_frames, log)
         origin = {key: value for key, value in targets.attributes.items() if key not in ("top_k_kl", "lost_kl")}
@@ -64,9 +66,10 @@ def smooth_targets(args: argparse.Namespace) -> None:
         write_targets(
             args.out,
             targets.layout,
-            pack(blocks, top_k),
+            pack(blocks, top_k, bits=bits),
             num_pdfs=targets.num_pdfs,
             top_k=top_k,
+            bits=bits,
             attributes=attributes,
         )
         log(f"{args.out}: {targets.layout.num_frames:,} frames, {args.out.stat().st_size / 1e6:.1f} MB")
@@ -85,7 +88,9 @@ def _dense(targets: TargetsRows, bigram: StateBigram) -> Iterator[tuple[slice, t
     offsets, shares = targets.layout.offsets, bigram.prior ** (1 / targets.temperature)
     for utts in whole_utterances(targets.layout, targets.num_pdfs):
         rows = slice(int(offsets[utts.start]), int(offsets[utts.stop]))
-        prob, pdf, tail = (None if a is None else as_tensor(a).to(bigram.prior.device) for a in targets.read(rows))
+        stored, *named = targets.read(rows)
+        arrays = (probabilities(stored, named[-1]), *named)
+        prob, pdf, tail = (None if a is None else as_tensor(a).to(bigram.prior.device) for a in arrays)
         prob = prob.float()
         if pdf is not None:
             pdf = as_index(pdf)

@@ -20,6 +20,7 @@ from asr_kd.nnet.frames import Frames, front_end
 from asr_kd.nnet.inference import answers, combine, logits_of, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.log_codes import decoded, encoded
 from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
 from asr_kd.store.tensors import as_index, as_tensor
 from asr_kd.training.augment import mixed_seed
@@ -69,13 +70,13 @@ def joint_log_posteriors(
 
 
 class StoredTargets:
-    """Soft targets of all frames, resident on the device: prob, pdf and tail as TargetsReader has them."""
+    """Soft targets of all frames, resident on the device: stored_prob, pdf and tail as TargetsReader has them."""
 
     def __init__(
         self, temperature: float, prob: torch.Tensor, pdf: torch.Tensor | None = None, tail: torch.Tensor | None = None
     ):
         self.temperature, self.is_recordable = temperature, True
-        self._prob, self._pdf, self._tail = prob, pdf, tail
+        self._stored_prob, self._pdf, self._tail = prob, pdf, tail
         self.looked_up = [each for each in (prob, pdf, tail) if each is not None]
 
     @classmethod
@@ -90,7 +91,8 @@ class StoredTargets:
             tensors = [as_tensor(array).to(device) for array in arrays]
             return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
-        return cls(readers[0].temperature, joined("prob"), joined("pdf"), _unless_empty(joined("tail")))
+        prob, pdf, tail = map(joined, ("stored_prob", "pdf", "tail"))
+        return cls(readers[0].temperature, prob, pdf, _unless_empty(tail))
 
     @classmethod
     def from_stream(cls, readers: Sequence[TargetsRows], stream: Stream) -> "StoredTargets":
@@ -110,8 +112,9 @@ class StoredTargets:
         top_k: int | None = None,
         top_k_kl: float | None = None,
         target_pruning: str = "tail",
+        target_bits: int = 16,
     ) -> "StoredTargets":
-        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame.
+        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame, in 8 bits.
 
         Dense ones of thousands of states fill any memory: 2 bytes a frame and state, 10 TB for 1000 h and 14,000.
         """
@@ -121,7 +124,8 @@ class StoredTargets:
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
         num_pdfs, num_frames = members[0].net.architecture.num_pdfs, frames.layout.num_frames
-        prob = torch.empty((num_frames, top_k or num_pdfs), dtype=torch.float16, device=frames.device)
+        stored_as = torch.uint8 if target_bits == 8 else torch.float16
+        prob = torch.empty((num_frames, top_k or num_pdfs), dtype=stored_as, device=frames.device)
         if top_k is None:
             for rows, log_post in blocks:
                 prob[rows] = log_post.exp()
@@ -130,17 +134,19 @@ class StoredTargets:
         tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
         for rows, log_post in blocks:
             found = kept(log_post, top_k, target_pruning, rows.start)
-            prob[rows], pdf[rows] = found.prob, found.pdf
+            prob[rows], pdf[rows] = _of_bits(found.prob, target_bits), found.pdf
             if found.tail is not None:
                 tail[rows] = found.tail
         return cls(temperature, prob, pdf, _unless_empty(tail))
 
     def batch(self, index: torch.Tensor, windows: torch.Tensor) -> SoftBatch:
         """See SoftTargets; the windows are not looked at."""
-        prob = self._prob[index]
+        prob = self._stored_prob[index]
         if self._pdf is None:
             return SoftBatch(prob)
-        return SoftBatch(prob, as_index(self._pdf[index]), None if self._tail is None else self._tail[index])
+        tail = None if self._tail is None else self._tail[index]
+        prob = decoded(prob, tail) if prob.dtype == torch.uint8 else prob
+        return SoftBatch(prob, as_index(self._pdf[index]), tail)
 
 
 class OnlineTargets:
@@ -183,6 +189,10 @@ class OnlineTargets:
         return SoftBatch(combine(logits, self.temperature, self._combination).exp())
 
 
+def _of_bits(prob: torch.Tensor, bits: int) -> torch.Tensor:
+    return encoded(prob) if bits == 8 else prob
+
+
 def _unless_empty(tail: torch.Tensor | None) -> torch.Tensor | None:
     """Tails, but none of targets drawn at random, which have no mass there."""
     return tail if tail is not None and tail.any() else None
@@ -195,8 +205,9 @@ def require_one_kind(readers: Sequence[TargetsReader | TargetsRows]) -> None:
         for key in ("temperature", "combination"):
             if getattr(reader, key) != getattr(first, key):
                 raise AsrKdError(f"{reader.path}: has {key} {getattr(reader, key)}, {first.path} {getattr(first, key)}")
-        if reader.prob.shape[1] != first.prob.shape[1] or (reader.pdf is None) != (first.pdf is None):
-            raise AsrKdError(f"{reader.path}: keeps more or fewer targets a frame than {first.path}")
+        kinds = [(each.stored_prob.shape[1], each.pdf is None, each.stored_prob.dtype) for each in (reader, first)]
+        if kinds[0] != kinds[1]:
+            raise AsrKdError(f"{reader.path}: keeps more or fewer targets a frame than {first.path}, or bits of them")
 
 
 def check_members(
@@ -244,6 +255,7 @@ def write_soft_targets(
     top_k: int | None,
     top_k_kl: float | None = None,
     target_pruning: str = "tail",
+    target_bits: int = 16,
     dtype: torch.dtype = torch.float32,
     top_n: int = 1,
     unseen: np.ndarray | None = None,
@@ -251,7 +263,8 @@ def write_soft_targets(
 ) -> None:
     """Let `members` label every frame and store the result as targets.h5.
 
-    top_k_kl: in place of top_k, as choose_top_k takes it. target_pruning: see kept.
+    top_k_kl: in place of top_k, as choose_top_k takes it. target_pruning: see kept. target_bits: 16, or 8 of the
+    largest; see asr_kd/store/log_codes.py.
     unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
     world: the processes that all call this. Each writes a part into the folder `<path>.shards`, which the first then
     copies into one file, the very file that one process writes.
@@ -275,7 +288,8 @@ def write_soft_targets(
         posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how, world=world)
     name = path if world.size == 1 else f"{path}, this process's part"
     posteriors = with_progress(posteriors, name, len(world.share(range(frames.layout.num_frames))), world.log)
-    blocks, shape = pack(posteriors, top_k, target_pruning), {"num_pdfs": num_pdfs, "top_k": top_k}
+    blocks = pack(posteriors, top_k, target_pruning, target_bits)
+    shape = {"num_pdfs": num_pdfs, "top_k": top_k, "bits": target_bits}
     if world.size > 1:
         parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
         if world.is_first:  # what a killed run left must not be taken for what is about to be written
@@ -298,7 +312,7 @@ def write_soft_targets(
             "out_of_fold": unseen is not None,
             "content_digest": reader.content_digest,
             "model_digest": members[0].labels["model_digest"],
-            **({"target_pruning": target_pruning} if top_k else {}),
+            **({"target_pruning": target_pruning, "target_bits": target_bits} if top_k else {}),
             **chosen,
         },
     )
@@ -341,7 +355,7 @@ def choose_top_k(
 
 
 def pack(
-    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None, pruning: str = "tail"
+    posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None, pruning: str = "tail", bits: int = 16
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
     """Blocks of log posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over."""
     for rows, log_post in posteriors:
@@ -350,4 +364,5 @@ def pack(
             continue
         found = kept(log_post, top_k, pruning, rows.start)
         tail = torch.zeros(len(log_post)) if found.tail is None else found.tail
-        yield rows, {"prob": found.prob.cpu().numpy(), "pdf": found.pdf.int().cpu().numpy(), "tail": tail.cpu().numpy()}
+        prob = _of_bits(found.prob, bits)
+        yield rows, {"prob": prob.cpu().numpy(), "pdf": found.pdf.int().cpu().numpy(), "tail": tail.cpu().numpy()}

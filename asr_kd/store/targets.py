@@ -11,6 +11,7 @@ import numpy as np
 
 from asr_kd.errors import AsrKdError
 from asr_kd.store.hdf5 import Layout, create_h5, extend, open_h5, read_layout, readable, require_sealed, write_layout
+from asr_kd.store.log_codes import probabilities
 from asr_kd.store.stored_rows import StoredRows
 
 FORMAT = "asr_kd.targets"
@@ -34,12 +35,14 @@ def write_targets(
     num_pdfs: int,
     top_k: int | None,
     attributes: dict[str, Any],
+    bits: int = 16,
 ) -> None:
     """Stream soft targets to disk.
 
     blocks: (rows, arrays) in frame order, arrays `prob` (n, num_pdfs) if dense, else `prob` (n, k), `pdf` (n, k) and
-    `tail` (n,). Stored: /prob and /tail float16, /pdf uint16 (int32 above 65536 states). attributes: temperature,
-    combination, members' digests, content_digest of the features that the teachers saw.
+    `tail` (n,). Stored: /prob and /tail float16, /pdf uint16 (int32 above 65536 states). bits: 8 where `prob` are codes
+    of asr_kd/store/log_codes.py, which are stored as such. attributes: temperature, combination, members' digests,
+    content_digest of the features that the teachers saw.
     Raises AsrKdError if the blocks do not cover every frame once.
     """
     num_frames = layout.num_frames
@@ -49,7 +52,7 @@ def write_targets(
         file.attrs["top_k"] = top_k or 0
         for key, value in attributes.items():
             file.attrs[key] = value
-        columns = _columns(num_pdfs, top_k).items()
+        columns = _columns(num_pdfs, top_k, bits).items()
         stored = {name: file.create_dataset(name, (num_frames, *width), dtype) for name, (width, dtype) in columns}
         done, digests = 0, {name: hashlib.sha256() for name in ("prob", "pdf", "tail")}
         for rows, arrays in blocks:
@@ -65,19 +68,20 @@ def write_targets(
         file.attrs["values_digest"] = " ".join(digest.hexdigest() for digest in digests.values())
 
 
-def _columns(num_pdfs: int, top_k: int | None) -> dict[str, tuple[tuple[int, ...], type]]:
+def _columns(num_pdfs: int, top_k: int | None, bits: int) -> dict[str, tuple[tuple[int, ...], type]]:
     """What is stored of a frame: shape and type by name."""
+    prob = np.uint8 if bits == 8 else np.float16
     if not top_k:
-        return {"prob": ((num_pdfs,), np.float16)}
+        return {"prob": ((num_pdfs,), prob)}
     index = np.uint16 if num_pdfs <= 1 << 16 else np.int32
-    return {"prob": ((top_k,), np.float16), "pdf": ((top_k,), index), "tail": ((), np.float16)}
+    return {"prob": ((top_k,), prob), "pdf": ((top_k,), index), "tail": ((), np.float16)}
 
 
-def write_part(path: str | Path, blocks: Blocks, *, num_pdfs: int, top_k: int | None) -> None:
+def write_part(path: str | Path, blocks: Blocks, *, num_pdfs: int, top_k: int | None, bits: int = 16) -> None:
     """Stream a part of the frames of a targets.h5 to disk, for read_parts: blocks as for write_targets, of any rows."""
     with create_h5(path, PART_FORMAT) as file:
         stored = {}
-        for name, (width, dtype) in _columns(num_pdfs, top_k).items():
+        for name, (width, dtype) in _columns(num_pdfs, top_k, bits).items():
             sizes = {"maxshape": (None, *width), "chunks": (PART_CHUNK, *width)}
             stored[name] = file.create_dataset(name, (0, *width), dtype, **sizes)
         for _, arrays in blocks:
@@ -121,7 +125,7 @@ def _check_values(path: Path, num_pdfs: int, prob: np.ndarray, pdf: np.ndarray |
 
 
 class UttTargets(NamedTuple):
-    """Soft targets of one utterance, of the types of TargetsReader; pdf and tail are None where dense."""
+    """Soft targets of one utterance, as TargetsReader has them; pdf and tail are None where dense."""
 
     utt_id: str
     prob: np.ndarray
@@ -146,7 +150,8 @@ def stream_targets(path: str | Path) -> Iterator[UttTargets]:
             for digest, array in zip(digests, arrays, strict=True):
                 digest.update(b"" if array is None else array.tobytes())
             _check_values(path, num_pdfs, *arrays)
-            yield UttTargets(utt_id, *arrays)
+            prob, pdf, tail = arrays
+            yield UttTargets(utt_id, probabilities(prob, tail), pdf, tail)
         _check_digest(path, file.attrs.get("values_digest"), " ".join(digest.hexdigest() for digest in digests))
 
 
@@ -209,19 +214,25 @@ class TargetsReader(_Targets):
     """A targets.h5, read whole.
 
     prob (num_frames, k or num_pdfs) float16; pdf (num_frames, k) uint16 or int32, tail (num_frames,) float16, or None.
+    stored_prob: as it is stored, of 8 bits perhaps.
     """
 
     def __init__(self, path: str | Path):
         """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
         with open_h5(path, FORMAT) as file, readable(path):
             super().__init__(Path(path), file)
-            self.prob = file["prob"][:]
+            self.stored_prob = file["prob"][:]
             self.pdf = file["pdf"][:] if "pdf" in file else None
             self.tail = file["tail"][:] if "tail" in file else None
             values_digest = file.attrs.get("values_digest")
-            _check_values(self.path, self.num_pdfs, self.prob, self.pdf, self.tail)
-            _check_digest(self.path, values_digest, " ".join(map(_digest_of, (self.prob, self.pdf, self.tail))))
+            stored = (self.stored_prob, self.pdf, self.tail)
+            _check_values(self.path, self.num_pdfs, *stored)
+            _check_digest(self.path, values_digest, " ".join(map(_digest_of, stored)))
             require_sealed(file)
+
+    @cached_property
+    def prob(self) -> np.ndarray:
+        return probabilities(self.stored_prob, self.tail)
 
     def mean(self, rows: np.ndarray) -> np.ndarray:
         """Mean soft target of every state over frames `rows` (n,) int64, (num_pdfs,) float64.
@@ -230,7 +241,8 @@ class TargetsReader(_Targets):
         """
         total = np.zeros(self.num_pdfs)
         for block in np.array_split(rows, -(-len(rows) // 65536)):
-            prob = self.prob[block].astype(np.float64)
+            tail = None if self.tail is None else self.tail[block]
+            prob = probabilities(self.stored_prob[block], tail).astype(np.float64)
             if self.pdf is None:
                 total += prob.sum(axis=0)
             else:
@@ -241,7 +253,7 @@ class TargetsReader(_Targets):
     def digest(self) -> str:
         """SHA-256 over the values."""
         digest = hashlib.sha256()
-        for array in (self.prob, self.pdf, self.tail):
+        for array in (self.stored_prob, self.pdf, self.tail):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -249,7 +261,7 @@ class TargetsReader(_Targets):
 class TargetsRows(_Targets):
     """A targets.h5 of which some frames are read at a time.
 
-    prob, pdf, tail: StoredRows of the shapes and types of TargetsReader's arrays, pdf and tail None where dense;
+    stored_prob, pdf, tail: StoredRows of the shapes and types of TargetsReader's, pdf and tail None where dense;
     has_tail: whether a frame has mass in its tail; digest: of the values, as it stands in the file. All values are read
     once to begin with, and checked as TargetsReader checks them.
     """
@@ -259,7 +271,7 @@ class TargetsRows(_Targets):
         self._file = open_h5(path, FORMAT)
         with readable(path):
             super().__init__(Path(path), self._file)
-            self.prob, self.pdf, self.tail = (
+            self.stored_prob, self.pdf, self.tail = (
                 StoredRows(self._file[name]) if name in self._file else None for name in ("prob", "pdf", "tail")
             )
             self.digest, self.has_tail = stored_digest(path), False
@@ -275,6 +287,7 @@ class TargetsRows(_Targets):
             require_sealed(self._file)
 
     def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """prob, pdf and tail of frames `rows`; raises AsrKdError if they cannot be read."""
+        """stored_prob, pdf and tail of frames `rows`; raises AsrKdError if they cannot be read."""
         with readable(self.path):
-            return tuple(None if stored is None else stored.read(rows) for stored in (self.prob, self.pdf, self.tail))
+            datasets = (self.stored_prob, self.pdf, self.tail)
+            return tuple(None if stored is None else stored.read(rows) for stored in datasets)

@@ -162,9 +162,9 @@ class Stream:
         self._identities = {path: identity_of(path) for part in parts for path in part.files}
 
     def add_targets(self, targets: Sequence[TargetsRows]) -> list[torch.Tensor | None]:
-        """Stream soft targets too, those of each part; returns the buffers of prob, pdf and tail, of their types."""
+        """Stream soft targets too, those of each part; returns buffers of stored_prob, pdf and tail, of their types."""
         buffers: list[torch.Tensor | None] = []
-        for name in ("prob", "pdf", "tail"):
+        for name in ("stored_prob", "pdf", "tail"):
             dataset = getattr(targets[0], name)
             if dataset is None or (name == "tail" and not any(each.has_tail for each in targets)):
                 buffers.append(None)
