@@ -91,6 +91,19 @@ def run_main(
     What the system refuses (a file that is missing or may not be read, memory for sizes beyond it) is the user's to
     mend too.
     """
+    status = _status_of(main, parser, argv)
+    distributed = sys.modules.get("torch.distributed")
+    if status and distributed and distributed.is_available() and distributed.is_initialized():
+        # The group of processes cannot be ended without the others, and a thread of it that still frees a tensor while
+        # Python exits would abort this process with a message of its own.
+        sys.stdout.flush()
+        os._exit(status)
+    return status
+
+
+def _status_of(
+    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
     from asr_kd.world import World  # which logs
 
     argv = list(sys.argv[1:] if argv is None else argv)

@@ -101,6 +101,7 @@ def make(output: str | Path, work: Callable[[], Any], *, command: str, world: Wo
     processes that all call this, and that all `work` then.
     """
     digest = fingerprint(**made_from)
+    world.require_same(digest, f"{output}: not all processes have the same inputs, options and version")
     if world.first(lambda: up_to_date(output, digest)):
         world.log(f"{output}: up to date")
         return False

@@ -30,7 +30,7 @@ from asr_kd.nnet.device import resolve_device
 from asr_kd.nnet.net_dir import CARD, load_card, load_net
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.lock import only_writer
-from asr_kd.training import update
+from asr_kd.training import data_parallel, update
 from asr_kd.world import ALONE, World
 
 pytestmark = pytest.mark.skipif(
@@ -240,6 +240,47 @@ def test_soft_targets_are_the_same_file(many, tmp_path, options):
     assert (tmp_path / "several.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
     assert not list(tmp_path.glob("*.shards"))
     assert "up to date" in together(2, tmp_path, *argv, "--out", tmp_path / "several.h5")[0].stderr
+
+
+def test_soft_targets_of_other_members_in_one_file_are_refused(many, tmp_path):
+    """As where a machine has an older copy of the nets."""
+    argv = ["soft-targets", "--feats", many["paths"]["feats"], "--device", "cpu", "--out", tmp_path / "t.h5"]
+    ended = in_processes(tmp_path, *[lambda net=net: run(*argv, "--teachers", net) for net in many["members"][:2]])
+    assert [each.status for each in ended] == [1, 1]
+    assert "t.h5: not all processes have the same inputs, options and version" in ended[0].stderr
+    assert not (tmp_path / "t.h5").exists()
+
+
+def test_features_named_as_the_output_of_soft_targets_keep_their_shards(many, tmp_path, monkeypatch):
+    wav = tmp_path / "a.wav"
+    soundfile.write(wav, np.random.default_rng(1).integers(-9000, 9000, 1600, dtype=np.int16), 8000)
+    monkeypatch.setattr("asr_kd.features.extract.SHARD_BYTES", 1)
+    utts = [Utterance(f"u{n}", "s", Recording(f"u{n}", str(wav)), words=("one",)) for n in range(3)]
+    extract(utts, tmp_path / "f.h5", FbankOptions(sample_frequency=8000, num_mel_bins=3), nj=2)
+    shards = FeatsReader(tmp_path / "f.h5").shards
+    argv = ["soft-targets", "--feats", many["paths"]["feats"], "--device", "cpu", "--teachers", many["members"][0]]
+    ended = in_processes(tmp_path, *[lambda: run(*argv, "--out", tmp_path / "f.h5")] * 2)
+    assert [each.status for each in ended] == [1, 1]
+    assert "f.h5: exists and is asr_kd.feats" in ended[0].stderr
+    assert len(shards) > 1
+    assert FeatsReader(tmp_path / "f.h5").read_all().shape[1] == 3
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/link.h5").symlink_to(tmp_path / "f.h5")
+    assert FeatsReader(tmp_path / "far/link.h5").shards == shards
+
+
+def test_what_fails_here_is_not_the_loss_of_another(tmp_path):
+    def own_failure() -> int:
+        world = World.of_environment()
+        net = torch.nn.Linear(2, 2)
+        with world.connected():
+            loss = net(torch.ones(1, 2)).sum()
+            net.weight.register_hook(lambda grad: (_ for _ in ()).throw(RuntimeError("mine")))
+            with pytest.raises(RuntimeError, match="mine"):
+                data_parallel.backward_together(net, loss, 0.5, world)
+            os._exit(0)
+
+    assert [each.status for each in in_processes(tmp_path, *[own_failure] * 2)] == [0, 0]
 
 
 @pytest.mark.parametrize("options", [["--labelled-share", 0.4], ["--label-use", "conditional"]])

@@ -1,7 +1,10 @@
 """`asr-kd inspect`: what it says is so, what is flawed is found, and no file makes it hang, crash or go elsewhere."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
@@ -16,6 +19,7 @@ from asr_kd.inspection import describe, flaws, format_description
 from asr_kd.store import hdf5_guard
 from asr_kd.store.ali import AliReader, write_ali
 from asr_kd.store.feats import FeatsReader
+from asr_kd.store.hdf5 import readable
 from asr_kd.store.kaldi_ark import write_int_vectors, write_matrices, write_vectors
 from asr_kd.store.targets import TargetsReader, write_targets
 
@@ -270,6 +274,20 @@ def test_a_file_cut_anywhere_is_refused(toy, tmp_path):
         path.write_bytes(whole[:length])
         with pytest.raises(AsrKdError, match=r"x\.h5"):
             describe(path)
+
+
+def test_a_crash_is_found_where_memory_is_limited_too():
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
+    code += (
+        "from asr_kd.store import hdf5_guard as guard; guard._limit(); print(resource.getrlimit(resource.RLIMIT_AS))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_the_system_refuses_is_not_the_fault_of_the_file(tmp_path):
+    with pytest.raises(OSError, match="Too many open files"), readable(tmp_path / "x.h5"):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "shard.h5")
 
 
 def test_a_file_over_which_the_hdf5_library_never_returns(monkeypatch):

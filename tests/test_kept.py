@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from asr_kd import config
 from asr_kd.distill.kept import drawn, fewest, kept, largest
 from asr_kd.errors import AsrKdError
-from asr_kd.store.log_codes import decoded, encoded, probabilities
+from asr_kd.store.log_codes import decoded, encoded, probabilities, ratios
 from asr_kd.training.cross_entropy import SoftBatch
 
 
@@ -43,7 +43,7 @@ def test_every_target_drawn_at_random_has_the_expectation_that_it_had(seed, num_
 def test_in_eight_bits_targets_keep_their_sum_and_their_ratios(seed, num_pdfs, top_k, scale):
     targets = largest(distributions(seed, 50, num_pdfs, scale=scale).log(), min(top_k, num_pdfs))
     codes = encoded(targets.prob)
-    found = decoded(codes, targets.tail)
+    found = decoded(codes, targets.tail, ratios(codes.device))
     total = found.double().sum(dim=-1) + targets.tail.double()
     torch.testing.assert_close(total, torch.ones(50, dtype=torch.float64), rtol=0, atol=1e-3)
     is_kept = targets.prob > 2.0**-16

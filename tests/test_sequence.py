@@ -2,6 +2,7 @@
 
 import itertools
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -176,6 +177,14 @@ def test_of_the_largest_targets_as_many_are_kept_and_their_tail_counts(labelled,
     np.testing.assert_allclose(total, 1, atol=4e-3)
     # What a tail says of a state is its share in training: near enough for the best one.
     assert (largest.pdf[:, 0] == dense.prob.argmax(axis=1)).mean() > 0.9
+
+
+def test_older_readers_refuse_targets_of_eight_bits(labelled):
+    versions = {}
+    for name in ("dense", "top3", "bits8"):
+        with h5py.File(labelled[name]) as file:
+            versions[name] = int(file.attrs["version"])
+    assert versions == {"dense": 1, "top3": 1, "bits8": 2}
 
 
 def test_foreign_targets_that_name_one_state_keep_it(toy, tmp_path):

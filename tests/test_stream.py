@@ -259,6 +259,39 @@ def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k, bits)
     np.testing.assert_array_equal(got, wanted)
 
 
+def test_a_pass_that_batches_do_not_fit_into_is_met_before_the_first(toy, tmp_path, capsys):
+    train, seed = load(toy, 900), 2
+    index = choose(train, TransferChoice()).index
+
+    def largest_batch(number_of_pass: int) -> int:
+        for batch in range(20, 400):
+            try:
+                index.order(seed, number_of_pass, batch)
+            except AsrKdError:
+                return batch - 1
+        raise AssertionError
+
+    largest = [largest_batch(number) for number in range(4)]
+    worst = next(number for number in range(1, 4) if largest[number] < max(largest[:number]))
+    batch = largest[worst] + 1
+    assert batch <= largest[0], "of this seed the first pass is the one to fail"
+    argv = [
+        "train",
+        *sets(toy),
+        *SMALL,
+        *MOST_OF_TOY,
+        "--batch-size",
+        batch,
+        "--num-epochs",
+        worst + 1,
+        "--seeds",
+        seed,
+    ]
+    assert main([str(arg) for arg in (*argv, "--out", tmp_path)]) == 1
+    assert f"too few for batches of {batch}" in (said := capsys.readouterr().err)
+    assert "train loss" not in said
+
+
 def test_what_is_read_by_rows_is_checked_as_what_is_read_whole(toy, tmp_path):
     whole, rows = AliReader(toy["ali"]), AliRows(toy["ali"], block_frames=100)
     assert (rows.layout.digest, rows.num_labelled) == (whole.layout.digest, int((whole.pdf >= 0).sum()))

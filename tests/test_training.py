@@ -592,6 +592,12 @@ def test_a_damaged_checkpoint_is_named_and_one_of_another_version_is_passed_over
     assert load_card(tmp_path / "seed1")["training"]["stopped_by"] == "num_epochs"
 
 
+def test_a_net_that_leaves_the_numbers_in_its_last_step_is_an_error_too(toy, tmp_path, capsys):
+    options = [*sets(toy), *SMALL, "--max-steps", 1, "--learning-rate", "1e30", "--warmup-steps", 0]
+    assert main([str(a) for a in ("train", *options, "--max-grad-norm", 0, "--out", tmp_path)]) == 1
+    assert "dev's loss is nan in epoch 1; lower the learning rate" in capsys.readouterr().err
+
+
 def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(toy, tmp_path, capsys):
     options = [*sets(toy), *SMALL, "--optimizer", "sgd", "--learning-rate", "1e9", "--max-grad-norm", "0"]
     assert main([str(a) for a in ("train", *options, "--out", tmp_path)]) == 1

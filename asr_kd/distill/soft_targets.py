@@ -20,8 +20,9 @@ from asr_kd.nnet.frames import Frames, front_end
 from asr_kd.nnet.inference import answers, combine, logits_of, mean_log_posteriors, of_type
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.log_codes import decoded, encoded
-from asr_kd.store.targets import TargetsReader, TargetsRows, read_parts, write_part, write_targets
+from asr_kd.store.hdf5 import require_same_kind
+from asr_kd.store.log_codes import decoded, encoded, ratios
+from asr_kd.store.targets import FORMAT, TargetsReader, TargetsRows, read_parts, write_part, write_targets
 from asr_kd.store.tensors import as_index, as_tensor
 from asr_kd.training.augment import mixed_seed
 from asr_kd.training.cross_entropy import SoftBatch
@@ -78,6 +79,7 @@ class StoredTargets:
         self.temperature, self.is_recordable = temperature, True
         self._stored_prob, self._pdf, self._tail = prob, pdf, tail
         self.looked_up = [each for each in (prob, pdf, tail) if each is not None]
+        self._ratios = ratios(prob.device) if prob.dtype == torch.uint8 else None
 
     @classmethod
     def from_readers(cls, readers: Sequence[TargetsReader], device: torch.device) -> "StoredTargets":
@@ -124,6 +126,7 @@ class StoredTargets:
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
         num_pdfs, num_frames = members[0].net.architecture.num_pdfs, frames.layout.num_frames
+        _require_states(top_k, num_pdfs)
         stored_as = torch.uint8 if target_bits == 8 else torch.float16
         prob = torch.empty((num_frames, top_k or num_pdfs), dtype=stored_as, device=frames.device)
         if top_k is None:
@@ -145,7 +148,7 @@ class StoredTargets:
         if self._pdf is None:
             return SoftBatch(prob)
         tail = None if self._tail is None else self._tail[index]
-        prob = decoded(prob, tail) if prob.dtype == torch.uint8 else prob
+        prob = prob if self._ratios is None else decoded(prob, tail, self._ratios)
         return SoftBatch(prob, as_index(self._pdf[index]), tail)
 
 
@@ -266,20 +269,20 @@ def write_soft_targets(
     top_k_kl: in place of top_k, as choose_top_k takes it. target_pruning: see kept. target_bits: 16, or 8 of the
     largest; see asr_kd/store/log_codes.py.
     unseen: (num_members, num_utts) bool, from unseen_utts: whose answers count for an utterance; of all where None.
-    world: the processes that all call this. Each writes a part into the folder `<path>.shards`, which the first then
+    world: the processes that all call this. Each writes a part into the folder `<path>.parts`, which the first then
     copies into one file, the very file that one process writes.
     """
     num_pdfs = members[0].net.architecture.num_pdfs
+    require_same_kind(Path(path), FORMAT)
     if temperature <= 0:
         raise AsrKdError(f"temperature {temperature:g}: must be above 0")
-    if top_k is not None and not 0 < top_k <= num_pdfs:
-        raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
+    _require_states(top_k, num_pdfs)
     how = {"temperature": temperature, "combination": combination, "dtype": dtype}
     chosen = {}
     if top_k_kl is not None:
         if unseen is not None:
             raise AsrKdError("top_k_kl asks all members, which out-of-fold targets do not; give top_k in its place")
-        top_k, lost = choose_top_k(members, frames, **how, top_n=top_n, max_kl=top_k_kl)
+        top_k, lost = world.first(lambda: choose_top_k(members, frames, **how, top_n=top_n, max_kl=top_k_kl))
         world.log(f"{path}: top_k {top_k}, the smallest that loses at most {top_k_kl:g} nats a frame: {lost:.2g}")
         chosen = {"top_k_kl": top_k_kl, "lost_kl": lost}
     if unseen is None:
@@ -291,7 +294,7 @@ def write_soft_targets(
     blocks = pack(posteriors, top_k, target_pruning, target_bits)
     shape = {"num_pdfs": num_pdfs, "top_k": top_k, "bits": target_bits}
     if world.size > 1:
-        parts = [Path(f"{path}.shards") / f"{rank}.h5" for rank in range(world.size)]
+        parts = [Path(f"{path}.parts") / f"{rank}.h5" for rank in range(world.size)]
         if world.is_first:  # what a killed run left must not be taken for what is about to be written
             shutil.rmtree(parts[0].parent, ignore_errors=True)
         world.wait()
@@ -318,6 +321,11 @@ def write_soft_targets(
     )
     if world.size > 1:
         shutil.rmtree(parts[0].parent)
+
+
+def _require_states(top_k: int | None, num_pdfs: int) -> None:
+    if top_k is not None and not 0 < top_k <= num_pdfs:
+        raise AsrKdError(f"top_k {top_k}: must lie between 1 and the number of states, {num_pdfs}")
 
 
 def with_progress(

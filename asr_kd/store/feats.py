@@ -140,7 +140,7 @@ class FeatsReader:
                 raise AsrKdError(f"{path}: is not complete: {error} is missing or damaged") from error
             num_rows, self.feat_dim = file["feats"].shape
             names = file["shards/path"].asstr()[:] if file["feats"].is_virtual else ()
-            self.shards = [self.path.parent / name for name in names]
+            self.shards = [self.path.resolve().parent / name for name in names]  # as open_feats looks for them
             num_utts = self.layout.num_utts
             if (
                 num_rows != self.layout.num_frames

@@ -1,6 +1,7 @@
 """The frame shared by all HDF5 files of the project: a format name, a version, and a check of both."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,13 +19,15 @@ from asr_kd.store.atomic import atomic_path
 from asr_kd.store.hdf5_guard import require_readable, written_here
 from asr_kd.store.places import has_h5_signature
 
-FORMAT_VERSION = 1
+# The newest that is read. Files are written as version 1, which every asr_kd reads, but where an older one would take
+# their values for others.
+FORMAT_VERSION = 2
 # For the tables that HDF5 keeps of its own, beside the data.
 RESERVED_BYTES = 1 << 18
 
 
 @contextlib.contextmanager
-def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
+def create_h5(path: str | Path, format_name: str, version: int = 1) -> Iterator[h5py.File]:
     """Open a new HDF5 file for writing; it appears at `path` complete and sealed, or not at all.
 
     Raises AsrKdError where the disk is full, the folder cannot be written, or a file of another kind is there.
@@ -34,7 +37,7 @@ def create_h5(path: str | Path, format_name: str) -> Iterator[h5py.File]:
         file = h5py.File(temporary, "w")
         try:
             file.attrs["format"] = format_name
-            file.attrs["version"] = FORMAT_VERSION
+            file.attrs["version"] = version
             reserve_space(file)
             yield file
             seal(file)
@@ -111,8 +114,10 @@ def reserve_space(file: h5py.File, num_bytes: int = 0) -> None:
     close the file, and crashes the process in the end.
     """
     if hasattr(os, "posix_fallocate"):
-        wanted = file.id.get_filesize() + num_bytes + RESERVED_BYTES
-        os.posix_fallocate(file.id.get_vfd_handle(), 0, wanted)
+        descriptor = file.id.get_vfd_handle()
+        begin, wanted = os.fstat(descriptor).st_size, file.id.get_filesize() + num_bytes + RESERVED_BYTES
+        if begin < wanted:  # where a file system cannot do this, the C library touches every block that it is asked for
+            os.posix_fallocate(descriptor, begin, wanted - begin)
 
 
 @contextlib.contextmanager
@@ -147,6 +152,8 @@ def extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
 
 # What a damaged or foreign file makes h5py raise.
 H5_ERRORS = (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+# What is not the file's fault.
+_OF_SYSTEM = {errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EIO, errno.ENOMEM}
 # gzip packs no tighter; other filters are not used for what is stored here.
 MAX_PACKING = 1100
 
@@ -217,6 +224,8 @@ def readable(path: str | Path) -> Iterator[None]:
     try:
         yield
     except H5_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in _OF_SYSTEM:
+            raise
         raise AsrKdError(f"{path}: is damaged or incomplete ({error})") from error
 
 

@@ -3,8 +3,6 @@
 The k largest targets of a frame are known to sum to what its tail leaves: codes need to say their ratios alone.
 """
 
-from functools import cache
-
 import numpy as np
 import torch
 
@@ -18,29 +16,29 @@ def encoded(prob: torch.Tensor) -> torch.Tensor:
     return (prob.float().log2() / _STEP).round().clamp(0, _NOTHING).byte()
 
 
-def decoded(codes: torch.Tensor, tail: torch.Tensor | None) -> torch.Tensor:
-    """Probabilities (n, k) float32 of codes (n, k), which sum to 1 − tail in every row; tail: (n,) float16, None for 0.
+def ratios(device: torch.device) -> torch.Tensor:
+    """What each code stands for, (256,) float32; looked up, since what is computed depends on a batch's size."""
+    values = torch.exp2(torch.arange(_NOTHING + 1, dtype=torch.float64) * _STEP).float()
+    values[_NOTHING] = 0
+    return values.to(device)
 
+
+def decoded(codes: torch.Tensor, tail: torch.Tensor | None, of_codes: torch.Tensor) -> torch.Tensor:
+    """Probabilities (n, k) float32 of codes (n, k), which sum to 1 − tail in every row.
+
+    tail: (n,) float16, None for 0; of_codes: ratios on the device of the codes.
     Where the tail has nearly all, its rounding is coarser than that of the codes, which are taken as they are.
     """
-    values = _ratios(codes.device)[codes.int()]
+    values = of_codes[codes.int()]
     total = values.sum(dim=-1)
     mass = torch.ones_like(total) if tail is None else 1.0 - tail.float()
     scale = torch.where(mass > _COARSE, mass / total.clamp(min=_COARSE), 1.0)
     return values * scale.unsqueeze(-1)
 
 
-@cache
-def _ratios(device: torch.device) -> torch.Tensor:
-    """Of each code, float32: looked up, since what is computed for a batch depends on its size in the last bit."""
-    ratios = torch.exp2(torch.arange(_NOTHING + 1, dtype=torch.float64) * _STEP).float()
-    ratios[_NOTHING] = 0
-    return ratios.to(device)
-
-
 def probabilities(stored: np.ndarray, tail: np.ndarray | None) -> np.ndarray:
     """float16 probabilities of codes, of any number of rows; what is no code is returned as it is."""
     if stored.dtype != np.uint8:
         return stored
-    tail = None if tail is None else torch.from_numpy(tail)
-    return decoded(torch.from_numpy(stored), tail).half().numpy()
+    tail, codes = None if tail is None else torch.from_numpy(tail), torch.from_numpy(stored)
+    return decoded(codes, tail, ratios(codes.device)).half().numpy()

@@ -46,7 +46,7 @@ def write_targets(
     Raises AsrKdError if the blocks do not cover every frame once.
     """
     num_frames = layout.num_frames
-    with create_h5(path, FORMAT) as file:
+    with create_h5(path, FORMAT, _version(bits)) as file:
         write_layout(file, layout)
         file.attrs["num_pdfs"] = num_pdfs
         file.attrs["top_k"] = top_k or 0
@@ -68,6 +68,11 @@ def write_targets(
         file.attrs["values_digest"] = " ".join(digest.hexdigest() for digest in digests.values())
 
 
+def _version(bits: int) -> int:
+    """Of the file: older readers would take codes for probabilities."""
+    return 2 if bits == 8 else 1
+
+
 def _columns(num_pdfs: int, top_k: int | None, bits: int) -> dict[str, tuple[tuple[int, ...], type]]:
     """What is stored of a frame: shape and type by name."""
     prob = np.uint8 if bits == 8 else np.float16
@@ -79,7 +84,7 @@ def _columns(num_pdfs: int, top_k: int | None, bits: int) -> dict[str, tuple[tup
 
 def write_part(path: str | Path, blocks: Blocks, *, num_pdfs: int, top_k: int | None, bits: int = 16) -> None:
     """Stream a part of the frames of a targets.h5 to disk, for read_parts: blocks as for write_targets, of any rows."""
-    with create_h5(path, PART_FORMAT) as file:
+    with create_h5(path, PART_FORMAT, _version(bits)) as file:
         stored = {}
         for name, (width, dtype) in _columns(num_pdfs, top_k, bits).items():
             sizes = {"maxshape": (None, *width), "chunks": (PART_CHUNK, *width)}
@@ -110,6 +115,8 @@ def _check_shapes(path: Path, layout: Layout, num_pdfs: int, prob: Any, pdf: Any
     rows = layout.num_frames
     if any(len(array) != rows for array in (prob, pdf, tail) if array is not None) or (pdf is None) != (tail is None):
         raise AsrKdError(f"{path}: its arrays do not fit its {rows} frames")
+    if prob.dtype != np.float16 and (prob.dtype != np.uint8 or pdf is None):
+        raise AsrKdError(f"{path}: holds soft targets as {prob.dtype}, which are float16 or codes of 8 bits")
     if pdf is None and prob.shape[1] != num_pdfs:
         raise AsrKdError(f"{path}: {prob.shape[1]} columns for {num_pdfs} states")
     if pdf is not None and pdf.shape != prob.shape:

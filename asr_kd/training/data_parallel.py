@@ -33,12 +33,13 @@ def backward_together(net: nn.Module, loss: torch.Tensor, share: float, world: W
     sums = []
 
     def start(tensor: torch.Tensor) -> None:
-        sums.append(distributed.all_reduce(tensor, async_op=True))
+        with world.peers():
+            sums.append(distributed.all_reduce(tensor, async_op=True))
 
     hooks = [each.register_post_accumulate_grad_hook(lambda each: start(each.grad)) for each in net.parameters()]
+    start(whole)
+    (loss * share).backward()
     with world.peers():
-        start(whole)
-        (loss * share).backward()
         for each in sums:
             each.wait()
     for hook in hooks:

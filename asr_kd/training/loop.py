@@ -1,6 +1,7 @@
 """The one training loop: single nets, members of an ensemble and students differ only in the loss they hand in."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -192,10 +193,9 @@ def warn_of_other_bits(run: Run, state: TrainingState, begun: Mapping[str, Any])
         # Older checkpoints are of one process and one net, nothing compiled or recorded.
         before = begun.get(key, False if key in ("compile", "cuda_graphs") else 1)
         if before != now:
-            run.world.log(
-                f"{run.out}: warning: begun with {key} {before}, continued with {now}; "
-                "the weights will differ in their last bits"
-            )
+            draws = key == "num_processes" and (run.architecture.dropout or run.architecture.input_dropout)
+            how = "dropout draws other numbers" if draws else "the weights will differ in their last bits"
+            run.world.log(f"{run.out}: warning: begun with {key} {before}, continued with {now}; {how}")
 
 
 def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
@@ -308,6 +308,8 @@ def end_epoch(run: Run, state: TrainingState) -> tuple[dict[str, Any], bool]:
         "seconds": state.seconds,
         **_evaluate(run, state.result),
     }
+    if not math.isfinite(row["dev_xent"]):
+        raise AsrKdError(f"{run.out}: dev's loss is {row['dev_xent']} in epoch {state.epoch}; lower the learning rate")
     verdict = state.schedule.after_epoch(row["epoch"], row["dev_xent"])
     if isinstance(state.schedule, Newbob):
         row["accepted"] = verdict.accepted

@@ -40,6 +40,7 @@ from asr_kd.training.optimizer import make_optimizer
 from asr_kd.training.progress import HEADER, Progress
 from asr_kd.training.run import Run
 from asr_kd.training.state import TrainingState
+from asr_kd.training.stream import StreamedIndex
 from asr_kd.training.update import Update
 
 # The checkpoint of all members, in the folder of the first.
@@ -55,6 +56,10 @@ def train_all(runs: Sequence[Run], stacked: str) -> None:
     Auto takes them together on a GPU that one does not fill, and where they were begun together. A net that was begun
     by itself goes on so. Raises AsrKdError where they have to be trained together and cannot.
     """
+    for run in runs:
+        if isinstance(run.transfer_index, StreamedIndex):  # a pass that batches do not fit into is met before the first
+            for number_of_pass in range(-(-run.num_steps // run.steps_per_pass)):
+                order_of_pass(run, number_of_pass)
     reason = why_in_turn(runs) if len(runs) > 1 else None
     if reason and stacked == "always":
         raise AsrKdError(f"stacked always: {reason}; with stacked auto they are trained in turn")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asr_kd.cli_common import log
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Cmvn, as_held, front_end, joined_layout, windows_of
 from asr_kd.runinfo import fingerprint
@@ -151,6 +152,11 @@ class Stream:
         largest_block = max(self.block_frames, longest)
         self.group_frames = max(slot - largest_block, largest_block)
         capacity = self.group_frames + largest_block  # see deal
+        if SLOTS * capacity > resident_frames:
+            log(
+                f"warning: resident_frames {resident_frames:,}: the longest utterance has {longest:,} frames, and "
+                f"{SLOTS * capacity:,} are held for its sake"
+            )
         buffer = torch.empty((SLOTS * capacity, parts[0].reader.feat_dim), dtype=held_as or dtype, device=device)
         self.frames = StreamedFrames(layout, buffer, left_context, right_context, dtype)
         self.pdf = torch.full((SLOTS * capacity,), FAILED, dtype=torch.int32, device=device)
