@@ -166,7 +166,7 @@ def test_topology_of_silence_is_kaldis():
     transitions = " ".join(f"<Transition> {to} 0.25" for to in range(1, 5))
     assert f"<State> 2 <PdfClass> 2 {transitions} </State>" in entry
     assert "<State> 4 <PdfClass> 4 <Transition> 4 0.75 <Transition> 5 0.25 </State>\n<State> 5 </State>" in entry
-    with pytest.raises(AsrKdError, match="'6state' is unknown"):
+    with pytest.raises(AsrKdError, match="'6state': choose 3state or 5state"):
         topology_text(3, "3state", (1,), "6state")
 
 

@@ -244,7 +244,7 @@ def test_small_nets_are_trained_together_on_a_gpu_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(stacked, "train_net", lambda run: how.append("in turn"))
 
     def trained(device: str, width: int, key: str = "auto") -> list[str]:
-        run = SimpleNamespace(out=tmp_path, architecture=Architecture(20, 5, 40, 4, width, 500))
+        run = SimpleNamespace(out=tmp_path, architecture=Architecture(20, 5, 40, 4, width, 500), transfer_index=None)
         run.config = SimpleNamespace(batch_size=1024)
         run.train = SimpleNamespace(frames=SimpleNamespace(device=torch.device(device)))
         how.clear()
