@@ -116,7 +116,7 @@ class StoredTargets:
         target_pruning: str = "tail",
         target_bits: int = 16,
     ) -> "StoredTargets":
-        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame, in 8 bits.
+        """Targets that `members` give to all of `frames`: (num_frames, num_pdfs) float16, or top_k a frame.
 
         Dense ones of thousands of states fill any memory: 2 bytes a frame and state, 10 TB for 1000 h and 14,000.
         """

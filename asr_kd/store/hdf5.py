@@ -107,16 +107,18 @@ def _tables_digest(file: h5py.File) -> str:
     return digest.hexdigest()
 
 
-def reserve_space(file: h5py.File, num_bytes: int = 0) -> None:
+def reserve_space(file: h5py.File, num_bytes: int = 0, *, whole: bool = True) -> None:
     """Take the disk space for what HDF5 still holds in memory, and for `num_bytes` that are written next.
 
     So a full disk is met here, as an OSError: when HDF5 meets it while it empties its caches, it can neither go on nor
-    close the file, and crashes the process in the end.
+    close the file, and crashes the process in the end. whole: of all that the file has, in place of what is beyond its
+    end: where a file system cannot reserve, the C library touches every block that it is asked for.
     """
     if hasattr(os, "posix_fallocate"):
         descriptor = file.id.get_vfd_handle()
-        begin, wanted = os.fstat(descriptor).st_size, file.id.get_filesize() + num_bytes + RESERVED_BYTES
-        if begin < wanted:  # where a file system cannot do this, the C library touches every block that it is asked for
+        begin = 0 if whole else os.fstat(descriptor).st_size
+        wanted = file.id.get_filesize() + num_bytes + RESERVED_BYTES
+        if begin < wanted:
             os.posix_fallocate(descriptor, begin, wanted - begin)
 
 
@@ -144,7 +146,7 @@ def _abandon(file: h5py.File) -> None:
 
 def extend(dataset: h5py.Dataset, rows: np.ndarray) -> None:
     """Append `rows` to a data set that can grow, once there is space for them."""
-    reserve_space(dataset.file, rows.nbytes + dataset.chunks[0] * rows[:1].nbytes)
+    reserve_space(dataset.file, rows.nbytes + dataset.chunks[0] * rows[:1].nbytes, whole=False)
     start = dataset.shape[0]
     dataset.resize(start + len(rows), axis=0)
     dataset[start:] = rows
