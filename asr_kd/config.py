@@ -100,7 +100,7 @@ class HmmConfig:
         """Raises AsrKdError for a value that no HMM can be trained with."""
         passes, sizes = ("gmm_num_iters", "tri_num_iters"), ("gmm_total_gauss", "tri_total_gauss", "tree_num_leaves")
         _require(self, "at least 1", lambda x: x >= 1, *passes, *sizes)
-        numbers = ("gmm_max_train_utts", "tri_max_train_utts", "tree_min_count", "tree_min_gain")
+        numbers = ("gmm_max_train_utts", "tri_max_train_utts", "tree_min_count", "tree_min_gain", "gmm_seed")
         _require(self, "at least 0", lambda x: x >= 0, *numbers)
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "gmm_max_failed_share", "max_oov_share")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "sil_prob")

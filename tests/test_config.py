@@ -101,7 +101,7 @@ def test_what_needs_whole_utterances_is_not_for_targets_made_batch_by_batch(caps
 @pytest.mark.parametrize(
     "option",
     [
-        *("--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300"),
+        *("--gmm-seed=-1", "--temperature=-1", "--temperature=inf", "--temperature=1e300", "--temperature=1e-300"),
         *("--sweep-temperatures=2,inf", "--combination=median", "--dropout=1", "--top-n=0", "--left-context=100000"),
         *("--beam=-3", "--beam=inf", "--lattice-beam=0", "--min-active=-1", "--max-active=0", "--max-active=200"),
         *("--acwts=0", "--acwts=0.1,-1", "--insertion-penalties=inf", "--sequence-weight=1.5", "--sequence-acwt=0"),
@@ -111,6 +111,14 @@ def test_a_value_that_cannot_be_is_refused_by_config_too(option, capsys):
     assert main(["config", option]) == 1
     key = option[2:].partition("=")[0].replace("-", "_")
     assert re.search(rf"^error: (--[a-z-]+: )?{key} ", capsys.readouterr().err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("content", ["a word\n", "- a list\n"])
+def test_what_is_no_configuration_is_not_replaced_by_one(tmp_path, capsys, content):
+    (tmp_path / "notes").write_text(content)
+    assert main(["config", "--out", str(tmp_path / "notes")]) == 1
+    assert "notes: exists and is no configuration" in capsys.readouterr().err
+    assert (tmp_path / "notes").read_text() == content
 
 
 def test_more_seeds_than_members_are_refused(capsys):

@@ -9,6 +9,7 @@ import yaml
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, path
 from asr_kd.config import CONCERNS
+from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
 from asr_kd.store.parsing import parse_yaml
 
@@ -35,6 +36,10 @@ def _tell_changes(out: Path, values: dict[str, Any]) -> None:
         before = parse_yaml(out.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return
+    if before is None:  # an empty file
+        return
+    if not isinstance(before, dict):
+        raise AsrKdError(f"{out}: exists and is no configuration; name another file")
     changed = [f"{key} {before.get(key)} → {value}" for key, value in values.items() if before.get(key) != value]
-    if isinstance(before, dict) and changed:
+    if changed:
         log(f"{out}: differs from the last run here in {', '.join(changed)}; stages that depend on it run again")
