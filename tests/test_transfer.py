@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,6 +165,14 @@ def test_correct_bias_gives_the_states_the_teachers_shares(toy, teachers, target
     made = (tmp_path / "net/net.json").stat().st_mtime_ns
     run(*argv, "--targets", targets, "--out", tmp_path / "net")
     assert (tmp_path / "net/net.json").stat().st_mtime_ns == made
+
+
+def test_biases_from_targets_with_a_tail_are_warned_of(toy, teachers, tmp_path, capsys):
+    argv = ["soft-targets", "--teachers", *teachers, "--feats", toy["feats"], *CPU, "--top-k", 2]
+    run(*argv, "--out", tmp_path / "top.h5")
+    argv = ["correct-bias", "--net", teachers[0], "--feats", toy["feats"], "--classes", "2", *CPU]
+    run(*argv, "--targets", tmp_path / "top.h5", "--out", tmp_path / "net")
+    assert re.search(r"warning: .*top\.h5: [\d.]+ % of the mass is in tails", capsys.readouterr().err)
 
 
 def test_a_corrected_net_takes_the_place_of_no_other(toy, teachers, targets, tmp_path, capsys):

@@ -118,6 +118,11 @@ def _shares(
     targets = TargetsReader(args.targets)
     targets.require_fit(reader.layout, reader.content_digest, num_pdfs, net.labels["model_digest"])
     rows = _spread(reader.layout.num_frames, args.max_frames)
+    if targets.tail is not None and (tail := float(targets.tail[rows].mean(dtype=np.float64))):
+        log(
+            f"warning: {args.targets}: {100 * tail:.2g} % of the mass is in tails, which are no state's: shares are "
+            "too small; give targets of all states, or --target-pruning random"
+        )
     shares = _Shares(targets.mean(rows)[classes].tolist(), targets.temperature)
     return shares, {"by": "unlabelled statistics", "shares": shares.values, "targets": targets.digest}
 
