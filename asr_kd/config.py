@@ -6,6 +6,7 @@ over all files, so one flat file (a preset, or the resolved configuration of an 
 
 import argparse
 import dataclasses
+import json
 import math
 import re
 import types
@@ -417,11 +418,13 @@ def check_value(key: str, value: Any, source: str) -> Any:
     """Return `value` as the key's type; raises AsrKdError naming `source` if it cannot be."""
     converted = _convert(key_types()[key], value)
     if converted is _INVALID:
-        raise AsrKdError(f"{source}: {key} is {value!r}, but should be {_type_name(key_types()[key])}")
+        told = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+        raise AsrKdError(f"{source}: {key} is {told}, but should be {_type_name(key_types()[key])}")
     return converted
 
 
 _INVALID = object()
+_MAX_INT = 2**53  # beyond it a float, which 1e6 is, does not tell one whole number from the next
 
 
 def _convert(annotation: Any, value: Any) -> Any:
@@ -432,6 +435,7 @@ def _convert(annotation: Any, value: Any) -> Any:
         return _convert(next(a for a in typing.get_args(annotation) if a is not type(None)), value)
     if origin is list:
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        items = [item.strip() if isinstance(item, str) else item for item in items]
         converted = [_convert(typing.get_args(annotation)[0], item) for item in items]
         return _INVALID if _INVALID in converted else converted
     if annotation is bool:
@@ -446,7 +450,7 @@ def _convert(annotation: Any, value: Any) -> Any:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         return _INVALID
-    if not math.isfinite(number) or (annotation is int and not number.is_integer()):
+    if not math.isfinite(number) or (annotation is int and not (number.is_integer() and abs(number) < _MAX_INT)):
         return _INVALID
     return annotation(number)
 
@@ -512,7 +516,7 @@ def add_config_options(parser: argparse.ArgumentParser, concerns: Iterable[type 
         group = parser.add_argument_group(concern.__doc__.strip().rstrip("."))
         for key in keys:
             default = defaults()[key]
-            shown = ",".join(map(str, default)) if isinstance(default, list) else default
+            shown = ",".join(map(str, default)) if isinstance(default, list) else "null" if default is None else default
             group.add_argument(
                 f"--{key.replace('_', '-')}",
                 dest=key,
@@ -537,15 +541,17 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
         for key in key_types()
         if key in vars(args)
     }
+    files: dict[str, Path] = {}
+    for file in args.config:
+        files |= dict.fromkeys(load_yaml(file), file)
     for given in (*map(load_yaml, args.config), by_hand):
         values.update(given)
         # Who gives a value wants that one, not a search around it.
         values.update({sweep: [given[key]] for key, sweep in SWEPT.items() if key in given and sweep not in given})
-    if values["num_seeds"] > values["num_members"]:
-        raise AsrKdError(
-            f"num_seeds {values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at most "
-            f"num_members, {values['num_members']}; give a smaller --num-seeds, or more members"
-        )
     for concern in CONCERNS.values():  # a value that cannot be is told before hours of work, by whichever command
-        resolve(concern, values)
+        try:
+            resolve(concern, values)
+        except AsrKdError as error:
+            key = str(error).partition(" ")[0]
+            raise AsrKdError(f"{files[key]}: {error}" if key in files and key not in by_hand else str(error)) from error
     return values

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
@@ -273,6 +274,11 @@ def describe(path: str | Path, quick: bool = False) -> Description:
             raise AsrKdError(
                 f"{path}: is audio; what is looked at here is made of it (features, alignments, targets, nets), and "
                 "recordings are checked by data_prep/data_dir.py validate"
+            )
+        if path.is_file() and not h5py.is_hdf5(path):
+            raise AsrKdError(
+                f"{path}: is neither HDF5, nor a table of Kaldi's by its name (.ark, .scp, ark:FILE), nor a folder; "
+                "lattices are looked at by asr-kd lattice-nbest and lattice-oracle"
             )
         found = _describe_h5(path, quick)
     return {"file": text, **found}

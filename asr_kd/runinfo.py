@@ -1,5 +1,6 @@
 """What a result must carry to be reproduced (version, commit, host, command), and what makes a step skippable."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -8,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from asr_kd import __version__
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_json
+from asr_kd.store.places import has_h5_signature
 from asr_kd.world import ALONE, World
 
 
@@ -80,32 +82,97 @@ def _stamp_path(output: Path) -> Path:
 
 
 def up_to_date(output: str | Path, made_from: str) -> bool:
-    """Whether `output` exists and was made from the same fingerprint.
+    """Whether `output` exists and was made from the same fingerprint."""
+    stamp = _stamp_path(Path(output))
+    try:
+        found = json.loads(stamp.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    return found is not None and found == made_from and Path(output).exists()
 
-    If not, its stamp is removed: what is about to be overwritten must not be taken for complete after a kill.
+
+def _write_stamp(stamp: Path, digest: str | None, command: str | None = None) -> None:
+    """digest: the fingerprint of a complete output; None for one that is ours, and made anew by whoever asks for it."""
+    write_json(stamp, {"fingerprint": digest, **run_info(command)})
+
+
+def require_ours(output: str | Path, mark: str | None = None) -> None:
+    """Raise AsrKdError where `output` is there and nothing says that this program wrote it, so that it may replace it.
+
+    Ours is what has a stamp beside it, what is empty, and a folder that has the file `mark`.
     """
     output = Path(output)
+    stamp = _stamp_path(output)
+    if not output.exists() or stamp.exists() or (mark and (output / mark).exists()):
+        return
+    if any(output.iterdir()) if output.is_dir() else output.stat().st_size:
+        raise AsrKdError(
+            f"{output}: exists, and is not replaced, since nothing says that it was written by asr_kd (there is no "
+            f"{stamp.name} beside it); name another, or remove it"
+        )
+
+
+@contextlib.contextmanager
+def _marked(output: Path, command: str) -> Iterator[None]:
+    """Let the block write `output`, which has a stamp without a fingerprint from the start.
+
+    So after a kill it is known as ours, and not taken for complete.
+    """
+    stamp = _stamp_path(output)
+    if output.parent.is_dir():
+        _write_stamp(stamp, None, command)
     try:
-        current = output.exists() and json.loads(_stamp_path(output).read_text())["fingerprint"] == made_from
-    except (OSError, ValueError, KeyError, TypeError):
-        current = False
-    if not current:
-        _stamp_path(output).unlink(missing_ok=True)
-    return current
+        yield
+    finally:
+        if not output.exists():
+            stamp.unlink(missing_ok=True)
+        elif not stamp.exists():
+            _write_stamp(stamp, None, command)
 
 
-def make(output: str | Path, work: Callable[[], Any], *, command: str, world: World = ALONE, **made_from: Any) -> bool:
+@contextlib.contextmanager
+def claimed(outputs: Mapping[Path, str | None], command: str) -> Iterator[None]:
+    """Let the block write `outputs`, each of which has a stamp beside it afterwards, by which it is known as ours.
+
+    For what `make` does not make. outputs: with the `mark` of each, if it is a folder that has one. Raises AsrKdError
+    where require_ours does, before anything is done.
+    """
+    for output, mark in outputs.items():
+        require_ours(output, mark)
+    with contextlib.ExitStack() as stack:
+        for output in outputs:
+            stack.enter_context(_marked(output, command))
+        yield
+
+
+def make(
+    output: str | Path,
+    work: Callable[[], Any],
+    *,
+    command: str,
+    besides: Sequence[Path] = (),
+    world: World = ALONE,
+    **made_from: Any,
+) -> bool:
     """Let `work` write `output`, unless it is there already, complete and made from the same; returns whether it ran.
 
-    made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint. world: the
-    processes that all call this, and that all `work` then.
+    made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint. besides: what
+    `work` writes besides, without which the output is not complete. world: the processes that all call this, and that
+    all `work` then. Raises AsrKdError for a file of someone else's; what is in a folder, or of HDF5, `work` looks at
+    itself.
     """
-    digest = fingerprint(**made_from)
+    output, digest = Path(output), fingerprint(**made_from)
+    for each in (output, *besides):
+        if each.is_file() and not has_h5_signature(each):
+            require_ours(each)
     world.require_same(digest, f"{output}: not all processes have the same inputs, options and version")
-    if world.first(lambda: up_to_date(output, digest)):
+    if world.first(lambda: up_to_date(output, digest) and all(each.exists() for each in besides)):
         world.log(f"{output}: up to date")
         return False
-    work()
+    with contextlib.ExitStack() as stack:
+        for each in (output, *besides) if world.is_first else ():
+            stack.enter_context(_marked(each, command))
+        work()
     if world.is_first:
-        write_json(_stamp_path(Path(output)), {"fingerprint": digest, **run_info(command)})
+        _write_stamp(_stamp_path(output), digest, command)
     return True

@@ -40,7 +40,7 @@ def kaldis_search(graph: Graph, beam: float, min_active: int, max_active: int, a
     try:
         decoder = importlib.import_module("kaldi_decoder")
     except ImportError as error:
-        raise AsrKdError(f"{error}; run: pip install 'asr_kd[test]'") from error
+        raise AsrKdError(f"{error}; run: pip install '.[test]' in the checkout") from error
     arcs_of = importlib.import_module("_kaldifst")._ArcIteratorLattice
     fst = graph.arcs.to_fst()
     search = decoder.FasterDecoder(

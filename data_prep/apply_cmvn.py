@@ -9,6 +9,7 @@ set for a test set, say.
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from asr_kd.cli_common import Parser, boolean, log, run_main
 from asr_kd.errors import AsrKdError
 from asr_kd.features import cmvn
+from asr_kd.runinfo import claimed
 from asr_kd.store.exchange import FeatureSource, source_of_feats, write_feats, write_table_of
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_ark import is_table, parse_wspecifier, read_matrices, write_matrices
@@ -116,8 +118,8 @@ def _check_names(feats: str, out: str) -> None:
             f"{feats}: does not say how its features were made, which is kept with what is normalised; "
             "make feats.h5 of it with copy_feats.py, and give that"
         )
-    written = [parse_wspecifier(out).archive, parse_wspecifier(out).script] if is_table(out) else [out]
-    if Path(feats).resolve() in [Path(name).resolve() for name in written if name]:
+    written = parse_wspecifier(out).files if is_table(out) else [Path(out)]
+    if Path(feats).resolve() in [path.resolve() for path in written]:
         raise AsrKdError(f"{feats}: is IN and OUT at once, and would be lost; give OUT another name")
 
 
@@ -126,6 +128,12 @@ def main(args: argparse.Namespace) -> None:
     if args.cmvn == "sliding" and (args.stats or args.write_stats):
         raise AsrKdError("a sliding window has no statistics to read (--stats) or to write (--write-stats)")
     _check_names(args.feats, args.out)
+    written = [parse_wspecifier(each).files for each in (args.out, args.write_stats) if each and is_table(each)]
+    with claimed(dict.fromkeys(itertools.chain(*written)), args.command_line):
+        normalise(args)
+
+
+def normalise(args: argparse.Namespace) -> None:
     reader = FeatsReader(args.feats)
     stats_from = args.stats or args.feats
     stats = {} if args.cmvn == "sliding" else load_stats(stats_from, args.cmvn)

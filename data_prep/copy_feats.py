@@ -15,6 +15,7 @@ from asr_kd.choices import FeatsDtype, words
 from asr_kd.cli_common import Parser, boolean, log, run_main, share
 from asr_kd.corpus.tables import to_text
 from asr_kd.errors import AsrKdError
+from asr_kd.runinfo import claimed
 from asr_kd.store.atomic import write_text
 from asr_kd.store.exchange import (
     FeatureSource,
@@ -25,7 +26,7 @@ from asr_kd.store.exchange import (
     write_table_of,
 )
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.kaldi_ark import is_table
+from asr_kd.store.kaldi_ark import is_table, parse_wspecifier
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
 
@@ -82,6 +83,14 @@ def open_source(args: argparse.Namespace) -> FeatureSource:
 
 def main(args: argparse.Namespace) -> None:
     """Copy, and say how many utterances there were."""
+    outputs = parse_wspecifier(args.out).files if is_table(args.out) else []
+    if args.write_utt2spk:
+        outputs.append(args.write_utt2spk)
+    with claimed(dict.fromkeys(outputs), args.command_line):
+        copy(args)
+
+
+def copy(args: argparse.Namespace) -> None:
     source, speakers = open_source(args), {}
 
     def noting_speakers():

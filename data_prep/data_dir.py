@@ -20,6 +20,7 @@ from asr_kd.corpus.tables import DataDir
 from asr_kd.errors import AsrKdError
 from asr_kd.features.audio import duration_s
 from asr_kd.features.speed import perturb_speed
+from asr_kd.runinfo import claimed
 
 # Of the problems that validate finds; what is wrong with every line of a file is known after some.
 MAX_SHOWN = 50
@@ -125,7 +126,8 @@ def _add_subset(parser: argparse.ArgumentParser) -> None:
 def subset(args: argparse.Namespace) -> None:
     """Write the data directory of some of the utterances."""
     data = load_data_dir(args.source, need_text=False)
-    subsets.write_selection(data, _choose(args, data), args.out)
+    with claimed({args.out: None}, args.command_line):
+        subsets.write_selection(data, _choose(args, data), args.out)
     _report(args.out)
 
 
@@ -175,7 +177,8 @@ def _add_combine(parser: argparse.ArgumentParser) -> None:
 
 def combine(args: argparse.Namespace) -> None:
     """Write one data directory of several; an utterance in two of them is an error."""
-    subsets.combine([load_data_dir(path, need_text=False) for path in args.sources], args.out)
+    with claimed({args.out: None}, args.command_line):
+        subsets.combine([load_data_dir(path, need_text=False) for path in args.sources], args.out)
     _report(args.out)
 
 

@@ -103,10 +103,15 @@ def test_a_recipe_tells_its_options_and_refuses_what_it_does_not_know(script, tm
         ["--stage", "x"],
         ["stray"],
         ["--preset", "no-such-preset"],
+        ["--preset", "--stage"],
+        ["--device=tpu"],
+        ["--nj", "0"],
+        ["--corpus", "no/such/folder"],
     ):
         refused = recipe(script, "--exp", str(tmp_path / "exp"), *argv)
         assert refused.returncode == 2, argv
-        assert "error" in refused.stderr
+        assert "error: " in refused.stderr
+    assert "expected true or false" in recipe(RECIPES[0], "--any-version", "yes").stderr
 
 
 @pytest.mark.parametrize("script", RECIPES, ids=lambda path: path.parent.name)

@@ -121,9 +121,51 @@ def test_what_is_no_configuration_is_not_replaced_by_one(tmp_path, capsys, conte
     assert (tmp_path / "notes").read_text() == content
 
 
-def test_more_seeds_than_members_are_refused(capsys):
+def test_more_seeds_than_members_are_refused(tmp_path, capsys):
+    """By who plans an experiment; another command may have no option for the seeds."""
     assert main(["config", "--num-members", "2", "--num-seeds", "3"]) == 1
     assert "num_seeds 3" in capsys.readouterr().err
+    (tmp_path / "net").mkdir()
+    missing = [arg for name in ("feats", "ali", "dev-feats", "dev-ali", "out") for arg in (f"--{name}", str(tmp_path))]
+    assert main(["train-ensemble", *missing, "--num-members", "2"]) == 1
+    assert "num_seeds" not in capsys.readouterr().err
+
+
+def test_numbers_in_yaml_are_what_they_look_like(tmp_path):
+    """YAML 1.1 has 010 for 8, 1:30 for 90, NO and off for false."""
+    path = tmp_path / "c.yaml"
+    path.write_text("num_epochs: 010\nlearning_rate: 1e-3\nacwts: [.5, 1.]\nonline_targets: false\n")
+    assert config.load_yaml(path) == {
+        "num_epochs": 10,
+        "learning_rate": 0.001,
+        "acwts": [0.5, 1.0],
+        "online_targets": False,
+    }
+    for text, told in (
+        ("num_epochs: 1:30", "num_epochs is '1:30'"),
+        ("num_epochs: 0x10", "num_epochs is '0x10'"),
+        ("online_targets: off", "online_targets is 'off'"),
+        ("cmvn: NO", "cmvn is 'NO'"),
+        ("cmvn: null", "cmvn is null"),
+        ("num_epochs: true", "num_epochs is true"),
+        ("hidden_dim: 1e30", "hidden_dim is 1e[+]30"),
+    ):
+        path.write_text(text)
+        with pytest.raises(AsrKdError, match=f"c.yaml: {told}, but should be"):
+            config.load_yaml(path)
+
+
+def test_a_value_out_of_range_is_told_with_its_file(tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text("num_epochs: 0\n")
+    assert main(["config", "--config", str(tmp_path / "c.yaml")]) == 1
+    assert f"error: {tmp_path}/c.yaml: num_epochs 0: must be" in capsys.readouterr().err
+    assert main(["config", "--config", str(tmp_path / "c.yaml"), "--num-epochs", "-1"]) == 1
+    assert "error: num_epochs -1: must be" in capsys.readouterr().err
+
+
+def test_lists_may_have_blanks(capsys):
+    assert main(["config", "--acwts", "0.1, 0.2"]) == 0
+    assert "acwts: [0.1, 0.2]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("1", [1]), ("2-4", [2, 3, 4]), ("5, 1-2", [5, 1, 2])])

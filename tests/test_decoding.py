@@ -81,6 +81,12 @@ def test_systems_are_read_with_paths_relative_to_their_file(tmp_path):
         ("- {name: a, role: ensemble, nets: [[x, y]]}", "combination must be"),
         ("- {name: a, role: student, nets: [[x]], colour: red}", "unknown key colour"),
         (GOOD + GOOD, "share a name"),
+        ("- {name: a, role: member, nets: [[x], [y], [./x]]}", "two of its seeds are the same nets"),
+        ("- {name: a, role: ensemble, nets: [[x, y/../x]], combination: arithmetic}", "in one list twice"),
+        *(
+            (f"- {{name: {name}, role: member, nets: [[x]]}}", "is that of a folder")
+            for name in (".", "..", "null", "1.5")
+        ),
     ],
 )
 def test_a_wrong_list_of_systems_is_explained(tmp_path, text, complaint):

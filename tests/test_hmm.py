@@ -527,6 +527,8 @@ def test_boundaries_against_truth(tmp_path):
     assert report.median_ms == pytest.approx(10.0)
     assert report.share_within(10.0) == 0.5
     assert report.share_within(20.0) == 1.0
+    with pytest.raises(AsrKdError, match="none of the utterances"):
+        boundaries.compare(aligned, phones, {"u9": truth["u1"]})
     (tmp_path / "bad.ctm").write_text("u1 1 0.0 0.03 SIL\nu1 1 N\n")
     with pytest.raises(AsrKdError, match=r"bad.ctm:2: not of the form"):
         boundaries.read_truth(tmp_path / "bad.ctm")

@@ -199,6 +199,8 @@ def test_same_names_and_no_files_are_explained(model, tmp_path, capsys):
     assert "are both called x; give --list `utt_id path` lines" in err
     assert "give either audio files, or --list, or --data" in recognized(capsys, "--model", model)[2]
     (tmp_path / "list").write_text(f"{tmp_path}/a/x.wav\n\n")
+    (tmp_path / "none").touch()
+    assert "none: names no file" in recognized(capsys, "--model", model, "--list", tmp_path / "none")[2]
     assert "list:2: an empty line" in recognized(capsys, "--model", model, "--list", tmp_path / "list")[2]
 
 

@@ -1,6 +1,7 @@
 """What a subcommand of `asr-kd` is made of: a decorated function, its options, and the configuration keys it obeys."""
 
 import argparse
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +10,22 @@ from typing import Any
 
 from asr_kd.config import add_config_options, config_from_args
 from asr_kd.errors import AsrKdError
+from asr_kd.runinfo import claimed
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option or positional argument, as argparse's add_argument takes it."""
+    """One option or positional argument, as argparse's add_argument takes it; see `output` for the other two."""
 
     flag: str
     settings: dict[str, Any]
+    writes: bool = False
+    mark: str | None = None
+
+    @property
+    def key(self) -> str:
+        """What argparse calls it."""
+        return self.settings.get("dest", self.flag.lstrip("-").replace("-", "_"))
 
     def add_to(self, parser: Any) -> None:
         parser.add_argument(self.flag, **self.settings)
@@ -44,6 +53,14 @@ def path(flag: str, help: str, **settings: Any) -> Option:
     if flag.startswith("-"):
         settings = {"required": True, **settings}
     return Option(flag, {"help": help, "type": Path, **settings})
+
+
+def output(flag: str, help: str, mark: str | None = None, **settings: Any) -> Option:
+    """A path that the command writes and that nobody else looks after, as runinfo.make and HDF5 do.
+
+    It is not written over what is not ours: see runinfo.require_ours, for `mark` too.
+    """
+    return dataclasses.replace(path(flag, help, **settings), writes=True, mark=mark)
 
 
 def optional(each: Option) -> Option:
@@ -88,19 +105,23 @@ class Command:
     def _run(self, args: argparse.Namespace) -> None:
         args.values = None if self.config is None else config_from_args(args)
         self._require_new_output(args)
-        self.main(args)
+        claims = {file: each.mark for each in self._outputs() for file in _files_of(getattr(args, each.key))}
+        with claimed(claims, args.command_line):
+            self.main(args)
+
+    def _outputs(self) -> list[Option]:
+        return [each for each in self.options if isinstance(each, Option) and each.writes]
 
     def _require_new_output(self, args: argparse.Namespace) -> None:
         """Raise AsrKdError where an output would replace a file that the command reads."""
         files = {name: [file for file in _files_of(value) if file.is_file()] for name, value in vars(args).items()}
-        outputs = [(name, file) for name in _OUTPUTS for file in files.pop(name, [])]
+        outputs = [
+            (name, file) for name in {"out", *(each.key for each in self._outputs())} for file in files.pop(name, [])
+        ]
         for name, output in outputs:
             if same := [other for other, inputs in files.items() if any(file.samefile(output) for file in inputs)]:
                 flag, other = (each.replace("_", "-") for each in (name, same[0]))
                 raise AsrKdError(f"--{flag} {output}: is what --{other} names, too; write to another file")
-
-
-_OUTPUTS = ("out", "lattices_out")
 
 
 def _files_of(value: Any) -> list[Path]:

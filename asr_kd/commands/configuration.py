@@ -22,6 +22,11 @@ from asr_kd.store.parsing import parse_yaml
 )
 def config(args: argparse.Namespace) -> None:
     """Defaults of conf/, then every --config, then the options: one flat file for all other commands."""
+    if args.values["num_seeds"] > args.values["num_members"]:
+        raise AsrKdError(
+            f"num_seeds {args.values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at "
+            f"most num_members, {args.values['num_members']}; give a smaller --num-seeds, or more members"
+        )
     text = yaml.safe_dump(args.values, sort_keys=False, default_flow_style=None)
     if not args.out:
         print(text, end="")
@@ -42,4 +47,7 @@ def _tell_changes(out: Path, values: dict[str, Any]) -> None:
         raise AsrKdError(f"{out}: exists and is no configuration; name another file")
     changed = [f"{key} {before.get(key)} → {value}" for key, value in values.items() if before.get(key) != value]
     if changed:
-        log(f"{out}: differs from the last run here in {', '.join(changed)}; stages that depend on it run again")
+        log(
+            f"{out}: differs from the last run here in {', '.join(changed)}; what depends on it is made again where "
+            "its stage is run"
+        )

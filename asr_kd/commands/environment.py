@@ -8,15 +8,15 @@ from asr_kd.commands.command import command
 
 PARTS = {
     "soundfile": ("reading audio", "pip install soundfile"),
-    "librosa": ("resampling and pictures of audio", "pip install 'asr_kd[audio]'"),
+    "librosa": ("resampling and pictures of audio", "pip install '.[audio]' in the checkout"),
     "torchaudio": (
         "the peer that filterbanks are measured against; nothing else uses it",
-        "pip install 'asr_kd[audio]'",
+        "pip install '.[audio]' in the checkout",
     ),
-    "kaldi_hmm_gmm": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
-    "kaldifst": ("HMMs, alignment, graphs", "pip install 'asr_kd[hmm]'"),
+    "kaldi_hmm_gmm": ("HMMs, alignment, graphs", "pip install '.[hmm]' in the checkout"),
+    "kaldifst": ("HMMs, alignment, graphs", "pip install '.[hmm]' in the checkout"),
     "numba": ("features and decoding", "pip install numba"),
-    "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install 'asr_kd[mini]'"),
+    "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install '.[mini]' in the checkout"),
 }
 
 

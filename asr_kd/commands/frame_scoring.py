@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.commands.word_scoring import parse_systems
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
@@ -23,7 +23,7 @@ from asr_kd.scoring.significance import NUM_RESAMPLES, RESAMPLING_UNITS
         metavar="[NAME=]FILE",
     ),
     option("--ali", "ali.h5, or ark:FILE of pdf-ids (ali-to-pdf)", required=True),
-    path("--out", "folder of the tables and the report"),
+    output("--out", "folder of the tables and the report", mark="scores.json"),
     option("--logits", "the values are outputs before the softmax", action="store_true"),
     path("--counts", "the values are log-likelihoods; this ali_train_pdf.counts made their priors", required=False),
     option("--prior-floor", "the smallest of these priors (default 1e-8)", type=float, default=1e-8),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SEARCH
 from asr_kd.config import DecodeConfig, HmmConfig, resolve
 from asr_kd.errors import AsrKdError
@@ -62,7 +62,7 @@ def train_hmm(args: argparse.Namespace) -> None:
     DATA,
     HMM,
     path("--out", "ali.h5"),
-    path("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
+    output("--counts", "write the states' frame counts here (of the training set: priors)", required=False),
     path("--fit", "feats.h5 that it is for, if another utterance was skipped there than in --feats", required=False),
     LEXICON,
     NJ,
@@ -165,7 +165,7 @@ def _grammar(args: argparse.Namespace, data: Path | None) -> dict[str, Path | No
     HMM,
     path("--train-data", "training data directory, for a unigram grammar", required=False),
     LM,
-    path("--hyps", "write the words found at the best scales here, as Kaldi's text", required=False),
+    output("--hyps", "write the words found at the best scales here, as Kaldi's text", required=False),
     config=[
         "grammar",
         "beam",

@@ -3,7 +3,6 @@
 import argparse
 import math
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from asr_kd.cli_common import log, seed_number
 from asr_kd.commands.command import command, option, optional, path
 from asr_kd.commands.options import COUNTS, DEVICE, resolve_compute
 from asr_kd.errors import AsrKdError
-from asr_kd.runinfo import file_digest, make, up_to_date
+from asr_kd.runinfo import file_digest, make
 from asr_kd.store.kaldi_ark import parse_wspecifier
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
 
@@ -84,10 +83,8 @@ def export_kaldi(args: argparse.Namespace) -> None:
     if destination.archive == "-":
         work()
         return
-    archive = Path(destination.archive)
-    if destination.script and not Path(destination.script).exists():
-        up_to_date(archive, "")  # takes its stamp away: without its script it is not complete
-    make(archive, work, command=args.command_line, kind=args.kind, out=args.out, **made_from)
+    archive, *script = destination.files
+    make(archive, work, command=args.command_line, besides=script, kind=args.kind, out=args.out, **made_from)
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.commands.options import SCALES, resolve_scales
 from asr_kd.errors import AsrKdError
 
@@ -96,8 +96,13 @@ def lattice_nbest(args: argparse.Namespace) -> None:
     *SCALES,
     *LM,
     path("--data", "data directory with the references: print the WER", required=False),
-    option("--lattices-out", "write the lattices with the costs of the new language model (ark:F)"),
-    path("--out", "text file of the words"),
+    output(
+        "--lattices-out",
+        "write the lattices with the costs of the new language model (ark:F)",
+        type=str,
+        required=False,
+    ),
+    output("--out", "text file of the words"),
 )
 def lattice_rescore(args: argparse.Namespace) -> None:
     """Write the best word sequence of every lattice at these scales, with another language model if one is given.

@@ -191,6 +191,8 @@ def _utterances(args: argparse.Namespace) -> Iterable["Utterance"]:
             lines = Path(args.list).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise AsrKdError(f"{args.list}: cannot be read as a list of files ({error})") from error
+        if not lines:
+            raise AsrKdError(f"{args.list}: names no file")
         return _named(_list_entries(lines, args.list), args.channel)
     return _named(((None, file) for file in args.files), args.channel)
 

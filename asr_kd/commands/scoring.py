@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.commands.options import COUNTS, DEVICE, GRAPH, NJ, SEARCH, SYSTEMS, resolve_compute
 from asr_kd.config import DecodeConfig, resolve
 from asr_kd.distill.specialist_inference import SPECIALISTS
@@ -55,6 +55,11 @@ def decode(args: argparse.Namespace) -> None:
     graph = Graph.load(args.graph)
     sets = {"dev": FeatsReader(args.dev_feats), "test": FeatsReader(args.test_feats)}
     refs = {name: references(getattr(args, f"{name}_data"), reader) for name, reader in sets.items()}
+    if shared := refs["dev"].keys() & refs["test"].keys():
+        log(
+            f"warning: {len(shared)} utterances, such as {min(shared)}, are in dev and in test: scales are chosen on "
+            "what is scored"
+        )
     priors = read_decoding_priors(args.counts, config.prior_floor, graph.num_pdfs)
     clock = time.process_time if compute.device.type == "cpu" else time.perf_counter
     with SetDecoder(graph, priors, config, args.nj, clock) as decoder:
@@ -297,7 +302,7 @@ def _decode_record(decoded: Path) -> dict[str, Any]:
     path("--hmm", "folder made by asr-kd train-hmm, for its lexicon", required=False),
     path("--data", "data directory of the test set: draw the audio, not the features", required=False),
     option("--utterance", "the one to draw (default: one of handy length with an error)"),
-    path("--out", "folder of the report"),
+    output("--out", "folder of the report", mark="results.json"),
     config=[],
 )
 def report(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from asr_kd.cli_common import at_least_one, log, seed_number
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.commands.options import DEVICE, TRAINING_SETS
 from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
 from asr_kd.errors import AsrKdError
@@ -100,7 +100,7 @@ def _require_same_inputs(args: argparse.Namespace, generalist, train) -> None:
     path("--specialists", "folders made by asr-kd train-specialists, in the same order", nargs="+", metavar="DIR"),
     path("--feats", "features of the set"),
     path("--ali", "its states"),
-    path("--out", "JSON of the rows"),
+    output("--out", "JSON of the rows"),
     DEVICE,
     config=["top_n", "precision"],
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, option, path
+from asr_kd.commands.command import command, option, output, path
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import run_info
 from asr_kd.scoring import wer
@@ -31,7 +31,7 @@ from asr_kd.store.atomic import write_text
         required=True,
         metavar="[NAME=]FILE",
     ),
-    path("--out", "folder of the tables and the report"),
+    output("--out", "folder of the tables and the report", mark="scores.json"),
     option("--ref-format", "format of the references, where the name does not tell", choices=FORMATS),
     option("--hyp-format", "format of the hypotheses, where the name does not tell", choices=FORMATS[:3]),
     path("--utt2spk", "speakers, where the references do not name them", required=False),

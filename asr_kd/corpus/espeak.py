@@ -138,4 +138,4 @@ def _loader():
     try:
         return importlib.import_module("espeakng_loader")
     except ImportError as error:
-        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install 'asr_kd[mini]'") from error
+        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install '.[mini]' in the checkout") from error

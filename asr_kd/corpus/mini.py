@@ -396,4 +396,4 @@ def _loader_version() -> str:
     try:
         return importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError as error:
-        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install 'asr_kd[mini]'") from error
+        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install '.[mini]' in the checkout") from error

@@ -184,7 +184,7 @@ def resample_audio(samples: np.ndarray, from_rate: float, to_rate: float) -> np.
     try:
         import soxr
     except ImportError as error:
-        raise AsrKdError("resampling needs soxr: pip install 'asr_kd[audio]'") from error
+        raise AsrKdError("resampling needs soxr: pip install '.[audio]' in the checkout") from error
     return soxr.resample(samples.astype(np.float32, copy=False), from_rate, to_rate, quality="HQ")
 
 

@@ -96,8 +96,10 @@ def compare(
     """Compare alignments with the truth, over the utterances in both.
 
     aligned: utt_id → phone index of each frame, (num_frames,); failed utterances (−1) count as not agreeing.
-    Boundaries are the starts of all phones but the first of an utterance.
+    Boundaries are the starts of all phones but the first of an utterance. Raises AsrKdError if no utterance is in both.
     """
+    if not aligned.keys() & truth.keys():
+        raise AsrKdError("the true phone times are of none of the utterances that are aligned")
     errors, num_utts, num_agreeing = [], 0, 0
     for utt_id, phone in aligned.items():
         if utt_id not in truth:

@@ -22,15 +22,15 @@ def kaldi() -> SimpleNamespace:
         try:
             found = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            raise AsrKdError(f"this step needs {package}=={wanted}; run: pip install 'asr_kd[hmm]'") from None
+            raise AsrKdError(f"this step needs {package}=={wanted}; run: pip install '.[hmm]' in the checkout") from None
         if found != wanted:
             raise AsrKdError(
-                f"{package} is at {found} but {wanted} is needed (other versions hang); run: pip install 'asr_kd[hmm]'"
+                f"{package} is at {found} but {wanted} is needed (other versions hang); run: pip install '.[hmm]' in the checkout"
             )
     try:
         # In this order: khg first registers the FST types that kaldifst looks up.
         khg = importlib.import_module("kaldi_hmm_gmm")
         fst = importlib.import_module("kaldifst")
     except ImportError as error:
-        raise AsrKdError(f"the Kaldi wheels cannot be imported ({error}); run: pip install 'asr_kd[hmm]'") from error
+        raise AsrKdError(f"the Kaldi wheels cannot be imported ({error}); run: pip install '.[hmm]' in the checkout") from error
     return SimpleNamespace(khg=khg, fst=fst)

@@ -50,7 +50,7 @@ def onnx_model(nets: Sequence[TrainedNet], combination: Combination = "arithmeti
     try:
         import onnx
     except ImportError as error:
-        raise AsrKdError(f"--format onnx needs the package onnx ({error}); run: pip install 'asr_kd[onnx]'") from error
+        raise AsrKdError(f"--format onnx needs the package onnx ({error}); run: pip install '.[onnx]' in the checkout") from error
     require_exportable(nets)
     require_choice("combination", combination, Combination)
     num_bytes = 4 * sum(trained.net.num_parameters for trained in nets)

@@ -66,8 +66,8 @@ def resampling_unit(spk_ids: Sequence[str] | None, asked: str = "auto") -> tuple
         return "utterance", "speakers are not known: intervals cover other utterances, not other speakers"
     if num_speakers < MIN_SPEAKERS:
         return "utterance", (
-            f"{num_speakers} speakers are fewer than the {MIN_SPEAKERS} that resampling them needs: "
-            "intervals cover other utterances of these speakers, not other speakers"
+            f"{num_speakers} speaker{'s are' if num_speakers > 1 else ' is'} fewer than the {MIN_SPEAKERS} that "
+            "resampling them needs: intervals cover other utterances of these speakers, not other speakers"
         )
     return "speaker", f"{num_speakers} speakers are resampled, each with all of their utterances"
 

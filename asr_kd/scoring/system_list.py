@@ -62,7 +62,11 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
     require(isinstance(entry, dict) and {"name", "role", "nets"} <= set(entry), "needs name, role and nets")
     unknown = set(entry) - {"name", "role", "nets", "combination"}
     require(not unknown, f"unknown key {', '.join(sorted(map(str, unknown)))}")
-    require(re.fullmatch(r"[\w.+-]+", str(entry["name"])), "its name may hold letters, digits and . _ + - only")
+    name = entry["name"]
+    require(
+        isinstance(name, (str, int)) and not isinstance(name, bool) and re.fullmatch(r"\.?[\w+-][\w.+-]*", str(name)),
+        "its name may hold letters, digits and . _ + - only, and is that of a folder",
+    )
     require(entry["role"] in ROLES, f"role must be one of {', '.join(ROLES)}")
     seeds = entry["nets"]
     require(
@@ -74,4 +78,7 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
         known = words(TeacherCombination)
         require(combination in known, f"combination must be {listed(known)}")
     nets = tuple(tuple(path.parent / str(net) for net in nets) for nets in seeds)
-    return SystemSpec(str(entry["name"]), entry["role"], combination, nets)
+    places = [tuple(net.resolve() for net in seed) for seed in nets]
+    require(len(set(places)) == len(places), "two of its seeds are the same nets, which would count as two trainings")
+    require(all(len(set(seed)) == len(seed) for seed in places), "a net is in one list twice")
+    return SystemSpec(str(name), entry["role"], combination, nets)

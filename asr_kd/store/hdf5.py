@@ -170,9 +170,7 @@ def open_any_h5(path: str | Path, what: str = "an HDF5 file", *, virtual: str | 
     Raises AsrKdError for a missing, damaged or foreign file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AsrKdError(f"{path}: no such file ({what} was expected)")
-    require_readable(path)
+    _require_h5(path, f" ({what} was expected)")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -186,11 +184,18 @@ def open_any_h5(path: str | Path, what: str = "an HDF5 file", *, virtual: str | 
     return file
 
 
+def _require_h5(path: Path, expected: str = "") -> None:
+    """Raise AsrKdError, with what was `expected`, unless there is a file that may be read and begins as HDF5 does."""
+    if not path.is_file():
+        raise AsrKdError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}{expected}")
+    require_readable(path)
+    if not h5py.is_hdf5(path):
+        raise AsrKdError(f"{path}: {'is not an HDF5 file' if path.stat().st_size else 'is empty'}{expected}")
+
+
 def h5_format(path: str | Path) -> str | None:
     """The format that an HDF5 file says it has, None if it says none; raises AsrKdError if it is not HDF5."""
-    if not Path(path).is_file():
-        raise AsrKdError(f"{path}: no such file")
-    require_readable(Path(path))
+    _require_h5(Path(path))
     try:
         with h5py.File(path, "r") as file:
             found = file.attrs.get("format")
@@ -204,7 +209,7 @@ def open_h5(path: str | Path, format_name: str, *, virtual: str | None = None) -
 
     Raises AsrKdError for a missing, damaged or foreign file, another format, or a newer version.
     """
-    file = open_any_h5(path, f"a {format_name} file", virtual=virtual)
+    file = open_any_h5(path, f"an HDF5 file of format {format_name}", virtual=virtual)
     try:
         with readable(path):
             found, version = file.attrs.get("format"), file.attrs.get("version")

@@ -13,6 +13,7 @@ import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -229,6 +230,11 @@ class Destination(NamedTuple):
     archive: str
     text: bool
     script: str
+
+    @property
+    def files(self) -> list[Path]:
+        """The archive, unless it is standard output, and the script."""
+        return [Path(name) for name in (self.archive, self.script) if name not in ("", "-")]
 
 
 def parse_wspecifier(wspecifier: str) -> Destination:

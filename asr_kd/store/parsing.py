@@ -1,13 +1,19 @@
 """JSON and YAML of strangers: text that is nested to exhaust the stack is a ValueError like any other that is none."""
 
 import json
+import re
 from typing import Any
 
 import yaml
 
+_BOOL, _INT, _FLOAT = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float"))
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """PyYAML takes the last of two values of one key, in silence."""
+
+class _Loader(yaml.SafeLoader):
+    """Without what YAML 1.1 takes for something else in silence.
+
+    010 is no 8, 1:30 no 90, NO and off no truth value (1.2 took them out); and of two values of one key none is taken.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -15,6 +21,20 @@ class _EachKeyOnce(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"{twice} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in resolvers if tag not in (_BOOL, _INT, _FLOAT)]
+    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOL, re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+_Loader.add_implicit_resolver(_INT, re.compile("[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"([-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+    list("-+.0123456789"),
+)
 
 # They are parsed at some tens of kilobytes a second.
 MAX_YAML_LETTERS = 1 << 17
@@ -33,6 +53,6 @@ def parse_yaml(text: str) -> Any:
     if len(text) > MAX_YAML_LETTERS:
         raise yaml.YAMLError(f"it has {len(text)} letters, more than the {MAX_YAML_LETTERS} that are read")
     try:
-        return yaml.load(text, _EachKeyOnce)
+        return yaml.load(text, _Loader)
     except (RecursionError, ValueError) as error:  # ValueError: a date that is none, say
         raise yaml.YAMLError(f"it is nested too deeply, or holds an impossible value ({error})") from error

@@ -61,6 +61,6 @@ def tensorboard(folder: Path, first_step: int) -> Iterator[Curves]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise AsrKdError("tensorboard true: needs TensorBoard; pip install 'asr_kd[tensorboard]'") from error
+        raise AsrKdError("tensorboard true: needs TensorBoard; pip install '.[tensorboard]' in the checkout") from error
     with SummaryWriter(str(folder), purge_step=first_step + 1) as writer:
         yield writer

@@ -78,7 +78,7 @@ def _torchao() -> SimpleNamespace:
         from torchao.quantization.pt2e.fake_quantize import FusedMovingAvgObsFakeQuantize
         from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
     except ImportError as error:
-        raise AsrKdError(f"quantize: needs torchao ({error}); pip install 'asr_kd[quantize]'") from error
+        raise AsrKdError(f"quantize: needs torchao ({error}); pip install '.[quantize]' in the checkout") from error
     finally:
         logger.setLevel(level)
 

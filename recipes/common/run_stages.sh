@@ -20,6 +20,10 @@ stage_names() {
     sed 's#.*/##; s#\.sh$##' | sort -u
 }
 
+preset_names() {
+  (cd "$root/recipes/$recipe" && ls ./*.yaml) | xargs -n1 basename -s .yaml | xargs
+}
+
 show_usage() {
   cat <<USAGE
 Usage: recipes/$recipe/run.sh [options]
@@ -27,7 +31,7 @@ $usage
 Options of every recipe:
   --corpus DIR        corpus in its public layout (default: made or downloaded)
   --exp DIR           where everything is written (default exp/$recipe)
-  --preset NAME       quick or full: recipes/$recipe/NAME.yaml (default quick)
+  --preset NAME       recipes/$recipe/NAME.yaml, one of $(preset_names) (default quick)
   --stage N           first stage to run (default 1)
   --stop-stage N      last stage to run
   --device NAME       auto, cpu or cuda (default auto)
@@ -42,20 +46,22 @@ USAGE
 . "$root/recipes/common/options.sh"
 echo "# recipes/$recipe/run.sh $*" >&2
 parse_options run.sh "$common $own_options" "--out --config" "$@"
+check_device
 for name in stage stop_stage seed nj; do
   [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
 done
-[ -f "$root/recipes/$recipe/$preset.yaml" ] || {
-  echo "error: --preset $preset: recipes/$recipe has $(cd "$root/recipes/$recipe" && ls ./*.yaml | xargs -n1 basename -s .yaml | xargs)" >&2
-  exit 2
-}
+[ "$nj" -ge 1 ] || { echo "error: --nj $nj: at least one process is needed" >&2; exit 2; }
+[ -f "$root/recipes/$recipe/$preset.yaml" ] || { echo "error: --preset $preset: recipes/$recipe has $(preset_names)" >&2; exit 2; }
 last_stage=$((10#$(stage_names | sed 's#_.*##' | tail -n 1)))
 [ "$stage" -le "$last_stage" ] || { echo "error: --stage $stage: the last stage is $last_stage" >&2; exit 2; }
 [ "$stage" -le "$stop_stage" ] || { echo "error: --stop-stage $stop_stage is before --stage $stage" >&2; exit 2; }
-[ -z "$corpus" ] || corpus=$(cd "$corpus" 2>/dev/null && pwd) || { echo "error: --corpus: no such folder" >&2; exit 2; }
+if [ -n "$corpus" ]; then
+  [ -d "$corpus" ] || { echo "error: --corpus $corpus: no such folder" >&2; exit 2; }
+  corpus=$(cd "$corpus" && pwd)
+fi
 
 . "$root/recipes/common/environment.sh"
-mkdir -p "$exp"
+make_folder --exp "$exp"
 exp_shown=$exp
 exp=$(cd "$exp" && pwd)
 lock_folder "$exp"

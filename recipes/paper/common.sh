@@ -16,7 +16,7 @@ Usage: recipes/paper/$name.sh --base DIR --out DIR [options]
 $usage
 Prints a Markdown table and writes its rows below OUT; what is there already is not made again.
 Options of all of recipes/paper:
-  --base DIR          made by recipes/fsdd/run.sh or recipes/mini/run.sh up to stage 4 or later; nothing is written there
+  --base DIR          experiment of a recipe for speech (fsdd, mini, mboshi, …) up to stage 4 or later; nothing is written there
   --out DIR           where everything is written
   --seeds LIST        like 1-3 or 1,2,5 (default $seeds)
   --device NAME       auto, cpu or cuda (default auto)
@@ -31,15 +31,16 @@ parse_options "$name.sh" "base out seeds device nj ${own_options:-}" --config "$
 for option in base out; do
   [ -n "${!option}" ] || { echo "error: --$option is needed; see --help" >&2; exit 2; }
 done
+check_device
 [[ $seeds =~ ^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$ ]] || { echo "error: --seeds $seeds: expected 1-3 or 1,2,5" >&2; exit 2; }
 seed_list=()
 for part in ${seeds//,/ }; do seed_list+=($(seq "${part%-*}" "${part#*-}")); done
-[ -f "$base/config.yaml" ] || { echo "error: --base $base: no config.yaml there; run recipes/fsdd/run.sh first" >&2; exit 1; }
+[ -f "$base/config.yaml" ] || { echo "error: --base $base: no config.yaml there; run a recipe such as recipes/fsdd/run.sh first" >&2; exit 1; }
 
 . "$root/recipes/common/environment.sh"
 echo "# recipes/paper/$name.sh $shown_arguments" >&2
 base=$(cd "$base" && pwd)
-mkdir -p "$out/log"
+make_folder --out "$out/log"
 exp_shown=$out
 out=$(cd "$out" && pwd)
 lock_folder "$out"
