@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what several of its messages say."""
 
 
 class AsrKdError(Exception):
@@ -7,3 +7,8 @@ class AsrKdError(Exception):
     Its message is one sentence that names the file (and line, where there is one) and says what to do.
     Every command line prints it alone, without a traceback, and exits with status 1.
     """
+
+
+def install_hint(extra: str) -> str:
+    """How to get what an optional part of the package needs: the package is installed from its checkout."""
+    return f"run in the checkout: pip install '.[{extra}]'"

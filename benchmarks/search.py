@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from asr_kd.cli_common import run_main
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 from asr_kd.hmm.decode import Decoder, scaled_logliks
 from asr_kd.hmm.graph import Graph
 from asr_kd.hmm.lattice_decode import LatticeDecoder
@@ -40,7 +40,7 @@ def kaldis_search(graph: Graph, beam: float, min_active: int, max_active: int, a
     try:
         decoder = importlib.import_module("kaldi_decoder")
     except ImportError as error:
-        raise AsrKdError(f"{error}; run: pip install '.[test]' in the checkout") from error
+        raise AsrKdError(f"{error}; {install_hint('test')}") from error
     arcs_of = importlib.import_module("_kaldifst")._ArcIteratorLattice
     fst = graph.arcs.to_fst()
     search = decoder.FasterDecoder(

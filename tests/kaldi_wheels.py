@@ -31,7 +31,7 @@ needs_kaldi = pytest.mark.skipif(not wheels_present(), reason=REASON)
 def kaldis_decoder() -> tuple[ModuleType, Callable[[object, int], list]]:
     """Kaldi's searches, in a wheel that is an oracle only, and what gives the arcs of a state of their lattices."""
     wheels.kaldi()  # registers the types of FSTs
-    decoder = pytest.importorskip("kaldi_decoder", reason="Kaldi's own search: pip install 'asr_kd[test]'")
+    decoder = pytest.importorskip("kaldi_decoder", reason="Kaldi's own search: pip install '.[test]'")
 
     def arcs_of(lattice: object, state: int) -> list:
         # kaldifst.ArcIterator of this version knows no lattices.

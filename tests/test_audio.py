@@ -267,7 +267,7 @@ def test_resampling_keeps_a_tone(tmp_path, rate):
 def test_resampling_without_soxr(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soxr", None)
     path = write(tmp_path / "a.wav", {}, channels=1)
-    with pytest.raises(AsrKdError, match=r"resampling needs soxr: pip install 'asr_kd\[audio\]'"):
+    with pytest.raises(AsrKdError, match=r"resampling needs soxr: run in the checkout: pip install '\.\[audio\]'"):
         read_audio(path, 16000, resample=True)
     assert len(read_audio(path, 8000, resample=True)) == 8000
 

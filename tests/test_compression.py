@@ -314,7 +314,7 @@ def test_without_torchao_nets_are_applied_but_not_trained(toy, tmp_path, capsys,
     digest = load_card(tmp_path / "seed1")["digest"]
     monkeypatch.setitem(sys.modules, "torchao.quantization.qat", None)
     assert main([str(word) for word in [*options, "--seeds", 2]]) == 1
-    assert "pip install 'asr_kd[quantize]'" in capsys.readouterr().err
+    assert "pip install '.[quantize]'" in capsys.readouterr().err
     assert load_net(tmp_path / "seed1").digest == digest
 
 

@@ -23,7 +23,7 @@ from asr_kd.corpus.mini import SETS, UNLABELLED, MiniOptions, build_mini
 from asr_kd.errors import AsrKdError
 
 needs_espeak = pytest.mark.skipif(
-    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng_loader is absent: pip install 'asr_kd[mini]'"
+    importlib.util.find_spec("espeakng_loader") is None, reason="espeakng_loader is absent: pip install '.[mini]'"
 )
 TINY = MiniOptions(hours_train=0.02, hours_dev=0.002, hours_test=0.002, seed=3)
 SCRIPTS = Path(__file__).parent.parent / "data_prep"

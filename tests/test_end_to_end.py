@@ -16,8 +16,8 @@ import pytest
 from asr_kd.scoring.results import check_results
 
 ROOT = Path(__file__).parents[1]
-pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install 'asr_kd[hmm]'")
-pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-ng: pip install 'asr_kd[mini]'")
+pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install '.[hmm]'")
+pytest.importorskip("espeakng_loader", reason="the embedded corpus needs espeak-ng: pip install '.[mini]'")
 
 TINY = "--hours-train 0.03 --hours-dev 0.01 --hours-test 0.01 --nj 2 --num-members 2 --num-seeds 2 --num-epochs 4"
 TINY += " --student-epochs 6 --sweep-temperatures 1,2 --sweep-epochs 1 --sweep-seeds 2"

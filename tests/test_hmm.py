@@ -93,7 +93,7 @@ def test_package_imports_without_wheels_and_says_what_to_install():
         "except AsrKdError as error: print(error)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "pip install 'asr_kd[hmm]'" in run.stdout
+    assert "pip install '.[hmm]'" in run.stdout
 
 
 def test_another_version_of_a_wheel_is_refused(monkeypatch):

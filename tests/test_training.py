@@ -401,7 +401,7 @@ def test_a_table_with_a_header_and_a_row_for_every_epoch_is_printed(toy, tmp_pat
 
 
 def test_curves_for_tensorboard(toy, tmp_path, monkeypatch):
-    pytest.importorskip("tensorboard", reason="the curves need TensorBoard: pip install 'asr_kd[tensorboard]'")
+    pytest.importorskip("tensorboard", reason="the curves need TensorBoard: pip install '.[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     argv = ["train", *sets(toy), *SMALL, "--num-epochs", 4, "--out", tmp_path, "--tensorboard", "true"]

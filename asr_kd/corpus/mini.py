@@ -27,7 +27,7 @@ from asr_kd.corpus.espeak import Espeak, voice_variants
 from asr_kd.corpus.espeak_phones import Segment, label_speech, pronunciations
 from asr_kd.corpus.lexicon import SILENCE_PHONE, Lexicon, write_lexicon
 from asr_kd.corpus.processes import run_apart
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 from asr_kd.store.atomic import write_json, write_text
 from asr_kd.store.places import place_of_folder
 
@@ -396,4 +396,4 @@ def _loader_version() -> str:
     try:
         return importlib.metadata.version("espeakng-loader")
     except importlib.metadata.PackageNotFoundError as error:
-        raise AsrKdError("the mini corpus is spoken by espeak-ng: pip install '.[mini]' in the checkout") from error
+        raise AsrKdError(f"the mini corpus is spoken by espeak-ng: {install_hint('mini')}") from error

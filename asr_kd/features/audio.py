@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from asr_kd.corpus.datadir import Recording, Utterance
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 from asr_kd.features.audio_headers import WavHeader, check_is_whole
 
 INT16_SCALE = 32768.0
@@ -184,7 +184,7 @@ def resample_audio(samples: np.ndarray, from_rate: float, to_rate: float) -> np.
     try:
         import soxr
     except ImportError as error:
-        raise AsrKdError("resampling needs soxr: pip install '.[audio]' in the checkout") from error
+        raise AsrKdError(f"resampling needs soxr: {install_hint('audio')}") from error
     return soxr.resample(samples.astype(np.float32, copy=False), from_rate, to_rate, quality="HQ")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from asr_kd import __version__
 from asr_kd.choices import Combination, require_choice
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 from asr_kd.nnet.inference import SMALLEST
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.nnet.plain_layers import Affine, plain_layers, require_exportable
@@ -50,7 +50,7 @@ def onnx_model(nets: Sequence[TrainedNet], combination: Combination = "arithmeti
     try:
         import onnx
     except ImportError as error:
-        raise AsrKdError(f"--format onnx needs the package onnx ({error}); run: pip install '.[onnx]' in the checkout") from error
+        raise AsrKdError(f"--format onnx needs the package onnx ({error}); {install_hint('onnx')}") from error
     require_exportable(nets)
     require_choice("combination", combination, Combination)
     num_bytes = 4 * sum(trained.net.num_parameters for trained in nets)

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 
 HEADER = "epoch    step  train loss  dev xent  dev frame acc        lr    frames/s  elapsed     left"
 CURVES = ("train_loss", "dev_xent", "dev_frame_acc", "learning_rate", "frames_per_second")
@@ -61,6 +61,6 @@ def tensorboard(folder: Path, first_step: int) -> Iterator[Curves]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise AsrKdError("tensorboard true: needs TensorBoard; pip install '.[tensorboard]' in the checkout") from error
+        raise AsrKdError(f"tensorboard true: needs TensorBoard; {install_hint('tensorboard')}") from error
     with SummaryWriter(str(folder), purge_step=first_step + 1) as writer:
         yield writer

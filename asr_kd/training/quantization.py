@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from asr_kd.errors import AsrKdError
+from asr_kd.errors import AsrKdError, install_hint
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.quantized import LEVELS, Quantization, QuantizedLinear
 
@@ -78,7 +78,7 @@ def _torchao() -> SimpleNamespace:
         from torchao.quantization.pt2e.fake_quantize import FusedMovingAvgObsFakeQuantize
         from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
     except ImportError as error:
-        raise AsrKdError(f"quantize: needs torchao ({error}); pip install '.[quantize]' in the checkout") from error
+        raise AsrKdError(f"quantize: needs torchao ({error}); {install_hint('quantize')}") from error
     finally:
         logger.setLevel(level)
 
