@@ -504,7 +504,7 @@ def test_the_script_fails_with_one_sentence(run, data_dir: Path, tmp_path: Path)
         (["subset", data_dir, out, "--first", 4], "4 utterances were asked for, there are 3"),
         (["subset", data_dir, out, "--utt-list", tmp_path / "utts"], f"{tmp_path / 'utts'}:2: x is not in"),
         (["subset", data_dir, out, "--utt-list", tmp_path / "none"], "could not be read as a list"),
-        (["subset", data_dir, data_dir, "--first", 1], "over itself"),
+        (["subset", data_dir, data_dir, "--first", 1], "exists, and is not replaced"),
         (["split", data_dir, "--num", 3], "3 parts cannot be made, there are 2 speakers"),
         (["combine", out, data_dir, data_dir], "a-1 is there too"),
         (["validate", tmp_path / "none"], "there is no such data directory"),

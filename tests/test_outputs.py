@@ -150,6 +150,10 @@ def test_a_data_directory_goes_into_a_folder_of_its_own(tmp_path, capsys):
     assert run("combine", data / "c", data / "a", data / "b") == 0
     assert run("subset", data / "a", data / "c", "--first", 1) == 0
     assert (data / "c/utt2spk").read_text() == "s-a s\n"
+    for ours in (("subset", data / "c", data / "c", "--first", 1), ("combine", data / "c", data / "c", data / "b")):
+        assert run(*ours) == 1
+        assert "cannot be written over itself" in capsys.readouterr().err
+    assert (data / "c/utt2spk").read_text() == "s-a s\n"
 
 
 def test_tables_of_kaldi_are_not_written_over_text(toy, notes, capsys):
