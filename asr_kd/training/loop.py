@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ from asr_kd.training.schedule import Newbob, make_schedule
 from asr_kd.training.state import TrainingState
 from asr_kd.training.stream import StreamedIndex, StreamedOrder
 from asr_kd.training.update import Update
+
+T = TypeVar("T")
 
 # Frames to train on that a finished net is tried on.
 MAX_TRANSFER_FRAMES = 100_000
@@ -209,41 +211,58 @@ def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
 
 def _train_epoch(run: Run, state: TrainingState, save: Callable[[], None]) -> None:
     """Train from where `state` stands to the end of its epoch; `save` is called every checkpoint_minutes."""
-    config, frames, net = run.config, run.train.frames, state.net
-    augment = Augmentation(config, frames.window, frames.feat_dim, run.seed, frames.device)
+    frames = run.train.frames
+    augment = Augmentation(run.config, frames.window, frames.feat_dim, run.seed, frames.device)
+
+    def begin_pass(number: int, is_new: bool) -> torch.Tensor | StreamedOrder:
+        if is_new:
+            torch.manual_seed(seed_of_pass(run, number))  # dropout
+        return order_of_pass(run, number)
+
+    for order, rows in batches_of_epoch(run, state, begin_pass, lambda: mean_loss(run, state), save):
+        batch = order[rows].long()
+        index = run.world.share(batch)
+        rate, share = state.schedule.learning_rate(state.step), len(index) / len(batch)
+        loss = state.update(index, rate, _windows(run, augment, batch, state.step), share=share)
+        state.add_step(loss, len(batch))
+
+
+def batches_of_epoch(
+    run: Run,
+    state: TrainingState,
+    begin_pass: Callable[[int, bool], T],
+    pause: Callable[[], object],
+    save: Callable[[], None],
+) -> Iterator[tuple[T, slice]]:
+    """The batches of a net, or of a stack of nets, from where `state` stands to the end of its epoch.
+
+    Yields what `begin_pass` made of a pass (its number, and whether its first batch comes next, or one in the middle
+    after a resumption), and where in its order the batch lies; the caller makes a step of it, and adds it to `state`.
+    At the end, and before `save`, which is called every checkpoint_minutes, the device has ended and `pause` is called.
+    """
+    config, seconds = run.config, 60.0 * run.config.checkpoint_minutes
     end = min(state.epoch_begin + (config.steps_per_epoch or run.steps_per_pass), run.num_steps)
-    net.train()
+    state.net.train()
     if config.dropout_schedule:
-        set_dropout(net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
+        set_dropout(state.net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
     state.update.begin_epoch()
-    pruning = run.pruning
-    order = None
-    begin = time.perf_counter()
+    order, begin = None, time.perf_counter()
     while state.step < end:
         number_of_pass, position = divmod(state.step, run.steps_per_pass)
         if order is None or position == 0:
-            order = order_of_pass(run, number_of_pass)
-        if position == 0:
-            torch.manual_seed(seed_of_pass(run, number_of_pass))  # dropout
-        batch = order[position * config.batch_size : (position + 1) * config.batch_size].long()
-        index = run.world.share(batch)
-        windows = _windows(run, augment, batch, state.step)
-        rate, share = state.schedule.learning_rate(state.step), len(index) / len(batch)
-        loss = state.update(index, rate, windows, share=share)
-        state.loss_sum += loss * len(batch)
-        state.num_frames += len(batch)
-        state.step += 1
-        if pruning:
-            pruning.after_step(net, state.step)
+            order = begin_pass(number_of_pass, position == 0)
+        yield order, slice(position * config.batch_size, (position + 1) * config.batch_size)
+        if run.pruning:
+            run.pruning.after_step(state.net, state.step)
         if state.step > run.num_steps_before_average:
             state.add_to_average()
-        if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
-            mean_loss(run, state)  # waits for the device
-            state.seconds += time.perf_counter() - begin
+        if time.perf_counter() - begin > seconds and state.step < end:
+            state.stop_clock(begin)
+            pause()
             save()
             begin = time.perf_counter()
-    mean_loss(run, state)
-    state.seconds += time.perf_counter() - begin
+    state.stop_clock(begin)
+    pause()
 
 
 def _windows(run: Run, augment: Augmentation, batch: torch.Tensor, step: int) -> torch.Tensor | None:

@@ -6,7 +6,6 @@ alone; while steps are made, weights and the optimiser's state are in one more, 
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +20,7 @@ from asr_kd.training.augment import Augmentation
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, load_checkpoint, restore, save_checkpoint, snapshot
 from asr_kd.training.loop import (
+    batches_of_epoch,
     describe,
     end_epoch,
     finish,
@@ -30,7 +30,6 @@ from asr_kd.training.loop import (
     order_of_pass,
     progress_of,
     seed_of_pass,
-    set_dropout,
     summation,
     take_the_place,
     train_net,
@@ -268,40 +267,24 @@ class Stack:
 
     def train_epoch(self, save: Callable[[], None]) -> None:
         """Train to the end of the epoch; `save` is called every checkpoint_minutes."""
-        run, state, config = self.run, self.state, self.run.config
-        end = min(state.epoch_begin + (config.steps_per_epoch or run.steps_per_pass), run.num_steps)
-        state.net.train()
-        if config.dropout_schedule:
-            set_dropout(state.net, config.dropout_schedule[min(state.epoch, len(config.dropout_schedule)) - 1])
-        if state.step == state.epoch_begin:
-            state.begin_epoch()
-        state.update.begin_epoch()
-        orders, begin = None, time.perf_counter()
-        while state.step < end:
-            number_of_pass, position = divmod(state.step, run.steps_per_pass)
-            if orders is None or position == 0:
-                orders = torch.stack([order_of_pass(member.run, number_of_pass) for member in self.members])
-            if position == 0:
-                for member in self.members:
-                    member.dropout.manual_seed(seed_of_pass(member.run, number_of_pass))
-            self.train_step(orders[:, position * config.batch_size : (position + 1) * config.batch_size].long())
-            if time.perf_counter() - begin > 60.0 * config.checkpoint_minutes and state.step < end:
-                self._pause(begin)
-                save()
-                begin = time.perf_counter()
-        self._pause(begin)
+        if self.state.step == self.state.epoch_begin:
+            self.state.begin_epoch()
+        for orders, rows in batches_of_epoch(self.run, self.state, self._begin_pass, self._hand_out, save):
+            self.train_step(orders[:, rows].long())
+
+    def _begin_pass(self, number: int, is_new: bool) -> torch.Tensor:
+        """The order of each member, (num_nets, n)."""
+        if is_new:
+            for member in self.members:
+                member.dropout.manual_seed(seed_of_pass(member.run, number))
+        return torch.stack([order_of_pass(member.run, number) for member in self.members])
 
     def train_step(self, index: torch.Tensor) -> None:
         """One step of every member, on frames `index` (num_nets, batch)."""
-        run, state = self.run, self.state
-        masks = state.net.dropout_masks(index.shape[1], [member.dropout for member in self.members], run.dtype)
-        rate = state.schedule.learning_rate(state.step)
-        losses = state.update(index, rate, self._windows(index), masks)
-        state.loss_sum += losses * index.shape[1]
-        state.num_frames += index.shape[1]
-        state.step += 1
-        if state.step > run.num_steps_before_average:
-            state.add_to_average()
+        state = self.state
+        masks = state.net.dropout_masks(index.shape[1], [member.dropout for member in self.members], self.run.dtype)
+        losses = state.update(index, state.schedule.learning_rate(state.step), self._windows(index), masks)
+        state.add_step(losses, index.shape[1])
 
     def _windows(self, index: torch.Tensor) -> torch.Tensor | None:
         """What each member sees, (num_nets, batch, window * feat_dim), views of its own drawn as if it were alone.
@@ -313,11 +296,9 @@ class Stack:
         windows = self.run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
         return torch.stack([view(mine, self.state.step) for view, mine in zip(self._views, windows, strict=True)])
 
-    def _pause(self, begin: float) -> None:
-        """Wait for the device, stop the clock, and give each member what is its own; it has its share of the time."""
-        whole = self.state
-        loss_sums = whole.loss_sum.cpu()
-        whole.seconds += time.perf_counter() - begin
+    def _hand_out(self) -> None:
+        """Give each member what is its own; it has its share of the time."""
+        whole, loss_sums = self.state, self.state.loss_sum.cpu()
         num_nets = len(self.members)
         now = _parted(snapshot(whole.net, whole.optimizer), num_nets)
         means = _parted(whole.average.net.state_dict(), num_nets) if whole.average else None

@@ -1,5 +1,6 @@
 """What changes while a net is trained; with the run's seed, everything that comes later follows from it."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,17 @@ class TrainingState:
         """Forget the sums of the last one."""
         self.loss_sum = torch.zeros_like(self.loss_sum)
         self.num_frames, self.seconds = 0, 0.0
+
+    def add_step(self, loss: torch.Tensor, num_frames: int) -> None:
+        """Count a step of `update`, which found the mean loss of so many frames."""
+        self.loss_sum += loss * num_frames
+        self.num_frames += num_frames
+        self.step += 1
+
+    def stop_clock(self, begin: float) -> None:
+        """Wait for the device, and count the seconds since `begin` (time.perf_counter)."""
+        self.loss_sum.cpu()
+        self.seconds += time.perf_counter() - begin
 
     @property
     def result(self) -> FrameClassifier:
