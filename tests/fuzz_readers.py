@@ -468,11 +468,12 @@ register("net.json", net_file("net.json"), lambda path: load_net(path.parent).di
 register("final.safetensors", net_file("final.safetensors"), lambda path: load_net(path.parent).digest, sealed=True)
 
 SYSTEMS = "- {name: baseline, role: baseline, nets: [[net]]}\n"
-SYSTEMS += "- {name: e, role: ensemble, combination: geometric, nets: [[net, net]]}\n"
+SYSTEMS += "- {name: e, role: ensemble, combination: geometric, nets: [[net, net2]]}\n"
 
 
 def systems(folder: Path) -> Path:
-    save_net(folder / "net", tiny_net())
+    for name in ("net", "net2"):
+        save_net(folder / name, tiny_net())
     return holding(SYSTEMS, "systems.yaml")(folder)
 
 

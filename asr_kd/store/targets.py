@@ -1,7 +1,7 @@
 """targets.h5: soft targets keyed by utterance and frame, with fingerprints of everything they came from."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,9 @@ SEQUENCE_KEYS = ("sequence_weight", "sequence_acwt", "sequence_ali")
 _OF_VALUES = {"format", "version", "frame_shift_ms", "snip_edges", "layout_digest", "tables_digest", "values_digest"}
 _OF_VALUES |= {"num_pdfs", "top_k"}
 
+VALUES = ("prob", "pdf", "tail")
+# prob as it is stored, pdf and tail; the last two None where dense.
+Stored = tuple[np.ndarray, np.ndarray | None, np.ndarray | None]
 # Rows, and the arrays of these rows.
 Blocks = Iterable[tuple[slice, dict[str, np.ndarray]]]
 
@@ -54,7 +57,7 @@ def write_targets(
             file.attrs[key] = value
         columns = _columns(num_pdfs, top_k, bits).items()
         stored = {name: file.create_dataset(name, (num_frames, *width), dtype) for name, (width, dtype) in columns}
-        done, digests = 0, {name: hashlib.sha256() for name in ("prob", "pdf", "tail")}
+        done, digests = 0, {name: hashlib.sha256() for name in VALUES}
         for rows, arrays in blocks:
             if rows.start != done or rows.stop > num_frames:
                 raise AsrKdError(f"{path}: soft targets came out of order at frame {rows.start}")
@@ -106,10 +109,6 @@ def read_parts(paths: Iterable[str | Path]) -> Iterator[tuple[slice, dict[str, n
                 begin = rows.stop
 
 
-def _digest_of(array: np.ndarray | None) -> str:
-    return hashlib.sha256(b"" if array is None else np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
 def _check_shapes(path: Path, layout: Layout, num_pdfs: int, prob: Any, pdf: Any, tail: Any) -> None:
     """prob, pdf, tail: arrays or data sets, pdf and tail None where dense."""
     rows = layout.num_frames
@@ -131,6 +130,26 @@ def _check_values(path: Path, num_pdfs: int, prob: np.ndarray, pdf: np.ndarray |
             raise AsrKdError(f"{path}: holds soft targets that are no probabilities")
 
 
+def _checked(file: h5py.File, read: Callable[[slice], Stored], blocks: Iterable[slice]) -> Iterator[Stored]:
+    """What `read` finds in blocks of rows, which are all of a targets.h5 in order.
+
+    Raises AsrKdError for values that cannot be targets, and after the last block if values or tables are not those of
+    their digests; files of before 0.2 have none.
+    """
+    path, num_pdfs = Path(file.filename), int(file.attrs["num_pdfs"])
+    digests = [hashlib.sha256() for _ in range(3)]
+    for rows in blocks:
+        arrays = read(rows)
+        _check_values(path, num_pdfs, *arrays)
+        for digest, array in zip(digests, arrays, strict=True):
+            digest.update(b"" if array is None else np.ascontiguousarray(array))
+        yield arrays
+    found = " ".join(digest.hexdigest() for digest in digests)
+    if file.attrs.get("values_digest", found) != found:
+        raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
+    require_sealed(file)
+
+
 class UttTargets(NamedTuple):
     """Soft targets of one utterance, as TargetsReader has them; pdf and tail are None where dense."""
 
@@ -145,21 +164,15 @@ def stream_targets(path: str | Path) -> Iterator[UttTargets]:
 
     Raises AsrKdError as TargetsReader does, at the last utterance for values that are not those of their digest.
     """
-    path = Path(path)
     with open_h5(path, FORMAT) as file, readable(path):
-        layout, num_pdfs = read_layout(file), int(file.attrs["num_pdfs"])
-        stored = [file.get(name) for name in ("prob", "pdf", "tail")]
-        _check_shapes(path, layout, num_pdfs, *stored)
-        digests = [hashlib.sha256() for _ in stored]
-        for utt_id in layout.utt_ids:
-            rows = layout.rows(utt_id)
-            arrays = [None if dataset is None else dataset[rows] for dataset in stored]
-            for digest, array in zip(digests, arrays, strict=True):
-                digest.update(b"" if array is None else array.tobytes())
-            _check_values(path, num_pdfs, *arrays)
-            prob, pdf, tail = arrays
+        layout, stored = _Targets(Path(path), file).layout, [file.get(name) for name in VALUES]
+
+        def read(rows: slice) -> Stored:
+            return tuple(None if each is None else each[rows] for each in stored)
+
+        utts = map(layout.rows, layout.utt_ids)
+        for utt_id, (prob, pdf, tail) in zip(layout.utt_ids, _checked(file, read, utts), strict=True):
             yield UttTargets(utt_id, probabilities(prob, tail), pdf, tail)
-        _check_digest(path, file.attrs.get("values_digest"), " ".join(digest.hexdigest() for digest in digests))
 
 
 def stored_digest(path: str | Path) -> str:
@@ -171,11 +184,6 @@ def stored_digest(path: str | Path) -> str:
         if "values_digest" not in file.attrs:
             raise AsrKdError(f"{path}: has no values_digest; make it again (asr-kd soft-targets)")
         return f"{file.attrs['layout_digest']} {file.attrs['values_digest']}"
-
-
-def _check_digest(path: Path, stored: str | None, found: str) -> None:
-    if stored is not None and stored != found:  # files of before 0.2 have none
-        raise AsrKdError(f"{path}: its values are not those of its values_digest; remove it and make it again")
 
 
 class _Targets:
@@ -195,7 +203,7 @@ class _Targets:
         self.sequence = {key: self.attributes[key] for key in SEQUENCE_KEYS if key in self.attributes}
         if not 0 < self.temperature < np.inf:
             raise AsrKdError(f"{path}: its temperature is {self.temperature}")
-        _check_shapes(path, self.layout, self.num_pdfs, *(file.get(name) for name in ("prob", "pdf", "tail")))
+        _check_shapes(path, self.layout, self.num_pdfs, *(file.get(name) for name in VALUES))
 
     def require_fit(
         self, layout: Layout, content_digest: str, num_pdfs: int, model_digest: str, *, allow_views: bool = False
@@ -228,14 +236,8 @@ class TargetsReader(_Targets):
         """Raises AsrKdError if the file is missing, damaged, foreign, or its arrays do not fit each other."""
         with open_h5(path, FORMAT) as file, readable(path):
             super().__init__(Path(path), file)
-            self.stored_prob = file["prob"][:]
-            self.pdf = file["pdf"][:] if "pdf" in file else None
-            self.tail = file["tail"][:] if "tail" in file else None
-            values_digest = file.attrs.get("values_digest")
-            stored = (self.stored_prob, self.pdf, self.tail)
-            _check_values(self.path, self.num_pdfs, *stored)
-            _check_digest(self.path, values_digest, " ".join(map(_digest_of, stored)))
-            require_sealed(file)
+            whole = tuple(file[name][:] if name in file else None for name in VALUES)
+            [(self.stored_prob, self.pdf, self.tail)] = _checked(file, lambda _: whole, [slice(None)])
 
     @cached_property
     def prob(self) -> np.ndarray:
@@ -279,21 +281,15 @@ class TargetsRows(_Targets):
         with readable(path):
             super().__init__(Path(path), self._file)
             self.stored_prob, self.pdf, self.tail = (
-                StoredRows(self._file[name]) if name in self._file else None for name in ("prob", "pdf", "tail")
+                StoredRows(self._file[name]) if name in self._file else None for name in VALUES
             )
             self.digest, self.has_tail = stored_digest(path), False
-            digests = [hashlib.sha256() for _ in range(3)]
-            for begin in range(0, self.layout.num_frames, block_frames):
-                arrays = self.read(slice(begin, begin + block_frames))
-                _check_values(self.path, self.num_pdfs, *arrays)
-                self.has_tail |= arrays[2] is not None and bool(arrays[2].any())
-                for digest, array in zip(digests, arrays, strict=True):
-                    digest.update(b"" if array is None else array.tobytes())
-            found = " ".join(digest.hexdigest() for digest in digests)
-            _check_digest(self.path, self._file.attrs["values_digest"], found)
-            require_sealed(self._file)
+            begins = range(0, self.layout.num_frames, block_frames)
+            blocks = (slice(begin, begin + block_frames) for begin in begins)
+            for _, _, tail in _checked(self._file, self.read, blocks):
+                self.has_tail |= tail is not None and bool(tail.any())
 
-    def read(self, rows: slice) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    def read(self, rows: slice) -> Stored:
         """stored_prob, pdf and tail of frames `rows`; raises AsrKdError if they cannot be read."""
         with readable(self.path):
             datasets = (self.stored_prob, self.pdf, self.tail)
