@@ -135,12 +135,16 @@ def claimed(outputs: Mapping[Path, str | None], command: str) -> Iterator[None]:
     """Let the block write `outputs`, each of which has a stamp beside it afterwards, by which it is known as ours.
 
     For what `make` does not make. outputs: with the `mark` of each, if it is a folder that has one. Raises AsrKdError
-    where require_ours does, before anything is done.
+    where require_ours does, before anything is done. A device or a pipe is left to whoever writes it.
     """
-    for output, mark in outputs.items():
+    plain: dict[Path, str | None] = {}
+    for path, mark in outputs.items():
+        if path.is_file() or path.is_dir() or not path.exists():
+            plain[Path(os.path.abspath(path)) if path.name in ("", "..") else path] = mark
+    for output, mark in plain.items():
         require_ours(output, mark)
     with contextlib.ExitStack() as stack:
-        for output in outputs:
+        for output in plain:
             stack.enter_context(_marked(output, command))
         yield
 

@@ -99,6 +99,17 @@ def test_a_folder_is_ours_if_it_has_the_mark_or_a_stamp_or_nothing(tmp_path):
     assert entries(tmp_path) == ["site"]
 
 
+def test_words_go_to_the_current_folder_and_to_devices(tmp_path, monkeypatch, capsys):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "text").write_text("a one\n")
+    monkeypatch.chdir(tmp_path / "here")
+    for _ in range(2):
+        assert main(["score-words", "--ref", "../text", "--hyp", "../text", "--out", "."]) == 0
+    assert entries(tmp_path) == [".here.stamp.json", "here", "text"]
+    with claimed({Path("/dev/null"): None}, "c"):
+        pass
+
+
 @pytest.mark.parametrize(
     "argv",
     [
