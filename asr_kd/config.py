@@ -446,6 +446,8 @@ def _convert(annotation: Any, value: Any) -> Any:
         return value if isinstance(value, str) else _INVALID
     if isinstance(value, bool):
         return _INVALID
+    if isinstance(value, str) and "_" in value:  # Python takes 1_000 for a number
+        return _INVALID
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -542,9 +544,10 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
         if key in vars(args)
     }
     files: dict[str, Path] = {}
-    for file in args.config:
-        files |= dict.fromkeys(load_yaml(file), file)
-    for given in (*map(load_yaml, args.config), by_hand):
+    contents = [load_yaml(file) for file in args.config]  # once: a pipe has nothing more to say
+    for file, given in zip(args.config, contents, strict=True):
+        files |= dict.fromkeys(given, file)
+    for given in (*contents, by_hand):
         values.update(given)
         # Who gives a value wants that one, not a search around it.
         values.update({sweep: [given[key]] for key, sweep in SWEPT.items() if key in given and sweep not in given})
@@ -552,6 +555,6 @@ def config_from_args(args: argparse.Namespace) -> dict[str, Any]:
         try:
             resolve(concern, values)
         except AsrKdError as error:
-            key = str(error).partition(" ")[0]
+            key = re.match(r"\w*", str(error))[0]
             raise AsrKdError(f"{files[key]}: {error}" if key in files and key not in by_hand else str(error)) from error
     return values

@@ -9,14 +9,14 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from asr_kd import __version__
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import write_json
+from asr_kd.store.atomic import has_mark, write_json
 from asr_kd.store.places import has_h5_signature
 from asr_kd.world import ALONE, World
 
@@ -76,39 +76,61 @@ def file_digest(paths: Iterable[str | Path]) -> str:
 
 
 def _stamp_path(output: Path) -> Path:
-    if output.name in ("", ".."):
+    """Beside what a symbolic link leads to."""
+    place = output.resolve() if output.is_symlink() else output
+    if place.name in ("", ".."):
         raise AsrKdError(f"{output}: name the output itself, with a stamp of what it was made from beside it")
-    return output.with_name(f".{output.name}.stamp.json")
+    return place.with_name(f".{place.name}.stamp.json")
 
 
-def up_to_date(output: str | Path, made_from: str) -> bool:
-    """Whether `output` exists and was made from the same fingerprint."""
-    stamp = _stamp_path(Path(output))
+def _read_stamp(output: Path) -> dict[str, Any] | None:
+    """What the stamp beside an output says, {} if it cannot be read, None if there is none."""
     try:
-        found = json.loads(stamp.read_text())["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError):
-        found = None
-    return found is not None and found == made_from and Path(output).exists()
+        found = json.loads(_stamp_path(output).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _write_stamp(stamp: Path, digest: str | None, command: str | None = None) -> None:
-    """digest: the fingerprint of a complete output; None for one that is ours, and made anew by whoever asks for it."""
-    write_json(stamp, {"fingerprint": digest, **run_info(command)})
+def _write_stamp(output: Path, digest: str | None, command: str, *, is_whole: bool = True) -> None:
+    """digest: the fingerprint of what is up to date; None for what is ours, and made anew by whoever asks for it."""
+    size = output.stat().st_size if is_whole and output.is_file() else None
+    write_json(_stamp_path(output), {"fingerprint": digest, "size": size, **run_info(command)})
+
+
+def _is_changed(output: Path, stamp: dict[str, Any]) -> bool:
+    """Whether a file is not the one that the stamp was written for; a stamp of an unfinished one does not tell."""
+    return stamp.get("size") is not None and not (output.is_file() and output.stat().st_size == stamp["size"])
+
+
+def _up_to_date(output: Path, made_from: str) -> bool:
+    """Whether `output` exists as it was made from the same fingerprint."""
+    stamp = _read_stamp(output)
+    return bool(stamp) and output.exists() and stamp.get("fingerprint") == made_from and not _is_changed(output, stamp)
 
 
 def require_ours(output: str | Path, mark: str | None = None) -> None:
     """Raise AsrKdError where `output` is there and nothing says that this program wrote it, so that it may replace it.
 
-    Ours is what has a stamp beside it, what is empty, and a folder that has the file `mark`.
+    Ours is what has a stamp beside it, a file only of the size that the stamp names; an empty file, and a folder without
+    one; and a folder that has_mark knows by its `mark`.
     """
     output = Path(output)
-    stamp = _stamp_path(output)
-    if not output.exists() or stamp.exists() or (mark and (output / mark).exists()):
+    files = (each for each in output.rglob("*") if not each.is_dir())
+    if not output.exists() or not (any(files) if output.is_dir() else output.stat().st_size):
         return
-    if any(output.iterdir()) if output.is_dir() else output.stat().st_size:
+    stamp, name = _read_stamp(output), _stamp_path(output).name
+    if stamp is None and not (mark and has_mark(output, mark)):
         raise AsrKdError(
             f"{output}: exists, and is not replaced, since nothing says that it was written by asr_kd (there is no "
-            f"{stamp.name} beside it); name another, or remove it"
+            f"{name} beside it, which versions before 0.15 did not always leave); name another, or remove it"
+        )
+    if stamp and _is_changed(output, stamp):
+        raise AsrKdError(
+            f"{output}: exists, and is not replaced, since it was changed after asr_kd wrote it (its size is not that "
+            f"in {name}); name another, or remove it"
         )
 
 
@@ -116,35 +138,43 @@ def require_ours(output: str | Path, mark: str | None = None) -> None:
 def _marked(output: Path, command: str) -> Iterator[None]:
     """Let the block write `output`, which has a stamp without a fingerprint from the start.
 
-    So after a kill it is known as ours, and not taken for complete.
+    So after a kill it is known as ours, and not taken for complete. After an error there is no new stamp, unless what
+    the block has begun to write is there. Where no stamp can be written, the block tells what it cannot write itself.
     """
-    stamp = _stamp_path(output)
-    if output.parent.is_dir():
-        _write_stamp(stamp, None, command)
-    try:
+    existed, stamp = output.exists(), _stamp_path(output)
+    if existed and not (output.is_file() or output.is_dir()):  # a device or a pipe
         yield
-    finally:
-        if not output.exists():
+        return
+    was_stamped, new = stamp.exists(), [each for each in output.parents if not each.exists()]
+    try:
+        with contextlib.suppress(AsrKdError, OSError):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            _write_stamp(output, None, command, is_whole=False)
+        yield
+    except BaseException:
+        if not was_stamped and (existed or not output.exists()):
             stamp.unlink(missing_ok=True)
-        elif not stamp.exists():
-            _write_stamp(stamp, None, command)
+            with contextlib.suppress(OSError):
+                for folder in new:
+                    folder.rmdir()
+        raise
+    with contextlib.suppress(AsrKdError):
+        _write_stamp(output, None, command)
 
 
 @contextlib.contextmanager
-def claimed(outputs: Mapping[Path, str | None], command: str) -> Iterator[None]:
+def claimed(outputs: Iterable[Path], command: str, mark: str | None = None) -> Iterator[None]:
     """Let the block write `outputs`, each of which has a stamp beside it afterwards, by which it is known as ours.
 
-    For what `make` does not make. outputs: with the `mark` of each, if it is a folder that has one. Raises AsrKdError
-    where require_ours does, before anything is done. A device or a pipe is left to whoever writes it.
+    For what `make` does not make. Raises AsrKdError where require_ours does, before anything is done.
     """
-    plain: dict[Path, str | None] = {}
-    for path, mark in outputs.items():
-        if path.is_file() or path.is_dir() or not path.exists():
-            plain[Path(os.path.abspath(path)) if path.name in ("", "..") else path] = mark
-    for output, mark in plain.items():
-        require_ours(output, mark)
+    # The current folder has no name otherwise.
+    outputs = [Path(os.path.abspath(path)) if path.name in ("", "..") else path for path in outputs]
+    for output in outputs:
+        if output.is_file() or output.is_dir():
+            require_ours(output, mark)
     with contextlib.ExitStack() as stack:
-        for output in plain:
+        for output in outputs:
             stack.enter_context(_marked(output, command))
         yield
 
@@ -155,28 +185,33 @@ def make(
     *,
     command: str,
     besides: Sequence[Path] = (),
+    holds: Sequence[Path] = (),
     world: World = ALONE,
     **made_from: Any,
 ) -> bool:
     """Let `work` write `output`, unless it is there already, complete and made from the same; returns whether it ran.
 
     made_from: everything that the output depends on (digests of inputs, configuration); see fingerprint. besides: what
-    `work` writes besides, without which the output is not complete. world: the processes that all call this, and that
-    all `work` then. Raises AsrKdError for a file of someone else's; what is in a folder, or of HDF5, `work` looks at
-    itself.
+    `work` writes besides; holds: files of an output that is a folder; without either it is not complete. world: the
+    processes that all call this, and that all `work` then. Raises AsrKdError for a file of someone else's; what is in a
+    folder, or of HDF5, `work` looks at itself.
     """
-    output, digest = Path(output), fingerprint(**made_from)
-    for each in (output, *besides):
-        if each.is_file() and not has_h5_signature(each):
-            require_ours(each)
+    outputs, digest = [Path(output), *besides], fingerprint(**made_from)
     world.require_same(digest, f"{output}: not all processes have the same inputs, options and version")
-    if world.first(lambda: up_to_date(output, digest) and all(each.exists() for each in besides)):
+
+    def is_complete() -> bool:
+        return all(_up_to_date(each, digest) for each in outputs) and all(each.exists() for each in holds)
+
+    if world.first(is_complete):
         world.log(f"{output}: up to date")
         return False
+    for each in outputs:
+        if each.is_file() and not has_h5_signature(each):
+            require_ours(each)
     with contextlib.ExitStack() as stack:
-        for each in (output, *besides) if world.is_first else ():
+        for each in outputs if world.is_first else ():
             stack.enter_context(_marked(each, command))
         work()
-    if world.is_first:
-        _write_stamp(_stamp_path(output), digest, command)
+    for each in outputs if world.is_first else ():
+        _write_stamp(each, digest, command)
     return True

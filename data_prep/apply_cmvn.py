@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> None:
         raise AsrKdError("a sliding window has no statistics to read (--stats) or to write (--write-stats)")
     _check_names(args.feats, args.out)
     written = [parse_wspecifier(each).files for each in (args.out, args.write_stats) if each and is_table(each)]
-    with claimed(dict.fromkeys(itertools.chain(*written)), args.command_line):
+    with claimed(itertools.chain(*written), args.command_line):
         normalise(args)
 
 

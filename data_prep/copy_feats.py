@@ -86,7 +86,9 @@ def main(args: argparse.Namespace) -> None:
     outputs = parse_wspecifier(args.out).files if is_table(args.out) else []
     if args.write_utt2spk:
         outputs.append(args.write_utt2spk)
-    with claimed(dict.fromkeys(outputs), args.command_line):
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise AsrKdError(f"{args.write_utt2spk}: is OUT, too; write the speakers to another file")
+    with claimed(outputs, args.command_line):
         copy(args)
 
 

@@ -126,7 +126,7 @@ def _add_subset(parser: argparse.ArgumentParser) -> None:
 def subset(args: argparse.Namespace) -> None:
     """Write the data directory of some of the utterances."""
     data = load_data_dir(args.source, need_text=False)
-    with claimed({args.out: None}, args.command_line):
+    with claimed([args.out], args.command_line):
         subsets.write_selection(data, _choose(args, data), args.out)
     _report(args.out)
 
@@ -165,7 +165,9 @@ def split(args: argparse.Namespace) -> None:
     Perturbed copies go where their originals go.
     """
     data = load_data_dir(args.dir, need_text=False)
-    out = subsets.split(data, args.num, by_utterance=args.by == "utterance")
+    by_utterance = args.by == "utterance"
+    with claimed([subsets.folder_of_parts(data, args.num, by_utterance)], args.command_line):
+        out = subsets.split(data, args.num, by_utterance)
     for i in range(1, args.num + 1):
         _report(out / str(i))
 
@@ -177,7 +179,7 @@ def _add_combine(parser: argparse.ArgumentParser) -> None:
 
 def combine(args: argparse.Namespace) -> None:
     """Write one data directory of several; an utterance in two of them is an error."""
-    with claimed({args.out: None}, args.command_line):
+    with claimed([args.out], args.command_line):
         subsets.combine([load_data_dir(path, need_text=False) for path in args.sources], args.out)
     _report(args.out)
 

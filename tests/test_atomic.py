@@ -6,7 +6,7 @@ import h5py
 import pytest
 
 from asr_kd.errors import AsrKdError
-from asr_kd.runinfo import up_to_date
+from asr_kd.runinfo import make
 from asr_kd.store.atomic import atomic_dir, atomic_path, write_text
 from asr_kd.store.lock import only_writer
 
@@ -84,7 +84,7 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch, name):
         with pytest.raises(AsrKdError), write(name):
             pytest.fail("was let in")
     with pytest.raises(AsrKdError):
-        up_to_date(name, "")
+        make(name, lambda: pytest.fail("was let in"), command="c")
     assert (tmp_path / "a" / "b").is_dir()
 
 

@@ -82,10 +82,12 @@ def test_systems_are_read_with_paths_relative_to_their_file(tmp_path):
         ("- {name: a, role: student, nets: [[x]], colour: red}", "unknown key colour"),
         (GOOD + GOOD, "share a name"),
         ("- {name: a, role: member, nets: [[x], [y], [./x]]}", "two of its seeds are the same nets"),
+        ("- {name: a, role: member, nets: [[1e3]]}", "put them in quotes"),
         ("- {name: a, role: ensemble, nets: [[x, y/../x]], combination: arithmetic}", "in one list twice"),
+        *((f"- {{name: {name}, role: member, nets: [[x]]}}", "is that of a folder") for name in (".", "..")),
         *(
-            (f"- {{name: {name}, role: member, nets: [[x]]}}", "is that of a folder")
-            for name in (".", "..", "null", "1.5")
+            (f"- {{name: {name}, role: member, nets: [[x]]}}", "put it in quotes")
+            for name in ("null", "1.5", "2024-01-01")
         ),
     ],
 )

@@ -133,7 +133,7 @@ def test_inputs_are_not_written_over(folder, capsys):
 
 def test_lists_do_not_replace_a_folder_of_something_else(folder, capsys):
     assert run(folder, "lattice-nbest", "--acwt", "0.1", "--out", "DIR/data") == 1
-    assert "data: exists and holds something else" in capsys.readouterr().err
+    assert "data: exists, and is not replaced" in capsys.readouterr().err
     assert (folder / "data/text").read_text() == "s1-a two\ns1-b two\n"
 
 

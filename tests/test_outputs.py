@@ -1,7 +1,8 @@
 """Outputs do not replace what somebody else wrote."""
 
 import json
-import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import claimed, make
 from asr_kd.store.atomic import write_text
+from asr_kd.store.feats import FeatsReader
+from asr_kd.store.kaldi_ark import read_matrices
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 import copy_feats
@@ -67,7 +70,7 @@ def test_an_output_that_was_cut_short_is_made_again(tmp_path):
 
 
 def claim(out: Path, work) -> None:
-    with claimed({out: None}, "c"):
+    with claimed([out], "c"):
         work()
 
 
@@ -84,19 +87,92 @@ def test_what_came_to_nothing_leaves_nothing(tmp_path):
 
 
 def test_a_folder_is_ours_if_it_has_the_mark_or_a_stamp_or_nothing(tmp_path):
-    (tmp_path / "site").mkdir()
-    claims = {tmp_path / "site": "results.json"}
+    site, stamp = tmp_path / "site", tmp_path / ".site.stamp.json"
+    site.mkdir()
     for name in ("results.json", "index.html"):
-        with claimed(claims, "c"):
-            (tmp_path / "site" / name).touch()
-    (tmp_path / ".site.stamp.json").unlink()
-    with claimed(claims, "c"):
+        with claimed([site], "c", "results.json"):
+            (site / name).write_text('{"systems": []}')
+    stamp.unlink()
+    with claimed([site], "c", "results.json"):
         pass
-    (tmp_path / ".site.stamp.json").unlink()
-    (tmp_path / "site/results.json").unlink()
-    with pytest.raises(AsrKdError, match="site: exists"), claimed(claims, "c"):
-        pytest.fail("was let in")
+    stamp.unlink()
+    for foreign in ('{"mine": 1}', "[]", "no JSON"):
+        (site / "results.json").write_text(foreign)
+        with pytest.raises(AsrKdError, match="site: exists"), claimed([site], "c", "results.json"):
+            pytest.fail("was let in")
     assert entries(tmp_path) == ["site"]
+
+
+def test_what_was_refused_or_failed_does_not_become_ours(notes):
+    def fails() -> None:
+        raise AsrKdError("no")
+
+    (notes.parent / "site").mkdir()
+    (notes.parent / "site/index.html").write_text(NOTES)
+    (notes.parent / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    for out in ("site", "x.h5"):  # which the work looks at itself
+        with pytest.raises(AsrKdError, match="no"):
+            make(notes.parent / out, fails, command="c")
+    with pytest.raises(AsrKdError, match="no"), claimed([notes.parent / "new"], "c"):
+        fails()
+    with pytest.raises(AsrKdError, match="notes: exists"), claimed([notes.parent / "new", notes], "c"):
+        pytest.fail("was let in")
+    assert entries(notes.parent) == ["notes", "site", "x.h5"]
+
+
+def test_an_output_that_somebody_changed_is_not_ours_any_more(tmp_path):
+    out = tmp_path / "out"
+
+    def write() -> bool:
+        return make(out, lambda: write_text(out, "words"), command="c", a=1)
+
+    assert [write(), write()] == [True, False]
+    out.write_text(NOTES)
+    with pytest.raises(AsrKdError, match="out: exists, and is not replaced, since it was changed"):
+        write()
+    with pytest.raises(AsrKdError, match="since it was changed"):
+        claim(out, lambda: pytest.fail("was let in"))
+    assert out.read_text() == NOTES
+    out.unlink()
+    assert [write(), write()] == [True, False]
+
+
+def test_a_link_stands_for_what_it_leads_to(tmp_path):
+    (tmp_path / "precious").write_text(NOTES)
+    (tmp_path / "link").symlink_to("real")
+    for name in ("link", "real", "link"):
+        claim(tmp_path / name, lambda name=name: write_text(tmp_path / name, "words"))
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to("precious")
+    with pytest.raises(AsrKdError, match="link: exists, and is not replaced"):
+        claim(tmp_path / "link", lambda: pytest.fail("was let in"))
+    assert (tmp_path / "precious").read_text() == NOTES
+
+
+def test_what_is_written_besides_belongs_to_the_same_output(tmp_path):
+    def write(name: str) -> bool:
+        def work() -> None:
+            write_text(tmp_path / name, name)
+            write_text(tmp_path / "script", name)
+
+        return make(tmp_path / name, work, command="c", besides=[tmp_path / "script"], name=name)
+
+    assert [write("a"), write("a"), write("b"), write("a")] == [True, False, True, True]
+    (tmp_path / "script").unlink()
+    assert write("a")
+
+
+def test_a_killed_command_is_known_by_its_next_run(tmp_path):
+    """SIGKILL between the output and what follows it, in a folder that is new."""
+    script = (
+        "import os, sys; from pathlib import Path; from asr_kd.runinfo import claimed\n"
+        "out = Path(sys.argv[1])\n"
+        "with claimed([out], 'c'):\n    out.write_text('half'); os.kill(os.getpid(), 9)\n"
+    )
+    out = tmp_path / "new/deep/out"
+    assert subprocess.run([sys.executable, "-c", script, str(out)]).returncode == -9
+    claim(out, lambda: write_text(out, "whole"))
+    assert out.read_text() == "whole"
 
 
 def test_words_go_to_the_current_folder_and_to_devices(tmp_path, monkeypatch, capsys):
@@ -106,8 +182,9 @@ def test_words_go_to_the_current_folder_and_to_devices(tmp_path, monkeypatch, ca
     for _ in range(2):
         assert main(["score-words", "--ref", "../text", "--hyp", "../text", "--out", "."]) == 0
     assert entries(tmp_path) == [".here.stamp.json", "here", "text"]
-    with claimed({Path("/dev/null"): None}, "c"):
+    with claimed([Path("/dev/null")], "c"):
         pass
+    assert not Path("/dev/.null.stamp.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -115,6 +192,7 @@ def test_words_go_to_the_current_folder_and_to_devices(tmp_path, monkeypatch, ca
     [
         "lattice-rescore --lattices ark:lat --words words.txt --acwt 1 --out notes",
         "lattice-rescore --lattices ark:lat --words words.txt --acwt 1 --out out --lattices-out ark:notes",
+        "lattice-nbest --lattices ark:lat --words words.txt --acwt 1 --out notes",
         "check-hmm --feats f --data d --hmm h --hyps notes",
         "align --feats f --data d --hmm h --out ali.h5 --counts notes",
         "specialist-coverage --generalists g --specialists s --feats f --ali a --out notes",
@@ -127,6 +205,15 @@ def test_commands_look_at_their_outputs_first(notes, monkeypatch, capsys, argv):
     refused(capsys, Path("notes"), main(argv.split()))
     assert notes.read_text() == NOTES
     assert entries(notes.parent) == ["notes"]
+
+
+@pytest.mark.parametrize("table", ["ark:same", "ark,scp:x.ark,same", "same.ark"])
+def test_two_outputs_are_two_files(tmp_path, monkeypatch, capsys, table):
+    monkeypatch.chdir(tmp_path)
+    out = table.rpartition(":")[2].rpartition(",")[2]
+    argv = ["lattice-rescore", "--lattices", "ark:l", "--words", "w", "--acwt", "1", "--out", out]
+    assert main([*argv, "--lattices-out", table]) == 1
+    assert "is named for two outputs" in capsys.readouterr().err
 
 
 def test_a_net_is_not_replaced_by_what_is_told_of_it(toy, tmp_path, capsys):
@@ -157,6 +244,11 @@ def test_a_data_directory_goes_into_a_folder_of_its_own(tmp_path, capsys):
     for out in (data, data / "b"):
         refused(capsys, out, run("subset", data / "a", out, "--first", 1))
     refused(capsys, data, run("combine", data, data / "a", data / "b"))
+    (data / "a/split2utt").mkdir()
+    (data / "a/split2utt/notes").write_text(NOTES)
+    refused(capsys, data / "a/split2utt", run("split", data / "a", "--num", 2, "--by", "utterance"))
+    assert (data / "a/split2utt/notes").read_text() == NOTES
+    shutil.rmtree(data / "a/split2utt")
     assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == mine
     assert run("combine", data / "c", data / "a", data / "b") == 0
     assert run("subset", data / "a", data / "c", "--first", 1) == 0
@@ -181,4 +273,6 @@ def test_tables_of_kaldi_are_not_written_over_text(toy, notes, capsys):
         assert entries(notes.parent) == ["notes"]
     for _ in range(2):
         assert run(toy["feats"], f"ark,scp:{other},{notes.parent / 'other.scp'}") == 0
-    assert os.path.getsize(other) > 0
+    assert [utt_id for utt_id, _ in read_matrices(f"scp:{other}.scp")] == list(FeatsReader(toy["feats"]).layout.utt_ids)
+    assert run(toy["feats"], f"ark:{other}", "--write-utt2spk", other) == 1
+    assert "is OUT, too" in capsys.readouterr().err

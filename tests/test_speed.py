@@ -212,7 +212,7 @@ def test_recordings_of_others_are_not_touched(tmp_path: Path):
     data = make_data(tmp_path / "data", segments=False)
     (tmp_path / "corpus2" / "wav").mkdir(parents=True)
     (tmp_path / "corpus2" / "wav" / "only copy.wav").touch()
-    with pytest.raises(AsrKdError, match="corpus2: holds another data directory or recordings"):
+    with pytest.raises(AsrKdError, match="corpus2: holds something else than perturbed speech"):
         perturb(data, tmp_path / "corpus2")
     assert (tmp_path / "corpus2" / "wav" / "only copy.wav").exists()
 

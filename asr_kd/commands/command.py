@@ -105,19 +105,24 @@ class Command:
     def _run(self, args: argparse.Namespace) -> None:
         args.values = None if self.config is None else config_from_args(args)
         self._require_new_output(args)
-        claims = {file: each.mark for each in self._outputs() for file in _files_of(getattr(args, each.key))}
-        with claimed(claims, args.command_line):
+        outputs, mark = self._outputs(), next((each.mark for each in self._outputs() if each.mark), None)
+        with claimed(
+            [file for each in outputs for file in _files_of(getattr(args, each.key))], args.command_line, mark
+        ):
             self.main(args)
 
     def _outputs(self) -> list[Option]:
         return [each for each in self.options if isinstance(each, Option) and each.writes]
 
     def _require_new_output(self, args: argparse.Namespace) -> None:
-        """Raise AsrKdError where an output would replace a file that the command reads."""
-        files = {name: [file for file in _files_of(value) if file.is_file()] for name, value in vars(args).items()}
-        outputs = [
-            (name, file) for name in {"out", *(each.key for each in self._outputs())} for file in files.pop(name, [])
-        ]
+        """Raise AsrKdError where an output would replace a file that the command reads, or another output."""
+        named = {name: _files_of(value) for name, value in vars(args).items()}
+        files = {name: [file for file in paths if file.is_file()] for name, paths in named.items()}
+        names = dict.fromkeys(["out", *(each.key for each in self._outputs())])
+        outputs = [(name, file) for name in names for file in files.pop(name, [])]
+        places = [file.resolve() for name in names for file in named.get(name, [])]
+        if twice := next((file for number, file in enumerate(places) if file in places[:number]), None):
+            raise AsrKdError(f"{twice}: is named for two outputs, of which one would replace the other")
         for name, output in outputs:
             if same := [other for other, inputs in files.items() if any(file.samefile(output) for file in inputs)]:
                 flag, other = (each.replace("_", "-") for each in (name, same[0]))
@@ -126,8 +131,11 @@ class Command:
 
 def _files_of(value: Any) -> list[Path]:
     """What an option names: a path, several, or a table of Kaldi's (ark,scp:FILE,FILE)."""
-    if isinstance(value, str) and value.startswith(("ark", "scp")):
-        return [Path(name) for name in value.partition(":")[2].split(",")]
+    if isinstance(value, str):
+        kinds, colon, names = value.partition(":")
+        if colon and kinds.split(",")[0] in ("ark", "scp"):
+            return [Path(name) for name in names.split(",") if name not in ("", "-")]
+        return [Path(value)] if value.endswith((".ark", ".ark.gz", ".scp")) else []
     if isinstance(value, list):
         return [file for each in value for file in _files_of(each)]
     return [value] if isinstance(value, Path) else []

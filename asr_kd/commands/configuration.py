@@ -11,7 +11,7 @@ from asr_kd.commands.command import command, path
 from asr_kd.config import CONCERNS
 from asr_kd.errors import AsrKdError
 from asr_kd.store.atomic import write_text
-from asr_kd.store.parsing import parse_yaml
+from asr_kd.store.parsing import format_yaml, parse_yaml
 
 
 @command(
@@ -27,7 +27,7 @@ def config(args: argparse.Namespace) -> None:
             f"num_seeds {args.values['num_seeds']}: the baseline's nets are members of the ensemble, so it can be at "
             f"most num_members, {args.values['num_members']}; give a smaller --num-seeds, or more members"
         )
-    text = yaml.safe_dump(args.values, sort_keys=False, default_flow_style=None)
+    text = format_yaml(args.values)
     if not args.out:
         print(text, end="")
         return
@@ -36,15 +36,25 @@ def config(args: argparse.Namespace) -> None:
 
 
 def _tell_changes(out: Path, values: dict[str, Any]) -> None:
-    """Say what will differ from the configuration that an experiment was run with before."""
+    """Say what will differ from the configuration that an experiment was run with before.
+
+    Raises AsrKdError where what is there is not what this command wrote, which is all keys, of some version, and no
+    comment.
+    """
     try:
-        before = parse_yaml(out.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        text = out.read_text(encoding="utf-8")
+    except FileNotFoundError:
         return
-    if before is None:  # an empty file
+    except (OSError, UnicodeDecodeError):
+        text = "#"
+    if not text.strip():
         return
-    if not isinstance(before, dict):
-        raise AsrKdError(f"{out}: exists and is no configuration; name another file")
+    try:
+        before = {} if "#" in text else parse_yaml(text)
+    except yaml.YAMLError:
+        before = {}
+    if not isinstance(before, dict) or 2 * len(before.keys() & values.keys()) < len(values):
+        raise AsrKdError(f"{out}: exists and is no configuration that asr-kd config wrote; name another file")
     changed = [f"{key} {before.get(key)} → {value}" for key, value in values.items() if before.get(key) != value]
     if changed:
         log(

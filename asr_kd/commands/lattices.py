@@ -61,7 +61,7 @@ def _names(words: list[str], best: "LatticePath") -> list[str]:
     *LATTICES,
     *SCALES,
     option("--n", "how many of each utterance at most (default 10)", type=int, default=10),
-    path("--out", "folder of the lists"),
+    output("--out", "folder of the lists"),
 )
 def lattice_nbest(args: argparse.Namespace) -> None:
     """List the best word sequences of every lattice, each once, in the order of their cost; the lists are exact.
@@ -77,7 +77,7 @@ def lattice_nbest(args: argparse.Namespace) -> None:
         raise AsrKdError(f"--n {args.n}: must be at least 1")
     count = 0
     with (
-        atomic_dir(args.out, "costs") as folder,
+        atomic_dir(args.out) as folder,
         open(folder / "text", "w", encoding="utf-8") as text,
         open(folder / "costs", "w", encoding="utf-8") as costs,
     ):

@@ -15,7 +15,7 @@ from asr_kd.config import DecodeConfig, resolve
 from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.priors import read_decoding_priors
-from asr_kd.runinfo import file_digest, make, run_info
+from asr_kd.runinfo import file_digest, make, require_ours, run_info
 from asr_kd.scoring.significance import RESAMPLING_UNITS
 from asr_kd.scoring.system_list import SystemSpec, read_systems
 from asr_kd.store.atomic import write_json
@@ -65,12 +65,15 @@ def decode(args: argparse.Namespace) -> None:
     with SetDecoder(graph, priors, config, args.nj, clock) as decoder:
         for system in read_systems(args.systems):
             out = args.out / system.name
+            require_ours(out)
+            seeds = [out / f"seed{number}" for number in range(1, len(system.nets) + 1)]
             make(
                 out,
                 lambda out=out, system=system: _decode_system(
                     out, system, decoder, sets, refs["dev"], compute, args.values["top_n"], args.lattices
                 ),
                 command=args.command_line,
+                holds=[out / "scales.json", *(seed / f"{name}.txt" for seed in seeds for name in sets)],
                 nets=[[card["digest"] for card in cards] for cards in system.cards()],
                 combination=system.combination,
                 graph=graph.digest,

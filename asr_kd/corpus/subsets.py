@@ -69,6 +69,11 @@ def listed(data: DataDir, path: Path, by_speaker: bool) -> list[str]:
     return sorted(set(chosen))
 
 
+def folder_of_parts(data: DataDir, num: int, by_utterance: bool) -> Path:
+    """Where `split` writes."""
+    return data.path / (f"split{num}utt" if by_utterance else f"split{num}")
+
+
 def split(data: DataDir, num: int, by_utterance: bool) -> Path:
     """Write `num` parts of about as many utterances each: DIR/split<num>/<i>, i from 1, or DIR/split<num>utt/<i>.
 
@@ -83,7 +88,7 @@ def split(data: DataDir, num: int, by_utterance: bool) -> Path:
     if not 1 <= num <= len(groups):
         kind = "originals among the utterances" if by_utterance else "speakers"
         raise AsrKdError(f"{data.path}: {num} parts cannot be made, there are {len(groups)} {kind}")
-    out = data.path / (f"split{num}utt" if by_utterance else f"split{num}")
+    out = folder_of_parts(data, num, by_utterance)
     parts = list(_even_parts([groups[key] for key in sorted(groups)], num))
     with atomic_dir(out) as work:
         for i, utt_ids in enumerate(parts, start=1):

@@ -149,8 +149,8 @@ def _open_out(out: Path, made_from: dict) -> None:
         same = json.loads((out / _STAMP).read_text(encoding="utf-8")) == made_from
     except FileNotFoundError:
         same = False
-        if (out / "wav").exists() or (out / "wav.scp").exists():
-            raise AsrKdError(f"{out}: holds another data directory or recordings, name a new one") from None
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            raise AsrKdError(f"{out}: holds something else than perturbed speech, name a new folder") from None
     except (OSError, ValueError):
         same = False
     if not same:

@@ -63,8 +63,9 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
     unknown = set(entry) - {"name", "role", "nets", "combination"}
     require(not unknown, f"unknown key {', '.join(sorted(map(str, unknown)))}")
     name = entry["name"]
+    require(isinstance(name, str), f"its name {name} is no word to YAML; put it in quotes")
     require(
-        isinstance(name, (str, int)) and not isinstance(name, bool) and re.fullmatch(r"\.?[\w+-][\w.+-]*", str(name)),
+        re.fullmatch(r"\.?[\w+-][\w.+-]*", name),
         "its name may hold letters, digits and . _ + - only, and is that of a folder",
     )
     require(entry["role"] in ROLES, f"role must be one of {', '.join(ROLES)}")
@@ -77,8 +78,9 @@ def _read_entry(path: Path, number: int, entry: Any) -> SystemSpec:
     if max(map(len, seeds)) > 1:
         known = words(TeacherCombination)
         require(combination in known, f"combination must be {listed(known)}")
-    nets = tuple(tuple(path.parent / str(net) for net in nets) for nets in seeds)
+    require(all(isinstance(net, str) for nets in seeds for net in nets), "nets must be words; put them in quotes")
+    nets = tuple(tuple(path.parent / net for net in nets) for nets in seeds)
     places = [tuple(net.resolve() for net in seed) for seed in nets]
     require(len(set(places)) == len(places), "two of its seeds are the same nets, which would count as two trainings")
     require(all(len(set(seed)) == len(seed) for seed in places), "a net is in one list twice")
-    return SystemSpec(str(name), entry["role"], combination, nets)
+    return SystemSpec(name, entry["role"], combination, nets)

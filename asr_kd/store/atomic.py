@@ -54,16 +54,30 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def has_mark(folder: Path, mark: str) -> bool:
+    """Whether `folder` has the file `mark`, which all outputs of one kind have; JSON must be what we write there.
+
+    That is a record that names one of our formats, or a report's list of systems.
+    """
+    if not mark.endswith(".json"):
+        return (folder / mark).is_file()
+    try:
+        record = json.loads((folder / mark).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and (str(record.get("format")).startswith("asr_kd") or "systems" in record)
+
+
 def require_replaceable(path: str | Path, mark: str) -> None:
-    """Raise AsrKdError where `path` is a folder of something else: not empty, but without the file `mark`.
+    """Raise AsrKdError where `path` is a folder of something else: not empty, but without the `mark` (see has_mark).
 
     A folder is replaced as a whole, and what somebody else keeps there would be lost.
     """
     path = Path(path)
-    if path.is_dir() and not (path / mark).exists() and any(path.iterdir()):
+    if path.is_dir() and not has_mark(path, mark) and any(path.iterdir()):
         raise AsrKdError(
-            f"{path}: exists and holds something else than what would replace it (it has no {mark}); choose another "
-            "folder, or remove it"
+            f"{path}: exists and holds something else than what would replace it (it has no {mark} of asr_kd); choose "
+            "another folder, or remove it"
         )
 
 

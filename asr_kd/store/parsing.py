@@ -36,6 +36,13 @@ _Loader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what _Loader would take for something else than a word."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
 # They are parsed at some tens of kilobytes a second.
 MAX_YAML_LETTERS = 1 << 17
 
@@ -56,3 +63,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except (RecursionError, ValueError) as error:  # ValueError: a date that is none, say
         raise yaml.YAMLError(f"it is nested too deeply, or holds an impossible value ({error})") from error
+
+
+def format_yaml(values: dict[str, Any]) -> str:
+    """Values as text that parse_yaml takes, a line for each, in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None)

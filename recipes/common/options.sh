@@ -10,12 +10,13 @@ parse_options() {
   while [ $# -gt 0 ]; do
     case $1 in
       -h | --help) show_usage; exit 0 ;;
-      --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-      --*) ;;
+      --[a-z]*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+      --[a-z]*) ;;
       *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
     esac
     [[ " $refused " != *" $1 "* ]] || { echo "error: $1 is not for $script; see --help" >&2; exit 2; }
     [[ $# -ge 2 && $2 != --* ]] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
+    [[ $2 != "~/"* ]] || set -- "$1" "$HOME/${2#"~/"}" "${@:3}" # which bash leaves alone behind a `=`
     option=${1#--}
     option=${option//-/_}
     if [[ " $known " == *" $option "* ]]; then

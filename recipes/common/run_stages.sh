@@ -48,7 +48,7 @@ echo "# recipes/$recipe/run.sh $*" >&2
 parse_options run.sh "$common $own_options" "--out --config" "$@"
 check_device
 for name in stage stop_stage seed nj; do
-  [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
+  [[ ${!name} =~ ^(0|[1-9][0-9]{0,8})$ ]] || { echo "error: --${name//_/-} ${!name}: expected a whole number" >&2; exit 2; }
 done
 [ "$nj" -ge 1 ] || { echo "error: --nj $nj: at least one process is needed" >&2; exit 2; }
 [ -f "$root/recipes/$recipe/$preset.yaml" ] || { echo "error: --preset $preset: recipes/$recipe has $(preset_names)" >&2; exit 2; }
