@@ -114,8 +114,8 @@ def _up_to_date(output: Path, made_from: str) -> bool:
 def require_ours(output: str | Path, mark: str | None = None) -> None:
     """Raise AsrKdError where `output` is there and nothing says that this program wrote it, so that it may replace it.
 
-    Ours is what has a stamp beside it, a file only of the size that the stamp names; an empty file, and a folder without
-    one; and a folder that has_mark knows by its `mark`.
+    Ours is what has a stamp beside it, a file only of the size that the stamp names; an empty file, and a folder
+    without one; and a folder that has_mark knows by its `mark`.
     """
     output = Path(output)
     files = (each for each in output.rglob("*") if not each.is_dir())
