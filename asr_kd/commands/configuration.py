@@ -1,6 +1,7 @@
 """`asr-kd config`."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def _tell_changes(out: Path, values: dict[str, Any]) -> None:
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError):
-        text = "#"
+        text = "# not text"
     if not text.strip():
         return
     try:
-        before = {} if "#" in text else parse_yaml(text)
+        before = {} if re.search(r"^\s*#|\s# ", text, re.MULTILINE) else parse_yaml(text)
     except yaml.YAMLError:
         before = {}
     if not isinstance(before, dict) or 2 * len(before.keys() & values.keys()) < len(values):
