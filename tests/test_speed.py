@@ -172,6 +172,18 @@ def test_what_a_killed_run_has_finished_is_kept(tmp_path: Path, monkeypatch, sur
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
+def _wait_for_the_end_of(group: int) -> None:
+    """Fail unless all processes of a group end by themselves."""
+    for _ in range(400):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    pytest.fail("a process of the killed run is still there")
+
+
 def test_kill_9_leaves_no_half_recording_and_no_process(tmp_path: Path):
     data = make_data(tmp_path / "data", segments=False, num_recordings=60)
     command = [sys.executable, SCRIPT, "perturb-speed", data, tmp_path / "out", "--nj", "2"]
@@ -181,20 +193,13 @@ def test_kill_9_leaves_no_half_recording_and_no_process(tmp_path: Path):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _wait_for_the_end_of(process.pid)  # until which a recording may be at work still, and a second run is refused
     finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "wav").glob("*.wav")}
     for path in finished:
         assert len(read_audio(path, RATE)) in (8889, 7273)
     utts = perturb(data, tmp_path / "out")
     assert len(utts) == 180
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    for _ in range(200):
-        try:
-            os.killpg(process.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    pytest.fail("a process of the killed run is still there")
 
 
 def test_changed_recordings_and_factors_are_made_anew(tmp_path: Path):
