@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def run_info(command: str | None = None, device: str | None = None) -> dict[str,
     }
 
 
+@cache
 def git_commit() -> str | None:
     """The commit of the checkout that the package runs from, or None outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
@@ -158,8 +160,6 @@ def _marked(output: Path, command: str) -> Iterator[None]:
                 for folder in new:
                     folder.rmdir()
         raise
-    with contextlib.suppress(AsrKdError):
-        _write_stamp(output, None, command)
 
 
 @contextlib.contextmanager
@@ -177,6 +177,10 @@ def claimed(outputs: Iterable[Path], command: str, mark: str | None = None) -> I
         for output in outputs:
             stack.enter_context(_marked(output, command))
         yield
+    for output in outputs:
+        if output.is_file() or output.is_dir():
+            with contextlib.suppress(AsrKdError):
+                _write_stamp(output, None, command)
 
 
 def make(
