@@ -17,7 +17,7 @@ from typing import Any
 
 from asr_kd import __version__
 from asr_kd.errors import AsrKdError
-from asr_kd.store.atomic import has_mark, write_json
+from asr_kd.store.atomic import STAMP, files_below, has_mark, write_json
 from asr_kd.store.places import has_h5_signature
 from asr_kd.world import ALONE, World
 
@@ -68,38 +68,48 @@ def _plain(value: Any) -> Any:
 
 
 def file_digest(paths: Iterable[str | Path]) -> str:
-    """SHA-256 over the contents of `paths` in order; folders count with every file below them."""
+    """SHA-256 over the contents of `paths` in order; folders count with every file below them but stamps."""
     digest = hashlib.sha256()
     for path in map(Path, paths):
-        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        for file in sorted(p for p in files_below(path) if p.is_file()) if path.is_dir() else [path]:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _stamp_path(output: Path) -> Path:
+def _stamp_beside(output: Path) -> Path:
     """Beside what a symbolic link leads to."""
-    place = output.resolve() if output.is_symlink() else output
-    if place.name in ("", ".."):
-        raise AsrKdError(f"{output}: name the output itself, with a stamp of what it was made from beside it")
-    return place.with_name(f".{place.name}.stamp.json")
+    place = output.resolve()
+    return place.with_name(f".{place.name}{STAMP}")
+
+
+def _stamp_path(output: Path) -> Path:
+    """Of a folder, inside: it goes where the folder goes, and with it. Of a file, or what is not there yet, beside."""
+    return output / STAMP if output.is_dir() else _stamp_beside(output)
 
 
 def _read_stamp(output: Path) -> dict[str, Any] | None:
-    """What the stamp beside an output says, {} if it cannot be read, None if there is none."""
-    try:
-        found = json.loads(_stamp_path(output).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    """What the stamp of an output says, {} if it cannot be read, None if there is none.
+
+    A folder that a run was killed over before it could write inside, or of version 0.15, has it beside.
+    """
+    for place in dict.fromkeys([_stamp_path(output), _stamp_beside(output)]):
+        try:
+            found = json.loads(place.read_text())
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+    return None
 
 
 def _write_stamp(output: Path, digest: str | None, command: str, *, is_whole: bool = True) -> None:
     """digest: the fingerprint of what is up to date; None for what is ours, and made anew by whoever asks for it."""
     size = output.stat().st_size if is_whole and output.is_file() else None
     write_json(_stamp_path(output), {"fingerprint": digest, "size": size, **run_info(command)})
+    if is_whole and output.is_dir():
+        _stamp_beside(output).unlink(missing_ok=True)
 
 
 def _is_changed(output: Path, stamp: dict[str, Any]) -> bool:
@@ -116,18 +126,18 @@ def _up_to_date(output: Path, made_from: str) -> bool:
 def require_ours(output: str | Path, mark: str | None = None) -> None:
     """Raise AsrKdError where `output` is there and nothing says that this program wrote it, so that it may replace it.
 
-    Ours is what has a stamp beside it, a file only of the size that the stamp names; an empty file, and a folder
-    without one; and a folder that has_mark knows by its `mark`.
+    Ours is a folder with a stamp in it and a file with one beside it, of the size that the stamp names; an empty file,
+    and a folder without one; and a folder that has_mark knows by its `mark`.
     """
     output = Path(output)
-    files = (each for each in output.rglob("*") if not each.is_dir())
-    if not output.exists() or not (any(files) if output.is_dir() else output.stat().st_size):
+    if not output.exists() or not (any(files_below(output)) if output.is_dir() else output.stat().st_size):
         return
     stamp, name = _read_stamp(output), _stamp_path(output).name
+    where = f"{name} in it" if output.is_dir() else f"{name} beside it"
     if stamp is None and not (mark and has_mark(output, mark)):
         raise AsrKdError(
             f"{output}: exists, and is not replaced, since nothing says that it was written by asr_kd (there is no "
-            f"{name} beside it, which versions before 0.15 did not always leave); name another, or remove it"
+            f"{where}, which versions before 0.15 did not always leave); name another, or remove it"
         )
     if stamp and _is_changed(output, stamp):
         raise AsrKdError(
@@ -164,12 +174,11 @@ def _marked(output: Path, command: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claimed(outputs: Iterable[Path], command: str, mark: str | None = None) -> Iterator[None]:
-    """Let the block write `outputs`, each of which has a stamp beside it afterwards, by which it is known as ours.
+    """Let the block write `outputs`, each of which has a stamp afterwards, by which it is known as ours.
 
     For what `make` does not make. Raises AsrKdError where require_ours does, before anything is done.
     """
-    # The current folder has no name otherwise.
-    outputs = [Path(os.path.abspath(path)) if path.name in ("", "..") else path for path in outputs]
+    outputs = list(outputs)
     for output in outputs:
         if output.is_file() or output.is_dir():
             require_ours(output, mark)

@@ -22,8 +22,9 @@ from asr_kd.features import cmvn
 from asr_kd.runinfo import claimed
 from asr_kd.store.exchange import FeatureSource, source_of_feats, write_feats, write_table_of
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.kaldi_ark import is_table, parse_wspecifier, read_matrices, write_matrices
+from asr_kd.store.kaldi_ark import read_matrices, write_matrices
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
+from asr_kd.store.table_names import is_table, parse_wspecifier
 
 GLOBAL = "global"
 MODES = (GLOBAL, "speaker", "utterance", "sliding")

@@ -26,8 +26,8 @@ from asr_kd.store.exchange import (
     write_table_of,
 )
 from asr_kd.store.feats import FeatsReader
-from asr_kd.store.kaldi_ark import is_table, parse_wspecifier
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
+from asr_kd.store.table_names import is_table, parse_wspecifier
 
 
 def build_parser() -> argparse.ArgumentParser:

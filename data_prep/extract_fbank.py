@@ -21,8 +21,8 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 from asr_kd.features.wav_list import read_wav_list, utterances_of_files
-from asr_kd.store.kaldi_ark import is_table
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
+from asr_kd.store.table_names import is_table
 
 HELP = {
     "sample_frequency": "sample rate in Hz; recordings of another rate are refused unless --resample is given",

@@ -21,7 +21,6 @@ from hypothesis.extra.numpy import arrays
 from asr_kd.errors import AsrKdError
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_ark import (
-    is_table,
     read_int_vectors,
     read_matrices,
     read_vectors,
@@ -30,6 +29,7 @@ from asr_kd.store.kaldi_ark import (
     write_vectors,
 )
 from asr_kd.store.kaldi_compression import warn_of_clipped
+from asr_kd.store.table_names import files_of_table, is_table
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = np.load(Path(__file__).parent / "golden" / "kaldi_compressed.npz")
@@ -361,6 +361,20 @@ def test_copy_feats_asks_for_what_an_archive_does_not_say_and_lists_what_it_leav
 @pytest.mark.parametrize("name", ["x.h5", "a/x.hdf5", "x.ark", "x.ark.gz", "x.scp", "scp:x", "ark,t:-", "ark:x.h5"])
 def test_a_name_says_whether_it_is_a_table(name):
     assert is_table(name) == (name not in ("x.h5", "a/x.hdf5"))
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        *((name, [name]) for name in ("x.ark", "x.ark.gz", "a,b.scp")),
+        *((f"{kinds}:x,y", ["x,y"]) for kinds in ("ark", "scp", "b,ark", "ark,t", "scp,p", " ark ")),
+        *((f"{kinds}:x,y", ["x", "y"]) for kinds in ("ark,scp", "scp,ark", "ark,t,scp")),
+        ("ark,scp:-,y", ["y"]),
+        *((name, []) for name in ("ark:-", "scp:", "-", "", "x", "x.h5", "dark:x", "http://x.h5")),
+    ],
+)
+def test_a_name_tells_the_files_of_a_table(name, files):
+    assert files_of_table(name) == list(map(Path, files))
 
 
 @pytest.mark.parametrize("name", ["x", "x.txt", "h5", "-", "."])

@@ -1,6 +1,7 @@
 """Outputs do not replace what somebody else wrote."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from made_up_nets import make_net
 from asr_kd.cli import main
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import claimed, make
-from asr_kd.store.atomic import write_text
+from asr_kd.store.atomic import atomic_dir, write_text
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.kaldi_ark import read_matrices
 
@@ -33,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture, out: Path, status: int) -> None:
     """Check that a command told of `out`, in one line, what it would not replace."""
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"error: {out}: exists, and is not replaced")
-    assert f".{out.name}.stamp.json" in error
+    assert ("there is no .stamp.json in it" if out.is_dir() else f".{out.name}.stamp.json beside it") in error
     assert status == 1
 
 
@@ -87,7 +88,7 @@ def test_what_came_to_nothing_leaves_nothing(tmp_path):
 
 
 def test_a_folder_is_ours_if_it_has_the_mark_or_a_stamp_or_nothing(tmp_path):
-    site, stamp = tmp_path / "site", tmp_path / ".site.stamp.json"
+    site, stamp = tmp_path / "site", tmp_path / "site/.stamp.json"
     site.mkdir()
     for name in ("results.json", "index.html"):
         with claimed([site], "c", "results.json"):
@@ -101,6 +102,56 @@ def test_a_folder_is_ours_if_it_has_the_mark_or_a_stamp_or_nothing(tmp_path):
         with pytest.raises(AsrKdError, match="site: exists"), claimed([site], "c", "results.json"):
             pytest.fail("was let in")
     assert entries(tmp_path) == ["site"]
+    assert entries(site) == ["index.html", "results.json"]
+
+
+def test_a_folder_takes_its_stamp_along_and_does_not_leave_it_to_another_of_its_name(tmp_path):
+    site, moved = tmp_path / "site", tmp_path / "moved"
+
+    def write() -> None:
+        with atomic_dir(site) as folder:
+            (folder / "index.html").write_text("words")
+
+    for _ in range(2):
+        claim(site, write)
+        assert entries(site) == [".stamp.json", "index.html"]
+    site.rename(moved)
+    claim(moved, lambda: write_text(moved / "index.html", "others"))
+    site.mkdir()
+    (site / "index.html").write_text(NOTES)
+    with pytest.raises(AsrKdError, match=r"site: exists, and is not replaced.* no \.stamp\.json in it"):
+        claim(site, lambda: pytest.fail("was let in"))
+    assert entries(tmp_path) == ["moved", "site"]
+
+
+def test_a_folder_of_an_earlier_version_has_its_stamp_beside_it_until_it_is_written_again(tmp_path):
+    site, stamp = tmp_path / "site", tmp_path / ".site.stamp.json"
+    site.mkdir()
+    (site / "index.html").write_text("words")
+    stamp.write_text("{}")
+
+    def fails() -> None:
+        raise AsrKdError("no")
+
+    with pytest.raises(AsrKdError, match="no"):
+        claim(site, fails)
+    assert entries(tmp_path) == [stamp.name, "site"]
+    claim(site, lambda: None)
+    assert entries(tmp_path) == ["site"]
+    assert entries(site) == [".stamp.json", "index.html"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_in_one_that_cannot_be_written_is_known_as_ours(tmp_path):
+    site = tmp_path / "closed/site"
+    site.mkdir(parents=True)
+    site.parent.chmod(0o500)
+    try:
+        claim(site, lambda: write_text(site / "index.html", "words"))
+        claim(site, lambda: write_text(site / "index.html", "others"))
+    finally:
+        site.parent.chmod(0o700)
+    assert entries(site) == [".stamp.json", "index.html"]
 
 
 def test_what_was_refused_or_failed_does_not_become_ours(notes):
@@ -181,7 +232,8 @@ def test_words_go_to_the_current_folder_and_to_devices(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path / "here")
     for _ in range(2):
         assert main(["score-words", "--ref", "../text", "--hyp", "../text", "--out", "."]) == 0
-    assert entries(tmp_path) == [".here.stamp.json", "here", "text"]
+    assert entries(tmp_path) == ["here", "text"]
+    assert ".stamp.json" in entries(tmp_path / "here")
     with claimed([Path("/dev/null")], "c"):
         pass
     assert not Path("/dev/.null.stamp.json").exists()

@@ -11,6 +11,7 @@ from typing import Any
 from asr_kd.config import add_config_options, config_from_args
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import claimed
+from asr_kd.store.table_names import files_of_table
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,7 @@ class Command:
 def _files_of(value: Any) -> list[Path]:
     """What an option names: a path, several, or a table of Kaldi's (ark,scp:FILE,FILE)."""
     if isinstance(value, str):
-        kinds, colon, names = value.partition(":")
-        if colon and kinds.split(",")[0] in ("ark", "scp"):
-            return [Path(name) for name in names.split(",") if name not in ("", "-")]
-        return [Path(value)] if value.endswith((".ark", ".ark.gz", ".scp")) else []
+        return files_of_table(value)
     if isinstance(value, list):
         return [file for each in value for file in _files_of(each)]
     return [value] if isinstance(value, Path) else []

@@ -12,8 +12,8 @@ from asr_kd.commands.command import command, option, optional, path
 from asr_kd.commands.options import COUNTS, DEVICE, resolve_compute
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
-from asr_kd.store.kaldi_ark import parse_wspecifier
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
+from asr_kd.store.table_names import parse_wspecifier
 
 # What each kind is made from: one of these sets of options.
 INPUTS = {

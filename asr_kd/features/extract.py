@@ -24,9 +24,10 @@ from asr_kd.store.atomic import atomic_path
 from asr_kd.store.feats import FORMAT_NAME, FeatsReader
 from asr_kd.store.feats_writer import join_shards, publish_shard
 from asr_kd.store.hdf5 import require_same_kind
-from asr_kd.store.kaldi_ark import parse_wspecifier, write_matrices
+from asr_kd.store.kaldi_ark import write_matrices
 from asr_kd.store.kaldi_compression import warn_of_clipped
 from asr_kd.store.places import place_of_file
+from asr_kd.store.table_names import parse_wspecifier
 from asr_kd.world import ALONE, World
 
 # Of audio (an hour at 16 kHz), a killed extraction repeats at most this much for each process: seconds of work, about

@@ -11,13 +11,9 @@ from asr_kd.errors import AsrKdError
 from asr_kd.scoring.frames import FrameLabels
 from asr_kd.store.ali import FAILED, AliReader
 from asr_kd.store.kaldi_ark import read_int_vectors
+from asr_kd.store.table_names import names_table
 
 POSITIONS = ("_B", "_E", "_I", "_S")
-
-
-def is_table(path: str) -> bool:
-    """Whether a path names a Kaldi table, rather than an HDF5 file."""
-    return path.startswith(("ark:", "scp:", "ark,", "scp,")) or path.endswith((".ark", ".ark.gz", ".scp"))
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ def read_labels(path: str | Path, sil_pdfs: Sequence[int] | None = None) -> Labe
     Raises AsrKdError for a file that is missing, damaged or of another form.
     """
     path = str(path)
-    if not is_table(path):
+    if not names_table(path):
         if Path(path).is_file() and not h5py.is_hdf5(path):
             raise AsrKdError(
                 f"{path}: is no HDF5 file; if it holds Kaldi's alignment, as text or not, name it ark:{path}"

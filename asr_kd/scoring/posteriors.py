@@ -19,9 +19,9 @@ import h5py
 import numpy as np
 
 from asr_kd.errors import AsrKdError
-from asr_kd.scoring.labels import is_table
 from asr_kd.store.hdf5 import open_any_h5, readable
 from asr_kd.store.kaldi_ark import read_matrices
+from asr_kd.store.table_names import names_table
 
 FLAT_NAMES = ("post", "posteriors", "prob", "log_post", "logits", "loglik")
 # Sums of rows may miss one by this much: half precision and Kaldi's compression round.
@@ -118,7 +118,7 @@ def _normalised(values: np.ndarray, where: str) -> np.ndarray:
 
 def _read(path: str) -> Iterator[tuple[str, np.ndarray]]:
     """Matrices as they are stored: (utt_id, (num_frames, num_pdfs) floats)."""
-    if not is_table(path):
+    if not names_table(path):
         yield from _read_h5(path)
         return
     for utt_id, values in read_matrices(path):

@@ -11,6 +11,14 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store.lock import lock_of
 from asr_kd.store.places import has_h5_signature, place_of_file, place_of_folder
 
+# What a folder was made from (asr_kd/runinfo.py), and the end of the name of the same beside a file.
+STAMP = ".stamp.json"
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Everything in `folder`, however deep, but folders and stamps."""
+    return (each for each in folder.rglob("*") if not (each.is_dir() or each.name.endswith(STAMP)))
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path, *, is_h5: bool = False) -> Iterator[Path]:
@@ -74,7 +82,7 @@ def require_replaceable(path: str | Path, mark: str) -> None:
     A folder is replaced as a whole, and what somebody else keeps there would be lost.
     """
     path = Path(path)
-    if path.is_dir() and not has_mark(path, mark) and any(path.iterdir()):
+    if path.is_dir() and not has_mark(path, mark) and any(each.name != STAMP for each in path.iterdir()):
         raise AsrKdError(
             f"{path}: exists and holds something else than what would replace it (it has no {mark} of asr_kd); choose "
             "another folder, or remove it"
@@ -97,6 +105,8 @@ def atomic_dir(path: str | Path, mark: str | None = None) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
+            if (path / STAMP).is_file():  # so that a kill before the new one leaves it known as ours
+                shutil.copyfile(path / STAMP, temporary / STAMP)
             shutil.rmtree(path, ignore_errors=True)
             temporary.replace(path)
         except OSError as error:

@@ -1,9 +1,7 @@
 """Kaldi's tables, read and written without Kaldi: archives (ark) and scripts (scp) of matrices and vectors.
 
-What is read is named as Kaldi names it: `ark:FILE`, `scp:FILE`, `-` for the standard input; a path that ends in .ark,
-.ark.gz or .scp needs no prefix. Archives may be binary or text, and compressed by gzip. A line of a script may end in
-an offset and in a range of rows and columns, both ends included (`feats.ark:1234[0:99,0:12]`). What is written is
-named `ark:F`, `ark,t:F` (text) or `ark,scp:F.ark,F.scp`.
+Tables are named as Kaldi names them, see table_names.py. Archives may be binary or text, and compressed by gzip. A line
+of a script may end in an offset and in a range of rows and columns, both ends included (`feats.ark:1234[0:99,0:12]`).
 
 Commands (`gunzip -c ali.gz |`) are never run: a table may come from a stranger. Every size in a file is checked
 against what the file holds before memory is taken. Formats: Kaldi's src/util/kaldi-table.h, src/matrix.
@@ -13,7 +11,6 @@ import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -22,6 +19,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.store import kaldi_compression
 from asr_kd.store.atomic import atomic_path
 from asr_kd.store.kaldi_stream import INT_RECORD, MAX_OBJECT_BYTES, KaldiStream, open_stream
+from asr_kd.store.table_names import parse_specifier, parse_wspecifier
 
 T = TypeVar("T")
 
@@ -196,73 +194,12 @@ def _read_script_objects(name: str, read: Callable[[KaldiStream], T]) -> Iterato
             yield key, _part(found, ranges, f"{name}: {key!r}") if ranges else found
 
 
-def _parse_specifier(specifier: str) -> tuple[list[str], str]:
-    """("ark" or "scp" and options, the file) of what Kaldi calls an rspecifier or wspecifier, or of a bare path."""
-    options, colon, rest = specifier.partition(":")
-    kinds = [option.strip() for option in options.split(",")]
-    if colon and rest and ("ark" in kinds or "scp" in kinds):
-        return kinds, rest
-    if specifier.endswith((".ark", ".ark.gz")):
-        return ["ark"], specifier
-    if specifier.endswith(".scp"):
-        return ["scp"], specifier
-    raise AsrKdError(f"{specifier!r} does not say what it is: write ark:FILE or scp:FILE")
-
-
-def is_table(name: str) -> bool:
-    """Whether a name is that of a table (True), or of an HDF5 file (ending in .h5 or .hdf5).
-
-    Raises AsrKdError for a name that says neither.
-    """
-    if name.startswith(("ark:", "ark,", "scp:", "scp,")) or name.endswith((".ark", ".ark.gz", ".scp")):
-        return True
-    if name.endswith((".h5", ".hdf5")):
-        return False
-    raise AsrKdError(
-        f"{name!r} does not say what it is: name an HDF5 file FILE.h5 (or .hdf5), or a Kaldi table ark:FILE, "
-        "ark,t:FILE (text) or ark,scp:FILE.ark,FILE.scp (scp:FILE to read one)"
-    )
-
-
-class Destination(NamedTuple):
-    """What a wspecifier names: the archive, whether it is text, and the script that points into it ("" for none)."""
-
-    archive: str
-    text: bool
-    script: str
-
-    @property
-    def files(self) -> list[Path]:
-        """The archive, unless it is standard output, and the script."""
-        return [Path(name) for name in (self.archive, self.script) if name not in ("", "-")]
-
-
-def parse_wspecifier(wspecifier: str) -> Destination:
-    """Where a table is written: "ark:F", "ark,t:F", "ark,scp:F.ark,F.scp", or a path that ends in .ark or .ark.gz.
-
-    Raises AsrKdError for anything else, also for a script alone, which is nothing without its archive.
-    """
-    kinds, name = _parse_specifier(wspecifier)
-    with_script = "scp" in kinds
-    unknown = set(kinds) - {"ark", "scp", "b", "t", "f", "nf"}
-    if unknown or "ark" not in kinds or (with_script and name.count(",") != 1):
-        raise AsrKdError(f"{wspecifier!r}: write to ark:FILE, ark,t:FILE or ark,scp:FILE.ark,FILE.scp")
-    if name.startswith("|"):
-        raise AsrKdError(f"{wspecifier!r} is a command, and commands are not run; write to ark:- and pipe from there")
-    archive, _, script = name.partition(",") if with_script else (name, "", "")
-    if with_script and (archive == "-" or archive.endswith(".gz")):
-        raise AsrKdError(f"{wspecifier!r}: a script needs an archive in a plain file to point into")
-    if with_script and archive == script:
-        raise AsrKdError(f"{wspecifier!r}: names one file as archive and script; name two")
-    return Destination(archive, "t" in kinds, script)
-
-
 def read_objects(rspecifier: str, read: Callable[[KaldiStream], T]) -> Iterator[tuple[str, T]]:
     """The keys and objects of a table, one after the other, each taken from its stream by `read`.
 
     Raises AsrKdError for a specifier, archive or script that is none, and what `read` raises.
     """
-    kinds, name = _parse_specifier(rspecifier)
+    kinds, name = parse_specifier(rspecifier)
     unknown = set(kinds) - {"ark", "scp"} - _IGNORED_OPTIONS
     if unknown or ("ark" in kinds and "scp" in kinds):
         raise AsrKdError(f"{rspecifier!r}: {', '.join(sorted(unknown)) or 'ark with scp'} is not supported in reading")
@@ -303,7 +240,7 @@ def object_kind(rspecifier: str) -> str:
 
     Raises AsrKdError for an empty table, something else, and the standard input, of which it would take a part away.
     """
-    kinds, name = _parse_specifier(rspecifier)
+    kinds, name = parse_specifier(rspecifier)
     entry = next(read_script(name), None) if "scp" in kinds else ScriptEntry("", name, 0, "")
     if entry is None or entry.file == "-":
         raise AsrKdError(f"{rspecifier}: is empty, or not a file")
