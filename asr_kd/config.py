@@ -128,6 +128,8 @@ class DnnConfig:
     time_mask_width: int
     freq_masks: int
     freq_mask_width: int
+    image_affine: float
+    image_elastic: float
     image_jitter: int
     view_share: float
     optimizer: Literal["adamw", "sgd"]
@@ -166,10 +168,11 @@ class DnnConfig:
         counts = ("left_context", "right_context", "num_hidden_layers", "time_masks", "time_mask_width", "freq_masks")
         counts += ("freq_mask_width", "image_jitter", "warmup_steps", "keep_lr_iters", "min_iters", "patience")
         _require(self, "at least 0", lambda x: x >= 0, *counts, "feature_noise", "weight_decay", "max_grad_norm")
+        _require(self, "at least 0", lambda x: x >= 0, "image_elastic")
         _require(self, f"at most {MAX_CONTEXT}", lambda x: x <= MAX_CONTEXT, "left_context", "right_context")
         _require(self, "at least 0", lambda x: x >= 0, "max_norm")
         _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "dropout", "input_dropout", "label_smoothing")
-        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "time_warp", "freq_warp")
+        _require(self, "from 0 to below 1", lambda x: 0 <= x < 1, "time_warp", "freq_warp", "image_affine")
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "final_learning_rate_ratio", "view_share")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "start_halving_impr", "end_halving_impr")
         _require(self, "between 0 and 1", lambda x: 0 < x < 1, "halving_factor")

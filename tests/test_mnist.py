@@ -1,5 +1,6 @@
 """Digit images as frames: IDX files, the keys that regularise the teacher, and the recipe's steps on a made-up set."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
@@ -139,8 +140,8 @@ def test_the_real_files_have_the_pinned_contents():
     assert np.bincount(sets["test"].digits)[3] == 1010  # as the paper says
 
 
-def augmentation(jitter: int, seed: int = 1, feat_dim: int = SIDE * SIDE, window: int = 1) -> Augmentation:
-    config = resolve(DnnConfig, {"image_jitter": jitter})
+def augmentation(jitter: int = 0, seed: int = 1, feat_dim: int = SIDE * SIDE, window: int = 1, **keys) -> Augmentation:
+    config = resolve(DnnConfig, {"image_jitter": jitter, **keys})
     return Augmentation(config, window, feat_dim, seed, torch.device("cpu"))
 
 
@@ -173,9 +174,55 @@ def test_jitter_moves_in_nothing_but_background_and_is_the_same_for_all_frames_o
     assert torch.equal(again, shifted.flatten(1))
 
 
-def test_jitter_wants_square_images():
-    with pytest.raises(AsrKdError, match="image_jitter 1: frames of 40 values are no square images"):
-        augmentation(1, feat_dim=40)
+@pytest.mark.parametrize("key", ["image_affine", "image_elastic", "image_jitter"])
+def test_what_moves_pixels_wants_square_images(key):
+    with pytest.raises(AsrKdError, match=f"{key} 0.5: frames of 40 values are no square images"):
+        Augmentation(
+            dataclasses.replace(resolve(DnnConfig, {}), **{key: 0.5}), 1, 40, seed=1, device=torch.device("cpu")
+        )
+
+
+def ramps() -> torch.Tensor:
+    """Images (2, 28, 28) of each pixel's row and column about the centre: moved, they tell from where."""
+    axis = torch.arange(28) - 13.5
+    return torch.stack(torch.meshgrid(axis, axis, indexing="ij"))
+
+
+def sources(count: int, **keys: float) -> torch.Tensor:
+    """From where `count` deformed images have each pixel, (count, 2, 28, 28)."""
+    images = ramps().flatten().expand(count, -1)
+    return augmentation(window=2, feat_dim=28 * 28, **keys)(images, 3).view(count, 2, 28, 28)
+
+
+def test_an_affine_image_is_moved_by_a_matrix_about_its_centre():
+    inner = slice(7, -7)  # which does not come from beyond the edge
+    place, found = ramps()[:, inner, inner].flatten(1), sources(2000, image_affine=0.2)[..., inner, inner].flatten(2)
+    matrix = found @ torch.linalg.pinv(place)
+    assert torch.allclose(matrix @ place, found, atol=1e-4)
+    entries = matrix - torch.eye(2)
+    assert entries.abs().max() <= 0.2 + 1e-4
+    assert torch.allclose(entries.std(dim=0), torch.full((2, 2), 0.2 / 3**0.5), rtol=0.05)
+    assert torch.allclose(entries.mean(dim=0), torch.zeros(2, 2), atol=0.01)
+
+
+def test_an_elastic_image_is_moved_by_so_many_pixels_and_neighbours_alike():
+    moved = (sources(2000, image_elastic=0.5) - ramps())[..., 4:-4, 4:-4]
+    assert torch.allclose(moved.std(dim=0), torch.full(moved.shape[1:], 0.5), rtol=0.15)
+    step = (moved[..., 1:] - moved[..., :-1]).std()
+    assert 0.05 < step < 0.15  # 0.5 / (4 sqrt 2) from one pixel to the next
+
+
+@given(st.floats(0, 0.3), st.floats(0, 3), st.integers(1, 3), st.integers(0, 2**40), st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_deformations_are_alike_for_all_frames_of_a_window_and_within_the_range(affine, elastic, window, seed, step):
+    images = torch.rand(6, 1, SIDE, SIDE).expand(-1, window, -1, -1)
+    bend = augmentation(seed=seed, window=window, image_affine=affine, image_elastic=elastic)
+    views = bend(images.flatten(1), step).view(6, window, SIDE, SIDE)
+    assert torch.allclose(views, views[:, :1].expand_as(views), atol=1e-6)
+    assert views.min() >= 0
+    assert views.max() <= 1 + 1e-5
+    assert torch.equal(bend(images.flatten(1), step), views.flatten(1))
+    assert bend(images.flatten(1).bfloat16(), step).dtype == torch.bfloat16
 
 
 def test_max_norm_bounds_hidden_units_and_leaves_small_weights_and_outputs_alone():

@@ -190,7 +190,7 @@ def test_bad_files_are_named_and_the_others_recognised(model, tmp_path, capsys):
     assert lines[1] == "stereo bod a"
 
 
-def test_same_names_and_no_files_are_explained(model, tmp_path, capsys):
+def test_same_names_and_no_files_are_explained(model, tmp_path, capsys, monkeypatch):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "x.wav", speak(["a"], 1)[0], RATE, subtype="PCM_16")
@@ -202,6 +202,9 @@ def test_same_names_and_no_files_are_explained(model, tmp_path, capsys):
     (tmp_path / "none").touch()
     assert "none: names no file" in recognized(capsys, "--model", model, "--list", tmp_path / "none")[2]
     assert "list:2: an empty line" in recognized(capsys, "--model", model, "--list", tmp_path / "list")[2]
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, _, err = recognized(capsys, "--model", model, "--list", "-")
+    assert (code, err.splitlines()[-1]) == (1, "error: stdin: names no file")
 
 
 @pytest.mark.parametrize(

@@ -191,19 +191,20 @@ def _utterances(args: argparse.Namespace) -> Iterable["Utterance"]:
             lines = Path(args.list).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise AsrKdError(f"{args.list}: cannot be read as a list of files ({error})") from error
-        if not lines:
-            raise AsrKdError(f"{args.list}: names no file")
         return _named(_list_entries(lines, args.list), args.channel)
     return _named(((None, file) for file in args.files), args.channel)
 
 
 def _list_entries(lines: Iterable[str], source: str) -> Iterator[tuple[str | None, Path]]:
-    """Lines `path` or `utt_id path` as (utt_id or None, path)."""
+    """Lines `path` or `utt_id path` as (utt_id or None, path); raises AsrKdError where there is none, at the end."""
+    number = 0
     for number, line in enumerate(lines, 1):
         fields = line.split(maxsplit=1)
         if not fields:
             raise AsrKdError(f"{source}:{number}: an empty line, where `path` or `utt_id path` was expected")
         yield (fields[0] if len(fields) == 2 else None), Path(fields[-1].rstrip())
+    if not number:
+        raise AsrKdError(f"{source}: names no file")
 
 
 def _named(files: Iterable[tuple[str | None, Path]], channel: int | None) -> Iterator["Utterance"]:

@@ -1,4 +1,4 @@
-"""Other views of the same windows: warped, shifted, with noise, and with spans of time and frequency masked."""
+"""Other views of the same windows: warped, bent, shifted, with noise, and with spans of time and frequency masked."""
 
 import math
 
@@ -8,6 +8,9 @@ from torch.nn import functional
 
 from asr_kd.config import DnnConfig
 from asr_kd.errors import AsrKdError
+
+# Pixels, the standard deviation of the Gaussian that makes neighbours move alike, as in Simard et al. 2003.
+_ELASTIC_WIDTH = 4.0
 
 
 def mixed_seed(seed: int, *numbers: int) -> int:
@@ -26,9 +29,13 @@ class Augmentation:
     Masks (Park et al. 2019, arXiv:1904.08779) are drawn anew for every window: the width uniformly from 0 to the key's,
     then the place; what is masked gets the mean, which is 0 after normalisation.
 
-    image_jitter takes a frame for the rows of a square image, one after the other, and draws how far it is shifted
-    right and down, from every whole number of pixels within the key's, alike for all frames of a window. What enters
-    is 0: the background of images that are taken as they are (cmvn none). Raises AsrKdError for frames of other dims.
+    The keys of images take a frame for the rows of a square image, one after the other, and change all frames of a
+    window alike (Simard, Steinkraus & Platt 2003, Best practices for convolutional neural networks). image_affine
+    draws the four entries of a matrix, each within the key's of those of the identity, which moves pixels about the
+    centre; image_elastic draws for every pixel how far it moves along both axes, from normal noise smoothed by a
+    Gaussian, of the key's standard deviation everywhere; values are interpolated linearly. image_jitter then draws by
+    how many whole pixels the image is shifted right and down, up to the key's. What enters is 0: the background of
+    images that are taken as they are (cmvn none). Raises AsrKdError for frames of other dims.
 
     view_share is the share of the windows that any of this is done to, drawn for each; the others stay as they are.
     """
@@ -39,8 +46,9 @@ class Augmentation:
         self._seed = seed
         self._generator = torch.Generator(device)
         self._side = math.isqrt(feat_dim)
-        if config.image_jitter and self._side**2 != feat_dim:
-            raise AsrKdError(f"image_jitter {config.image_jitter}: frames of {feat_dim} values are no square images")
+        for key in ("image_affine", "image_elastic", "image_jitter"):
+            if (value := getattr(config, key)) and self._side**2 != feat_dim:
+                raise AsrKdError(f"{key} {value:g}: frames of {feat_dim} values are no square images")
 
     @property
     def active(self) -> bool:
@@ -51,9 +59,8 @@ class Augmentation:
             config.freq_masks * config.freq_mask_width,
         )
         warped = config.time_warp or config.freq_warp
-        return config.view_share > 0 and bool(
-            warped or time_masked or freq_masked or config.feature_noise or config.image_jitter
-        )
+        moved = config.image_affine or config.image_elastic or config.image_jitter
+        return config.view_share > 0 and bool(warped or time_masked or freq_masked or config.feature_noise or moved)
 
     def __call__(self, windows: torch.Tensor, step: int) -> torch.Tensor:
         """Other views of `windows` (batch, window * feat_dim), which may be overwritten."""
@@ -64,6 +71,8 @@ class Augmentation:
         as_they_are = windows.clone() if config.view_share < 1 else None
         if config.time_warp or config.freq_warp:
             windows = self._warped(windows)
+        if config.image_affine or config.image_elastic:
+            windows = self._deformed(windows)
         if config.image_jitter:
             windows = self._shifted(windows, config.image_jitter)
         if config.feature_noise:
@@ -95,6 +104,23 @@ class Augmentation:
         place = torch.arange(length, device=view.device)
         source = (fixed + (place - fixed) * factor).clamp_(0, length - 1)
         return (1 - (source[:, :, None] - place).abs_()).clamp_(min=0).to(view.dtype)
+
+    def _deformed(self, windows: torch.Tensor) -> torch.Tensor:
+        """Each window's images moved pixel by pixel: by a matrix, and smoothly at random."""
+        side, num_windows, device = self._side, len(windows), windows.device
+        axis = torch.arange(side, device=device) - (side - 1) / 2
+        place = torch.stack(torch.meshgrid(axis, axis, indexing="ij"))  # (2, side, side): rows, columns
+        affine = torch.empty((num_windows, 2, 2), device=device)
+        affine.uniform_(-self._config.image_affine, self._config.image_affine, generator=self._generator)
+        source = place + (affine @ place.flatten(1)).view(-1, 2, side, side)
+        if self._config.image_elastic:
+            noise = torch.empty_like(source).normal_(0.0, self._config.image_elastic, generator=self._generator)
+            smooth = torch.exp(-0.5 * ((axis[:, None] - axis) / _ELASTIC_WIDTH) ** 2)
+            smooth /= smooth.norm(dim=1, keepdim=True)
+            source += smooth @ noise @ smooth.T
+        grid = source.flip(1).permute(0, 2, 3, 1) * (2 / max(side - 1, 1))  # columns first, from -1 to 1
+        images = windows.view(-1, self._shape[0], side, side).float()
+        return functional.grid_sample(images, grid, align_corners=True).to(windows.dtype).flatten(1)
 
     def _shifted(self, windows: torch.Tensor, most: int) -> torch.Tensor:
         """Each window's images shifted by -most to most pixels along both axes."""

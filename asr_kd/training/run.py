@@ -40,6 +40,8 @@ WITHOUT_EFFECT = {
     "time_mask_width": 5,
     "freq_masks": 0,
     "freq_mask_width": 8,
+    "image_affine": 0.0,
+    "image_elastic": 0.0,
     "image_jitter": 0,
     "view_share": 1.0,
     "schedule": "linear",
@@ -63,6 +65,8 @@ OF_VIEWS = {
     "time_mask_width",
     "freq_masks",
     "freq_mask_width",
+    "image_affine",
+    "image_elastic",
     "image_jitter",
     "view_share",
 }
