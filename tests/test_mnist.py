@@ -335,6 +335,9 @@ def test_a_digit_that_was_never_seen_is_known_once_its_bias_is_right(data, teach
     assert len(shown.splitlines()) == 2 + len(rows)
 
 
+IMAGES = ("", "-shifted", "-deformed")
+
+
 def test_the_recipe_runs_to_its_table(corpus, tmp_path):
     options = "--any-version true --dev-images 150 --student-dim 16 --small-dims 8 --hidden-dim 24 --num-epochs 4"
     options += (
@@ -354,12 +357,18 @@ def test_the_recipe_runs_to_its_table(corpus, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     rows = {row["name"]: row for row in json.loads((tmp_path / "exp/report/results.json").read_text())["rows"]}
     assert rows.keys() == {
-        *("teacher", "plain", "plain-shifted", "distilled", "distilled-shifted", "small/dim8/T2.5"),
+        *(f"{name}{images}" for name in ("plain", "distilled") for images in IMAGES),
+        *("teacher", "teacher-deformed", "small/dim8/T2.5"),
         *(f"{name}{bias}" for name in ("without3", "only78") for bias in ("", "-corrected", "-test-tuned")),
     }
     assert (rows["small/dim8/T2.5"]["shape"], rows["small/dim8/T2.5"]["temperature"]) == ("2×8", 2.5)
-    jitter = {
-        name: load_card(tmp_path / "exp/nnet" / name / "seed1")["training"]["config"]["image_jitter"]
-        for name in ("teacher", "plain", "plain-shifted", "distilled", "distilled-shifted")
+    moved = {}
+    for name in ("teacher", "teacher-deformed", *(f"{n}{i}" for n in ("plain", "distilled") for i in IMAGES)):
+        config = load_card(tmp_path / "exp/nnet" / name / "seed1")["training"]["config"]
+        moved[name] = [config[key] for key in ("image_jitter", "image_affine", "image_elastic")]
+    still, shifted, deformed = [0, 0, 0], [1, 0, 0], [0, 0.15, 1.4]
+    assert moved == {
+        **{"teacher": shifted, "teacher-deformed": deformed},
+        **{"plain": still, "plain-shifted": shifted, "plain-deformed": deformed},
+        **{"distilled": still, "distilled-shifted": shifted, "distilled-deformed": deformed},
     }
-    assert jitter == {"teacher": 1, "plain": 0, "plain-shifted": 1, "distilled": 0, "distilled-shifted": 1}

@@ -7,6 +7,7 @@ plain=(--dropout 0 --dropout-schedule null --input-dropout 0 --max-norm 0 --imag
 student=("${plain[@]}" --hidden-dim "$student_dim")
 from_config() { sed -n "s/^$1: //p" "$config"; }
 shifted=(--image-jitter "$(from_config image_jitter)")
+deformed=(--image-affine 0.15 --image-elastic 1.4 --image-jitter 0)
 last_seed=$((seed + $(from_config num_seeds) - 1))
 teacher=$exp/nnet/teacher/seed$seed
 small_temperatures=$(from_config sweep_temperatures | tr -d '[] ' | tr , ' ') # 1.0 2.5 ...

@@ -9,8 +9,8 @@ for s in $(seq "$seed" "$last_seed"); do
       --out "$exp/nnet/${name%:*}-test-tuned/seed$s"
   done
 done
-names=(plain{,-shifted} distilled{,-shifted} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
-nets=("teacher/seed$seed")
+names=(plain{,-shifted,-deformed} distilled{,-shifted,-deformed} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
+nets=("teacher/seed$seed" "teacher-deformed/seed$seed")
 for s in $(seq "$seed" "$last_seed"); do
   nets+=("${names[@]/%//seed$s}")
   for dim in ${small_dims//,/ }; do
