@@ -156,6 +156,10 @@ def describe_ali(path: Path) -> Description:
     return out | {"model_digest": ali.model_digest, "layout_digest": ali.layout.digest}
 
 
+# Attributes of targets that are more than the teachers' mean: what was kept of it, and what an HMM made of it.
+_HOW_MADE = {"target_pruning", "target_bits", "top_k_kl", "lost_kl", "sequence_weight", "sequence_acwt"}
+
+
 def describe_targets(path: Path) -> Description:
     """A targets.h5: how soft the targets are, and what mass the entries that were kept hold."""
     targets = TargetsReader(path)
@@ -163,6 +167,7 @@ def describe_targets(path: Path) -> Description:
     out["entries_per_frame"] = targets.prob.shape[1] if targets.pdf is not None else "dense"
     for name in ("temperature", "combination"):
         out[name] = getattr(targets, name)
+    out |= {key: np.asarray(value).item() for key, value in targets.attributes.items() if key in _HOW_MADE}
     out["num_members"] = len(targets.members)
     if len(targets.prob):
         kept, entropy = [], []

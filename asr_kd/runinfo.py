@@ -105,9 +105,14 @@ def _read_stamp(output: Path) -> dict[str, Any] | None:
 
 
 def _write_stamp(output: Path, digest: str | None, command: str, *, is_whole: bool = True) -> None:
-    """digest: the fingerprint of what is up to date; None for what is ours, and made anew by whoever asks for it."""
-    size = output.stat().st_size if is_whole and output.is_file() else None
-    write_json(_stamp_path(output), {"fingerprint": digest, "size": size, **run_info(command)})
+    """digest: the fingerprint of what is up to date; None for what is ours, and made anew by whoever asks for it.
+
+    A folder may be given to others, whom the names of this machine and of what lies on it do not concern.
+    """
+    size, info = output.stat().st_size if is_whole and output.is_file() else None, run_info(command)
+    if output.is_dir():
+        info = {key: info[key] for key in ("version", "git_commit", "date")}
+    write_json(_stamp_path(output), {"fingerprint": digest, "size": size, **info})
     if is_whole and output.is_dir():
         _stamp_beside(output).unlink(missing_ok=True)
 
@@ -221,6 +226,12 @@ def make(
     for each in outputs:
         if each.is_file() and not has_h5_signature(each):
             require_ours(each)
+    if (
+        world.is_first
+        and outputs[0].exists()
+        and (_read_stamp(outputs[0]) or {}).get("fingerprint") not in (None, digest)
+    ):
+        world.log(f"{output}: was made from other inputs or options, or by another version, and is made again")
     with contextlib.ExitStack() as stack:
         for each in outputs if world.is_first else ():
             stack.enter_context(_marked(each, command))

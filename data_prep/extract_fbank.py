@@ -21,8 +21,9 @@ from asr_kd.errors import AsrKdError
 from asr_kd.features.extract import extract, extract_to_archive
 from asr_kd.features.options import OPTIONS_OF_KIND, FrontEndOptions
 from asr_kd.features.wav_list import read_wav_list, utterances_of_files
+from asr_kd.runinfo import claimed
 from asr_kd.store.kaldi_compression import COMPRESSION_METHODS
-from asr_kd.store.table_names import is_table
+from asr_kd.store.table_names import is_table, parse_wspecifier
 
 HELP = {
     "sample_frequency": "sample rate in Hz; recordings of another rate are refused unless --resample is given",
@@ -212,7 +213,8 @@ def _extract_one(args: argparse.Namespace, data: Path | None, out: str, options:
             raise AsrKdError(f"{out}: torchrun's processes share the work of HDF5 files, not of Kaldi archives")
         if args.append:
             raise AsrKdError("--append is for HDF5 files; Kaldi archives are concatenated with cat")
-        extract_to_archive(utterances, out, options, compression_method=args.compression_method, **how)
+        with claimed(parse_wspecifier(out).files, args.command_line):
+            extract_to_archive(utterances, out, options, compression_method=args.compression_method, **how)
     elif args.compression_method:
         raise AsrKdError("--compression-method is for Kaldi archives; for HDF5 take --dtype float16")
     else:

@@ -111,6 +111,8 @@ def test_a_recipe_tells_its_options_and_refuses_what_it_does_not_know(script, tm
         refused = recipe(script, "--exp", str(tmp_path / "exp"), *argv)
         assert refused.returncode == 2, argv
         assert "error: " in refused.stderr
+    unknown = recipe(script, "--no-such-key", "1").stderr.splitlines()[-1]
+    assert unknown == "error: unknown option --no-such-key; see --help, and conf/*.yaml for the keys"
     assert "expected true or false" in recipe(RECIPES[0], "--any-version", "yes").stderr
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from command_line import error_of, run
@@ -13,7 +14,7 @@ from asr_kd.distill.foreign_targets import in_order, sparse_targets
 from asr_kd.errors import AsrKdError
 from asr_kd.store.ali import AliReader
 from asr_kd.store.hdf5 import Layout
-from asr_kd.store.kaldi_ark import write_matrices
+from asr_kd.store.kaldi_ark import read_matrices, write_matrices
 from asr_kd.store.kaldi_posterior import write_posteriors
 from asr_kd.store.kaldi_posterior_reader import read_posteriors
 from asr_kd.store.targets import TargetsReader
@@ -57,6 +58,25 @@ def test_dense_targets_are_the_mean_of_the_teachers(toy, teachers, tmp_path, com
         np.testing.assert_allclose(found.prob[ali.layout.rows(utt_id)], wanted, atol=1e-3)
     assert (found.temperature, found.combination, len(found.members)) == (temperature, combination, 2)
     assert (found.num_pdfs, found.model_digest) == (ali.num_pdfs, ali.model_digest)
+
+
+@pytest.mark.parametrize("form", ["flat", "by utterance"])
+def test_hdf5_holds_what_an_archive_does(toy, teachers, tmp_path, form):
+    """Both forms of docs/kaldi.md, taken by the command."""
+    layout, h5 = AliReader(toy["ali"]).layout, tmp_path / "teacher.h5"
+    log_posts = dict(read_matrices(f"ark:{teachers[1][0]}"))
+    with h5py.File(h5, "w") as file:
+        if form == "flat":
+            file["log_post"] = np.concatenate([log_posts[utt_id] for utt_id in layout.utt_ids])
+            file["utt/id"] = list(layout.utt_ids)
+            file["utt/offset"] = np.concatenate([[0], np.cumsum(layout.lengths)])
+        else:
+            for utt_id, log_post in log_posts.items():
+                file[utt_id] = log_post
+    for source in (h5, teachers[1][0]):
+        assert run(*argv(toy, tmp_path / f"{source.suffix}.h5"), "--posteriors", source, "--temperature", 1) == 0
+    found, wanted = (TargetsReader(tmp_path / f"{suffix}.h5") for suffix in (".h5", ".ark"))
+    np.testing.assert_array_equal(found.prob, wanted.prob)
 
 
 def test_a_student_learns_from_foreign_targets(toy, teachers, tmp_path):

@@ -104,6 +104,7 @@ def test_targets(toy, targets):
     found = describe(targets)
     assert found["kind"] == "soft targets"
     assert (found["temperature"], found["num_members"], found["entries_per_frame"]) == (2.0, 2, 2)
+    assert "sequence_weight" not in found
     assert found["mean_mass_kept"] == pytest.approx(0.75)
     assert found["mean_largest"] == pytest.approx(0.5)
     assert found["layout_digest"] == FeatsReader(toy["feats"]).layout.digest

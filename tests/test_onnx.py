@@ -63,9 +63,10 @@ def test_likelihoods_far_apart_do_not_overflow(toy, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-3)  # differences of float32 logits in the hundreds
 
 
-def test_metadata_tell_how_to_feed_it(toy, tmp_path):
+def test_metadata_tell_how_to_feed_it(toy, tmp_path, capsys):
     trained = make_net(tmp_path / "net", toy, 1, "speaker")
     assert run("export", "--format", "onnx", "--nets", tmp_path / "net", "--out", tmp_path / "net.onnx") == 0
+    assert "takes features that are normalised already (cmvn speaker)" in capsys.readouterr().err
     found = session(tmp_path / "net.onnx").get_modelmeta().custom_metadata_map
     assert found["format"] == "asr_kd.onnx"
     assert [int(found[key]) for key in ("num_pdfs", "left_context", "right_context", "feat_dim")] == [6, 3, 1, 40]

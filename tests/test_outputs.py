@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from made_up_nets import make_net
 
 from asr_kd.cli import main
@@ -20,6 +22,7 @@ from asr_kd.store.kaldi_ark import read_matrices
 sys.path.insert(0, str(Path(__file__).parents[1] / "data_prep"))
 import copy_feats
 import data_dir
+import extract_fbank
 
 NOTES = "what somebody wrote by hand\n"
 
@@ -42,7 +45,7 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_make_replaces_what_it_made_and_nothing_else(notes):
+def test_make_replaces_what_it_made_and_nothing_else(notes, capsys):
     def write(text: str, out: Path) -> bool:
         return make(out, lambda: write_text(out, text), command="asr-kd x", text=text)
 
@@ -51,6 +54,9 @@ def test_make_replaces_what_it_made_and_nothing_else(notes):
     assert notes.read_text() == NOTES
     notes.write_text("")
     assert [write("a", notes), write("a", notes), write("b", notes), write("a", notes)] == [True, False, True, True]
+    told = capsys.readouterr().err.splitlines()
+    made_again = f"{notes}: was made from other inputs or options, or by another version, and is made again"
+    assert told == [f"{notes}: up to date", made_again, made_again]
     stamp = notes.with_name(".notes.stamp.json")
     assert json.loads(stamp.read_text())["command"] == "asr-kd x"
     assert entries(notes.parent) == [stamp.name, "notes"]
@@ -257,6 +263,22 @@ def test_commands_look_at_their_outputs_first(notes, monkeypatch, capsys, argv):
     refused(capsys, Path("notes"), main(argv.split()))
     assert notes.read_text() == NOTES
     assert entries(notes.parent) == ["notes"]
+
+
+def test_an_archive_of_features_and_a_picture_are_not_written_over_text(toy, notes, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", np.zeros(8000), 8000, subtype="PCM_16")
+    other = notes.with_name("other")
+    for table in (f"ark:{notes}", f"ark,scp:{other},{notes}"):
+        argv = ["--wav", str(tmp_path / "a.wav"), "--sample-frequency", "8000", "--out", table]
+        refused(capsys, notes, extract_fbank.run_main(extract_fbank.main, extract_fbank.build_parser(), argv))
+    for _ in range(2):
+        argv[-1] = f"ark,scp:{other},{other}.scp"
+        assert extract_fbank.run_main(extract_fbank.main, extract_fbank.build_parser(), argv) == 0
+    capsys.readouterr()
+    picture = notes.with_name("notes.png")
+    notes.rename(picture)
+    refused(capsys, picture, main(["inspect", str(toy["feats"]), "--picture", str(picture)]))
+    assert picture.read_text() == NOTES
 
 
 @pytest.mark.parametrize("table", ["ark:same", "ark,scp:x.ark,same", "same.ark"])

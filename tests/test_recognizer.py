@@ -400,5 +400,6 @@ def test_kaldi_gets_what_decode_sees(experiment, tmp_path):
     argv += ["--format", "nnet1", "--out", tmp_path / "nnet1"]
     assert run("export", *argv, "--hmm", experiment / "hmm") == 0
     names = {"final.nnet", "final.feature_transform", "cmvn_opts", "ali_train_pdf.counts", "final.mdl", "tree"}
+    names.add(".stamp.json")
     assert {file.name for file in (tmp_path / "nnet1").iterdir()} == names
     assert (tmp_path / "nnet1/final.mdl").read_bytes() == (experiment / "hmm/final.mdl").read_bytes()

@@ -10,6 +10,7 @@ import torch
 from asr_kd.cli import main
 from asr_kd.distill.sequence import StateBigram, smoothed, state_posteriors, whole_utterances
 from asr_kd.errors import AsrKdError
+from asr_kd.inspection import describe
 from asr_kd.nnet.net_dir import load_card
 from asr_kd.store.ali import FAILED, AliReader, write_ali
 from asr_kd.store.hdf5 import Layout
@@ -154,6 +155,8 @@ def test_smoothed_targets_take_the_place_of_those_that_they_were_made_of(labelle
         "sequence_ali": after.sequence["sequence_ali"],
     }
     assert after.attributes.keys() == before.attributes.keys() | after.sequence.keys()
+    told = describe(tmp_path / "targets.h5")
+    assert (told["sequence_weight"], told["sequence_acwt"]) == (0.5, 0.25)
     ali = AliReader(toy["ali"])
     assert (after.prob.argmax(axis=1) == ali.pdf).mean() > (before.prob.argmax(axis=1) == ali.pdf).mean()
     np.testing.assert_allclose(after.prob.astype(np.float64).sum(axis=1), 1, atol=4e-3)

@@ -604,6 +604,15 @@ def test_a_loss_that_is_no_number_is_an_error_that_says_what_to_do(toy, tmp_path
     assert "lower the learning rate" in capsys.readouterr().err
 
 
+def test_weights_may_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o027)
+    try:
+        tensors.save_tensors(tmp_path / "x.safetensors", {"w": torch.zeros(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_changed_weight_file_is_refused(members, tmp_path, capsys):
     from asr_kd.errors import AsrKdError
 

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import Option, command, option, path
+from asr_kd.commands.command import Option, command, option, output
 from asr_kd.errors import AsrKdError
 
 
@@ -23,7 +23,7 @@ from asr_kd.errors import AsrKdError
         "--quick", "leave the values of feats.h5 unread; statistics are those stored beside them", action="store_true"
     ),
     option("--json", "print JSON, a list with one object a file", action="store_true"),
-    path(
+    output(
         "--picture",
         "draw an utterance of a feats.h5 (an ali.h5 beneath) or ark: .png, .svg, .pdf",
         required=False,

@@ -10,7 +10,7 @@ from asr_kd.cli_common import log, share
 from asr_kd.commands.command import command, one_of, option, path
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import file_digest, make
-from asr_kd.store.table_names import parse_specifier
+from asr_kd.store.table_names import names_table, parse_specifier
 
 if TYPE_CHECKING:
     from asr_kd.config import DistillConfig
@@ -362,6 +362,8 @@ def _check_targets(args: argparse.Namespace, distill: "DistillConfig", num_pdfs:
 
 def _table_digest(table: str) -> str:
     """What a teacher's table depends on; raises AsrKdError for the standard input, which cannot be read again."""
+    if not names_table(table):  # HDF5
+        return file_digest([table])
     kinds, file = parse_specifier(table)
     if file == "-":
         raise AsrKdError(f"{table}: targets are made of files, which can be read again")

@@ -1,6 +1,7 @@
 """`asr-kd train-lm`, `perplexity`."""
 
 import argparse
+import math
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
@@ -89,8 +90,9 @@ def perplexity(args: argparse.Namespace) -> None:
     if 2 * found.num_oovs > found.num_words:
         units, unit = ("letters", "char") if args.unit == "word" else ("words", "word")
         log(f"warning: {args.lm} lacks most words of the text; if it is of {units}, give --unit {unit}")
+    per_word = f"{found.per_word:.2f}" if math.isfinite(found.per_word) else "undefined"
     print(
         f"{found.num_sentences} sentences, {found.num_words} words, {found.num_oovs} of them not in the model\n"
         f"log10 probability {found.log10_prob:.6g}, perplexity {found.perplexity:.2f}, "
-        f"{found.per_word:.2f} without the ends of sentences"
+        f"{per_word} without the ends of sentences"
     )

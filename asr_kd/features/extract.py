@@ -345,7 +345,8 @@ def extract_to_archive(
     if destination.script:
         place_of_file(destination.script)  # refused now rather than when all is extracted
     made = archive.with_name(f".{archive.name}.feats.h5")
-    extract(utterances, made, options, log=log, **how)
+    # A user asked for the table, and has not to know of the file that it is made from.
+    extract(utterances, made, options, log=lambda line: log(line.replace(str(made), destination.archive)), **how)
     with FeatsReader(made) as reader:
         matrices = ((utt_id, reader[utt_id]) for utt_id in reader.layout.utt_ids)
         write_matrices(wspecifier, warn_of_clipped(matrices, compression_method, log), compression_method)

@@ -17,8 +17,11 @@ def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata
     # A copy of each: safetensors refuses tensors that share memory.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # which the umask gives, where safetensors lets the owner alone read
         try:
             save_file(copies, temporary, metadata=metadata)
+            temporary.chmod(mode)
         except SafetensorError as error:  # its own kind of error for a full disk too
             raise AsrKdError(f"{path}: could not be written ({error})") from error
 

@@ -204,7 +204,10 @@ def _take_weights(net: FrameClassifier, start: TrainedNet, out: Path) -> None:
     """Give `net` the weights of another; raises AsrKdError where it is of another shape."""
     ours, theirs = ([tuple(layer.weight.shape) for layer in each.linear] for each in (net, start.net))
     if ours != theirs:
-        raise AsrKdError(f"{out}: has layers of {ours}, the net that it is to start from of {theirs}")
+        raise AsrKdError(
+            f"{out}: has layers of {ours}, the net that it is to start from of {theirs}; they must have "
+            "the same hidden_dim, num_hidden_layers, left_context and right_context"
+        )
     for layer, other in zip(net.linear, start.net.linear, strict=True):
         layer.load_state_dict({"weight": other.weight, "bias": other.bias})
 

@@ -25,6 +25,9 @@ parse_options() {
         exit 2
       fi
       printf -v "$option" '%s' "$2"
+    elif ! grep -q "^$option:" "$root"/conf/*.yaml; then
+      echo "error: unknown option $1; see --help, and conf/*.yaml for the keys" >&2
+      exit 2
     else
       overrides+=("$1=$2") # in one word, for values such as -2,0,2
     fi
