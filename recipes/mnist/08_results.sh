@@ -10,7 +10,7 @@ for s in $(seq "$seed" "$last_seed"); do
   done
 done
 names=(plain{,-shifted,-deformed} distilled{,-shifted,-deformed} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
-nets=("teacher/seed$seed" "teacher-deformed/seed$seed")
+nets=("teacher/seed$seed")
 for s in $(seq "$seed" "$last_seed"); do
   nets+=("${names[@]/%//seed$s}")
   for dim in ${small_dims//,/ }; do

@@ -4,10 +4,10 @@ recipe=mnist
 usage='Takes the four IDX files of MNIST from --corpus, or fetches them, and repeats section 3 of Hinton, Vinyals & Dean
 2015: a regularised net, a plain smaller one, the smaller one distilled from the former, smaller ones still at several
 temperatures, and transfer sets without a digit or of two digits only. Beyond the paper: the plain and the distilled net
-on shifted images; both, and a regularised net of their own, on images that are turned and bent. The configuration is
-that of the regularised nets (num_epochs, learning_rate, hidden_dim, dropout, ...); all others have its optimiser and
-student_epochs (small ones sweep_epochs, at each of sweep_temperatures), and neither dropout nor max-norm. From the speed
-of a training step, quick should take twenty minutes and full eight hours on two plain cores.
+on shifted images; and on images that are turned and bent the plain net, and one distilled from all seeds of it. The
+configuration is that of the regularised net (num_epochs, learning_rate, hidden_dim, dropout, ...); all others have its
+optimiser and student_epochs (small ones sweep_epochs, at each of sweep_temperatures), and neither dropout nor max-norm.
+From the speed of a training step, quick should take twenty minutes and full seven hours on two plain cores.
 Options of this recipe:
   --student-dim N     hidden units a layer, plain and distilled (default 800)
   --small-dims LIST   of the students at several temperatures (default 30,300)

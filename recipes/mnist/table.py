@@ -18,13 +18,12 @@ from asr_kd.store.atomic import write_json, write_text
 # Folder below --nets: what it is, errors in the paper, and those on 3s where it tells them.
 PUBLISHED = {
     "teacher": ("dropout, max-norm, jitter", 67, None),
-    "teacher-deformed": ("dropout, max-norm, on deformed images", None, None),
     "plain": ("labels alone, no regulariser", 146, None),
     "plain-shifted": ("labels alone, on shifted images", None, None),
     "plain-deformed": ("labels alone, on deformed images", None, None),
     "distilled": ("distilled", 74, None),
     "distilled-shifted": ("distilled, on shifted images", None, None),
-    "distilled-deformed": ("distilled from that teacher, on deformed images", None, None),
+    "distilled-deformed": ("distilled from all of these, on deformed images", None, None),
     "without3": ("distilled without the digit 3", 206, 133),
     "without3-corrected": ("its bias from unlabelled images", None, None),
     "without3-test-tuned": ("its bias chosen on test, as published", 109, 14),
