@@ -80,7 +80,7 @@ def file_digest(paths: Iterable[str | Path]) -> str:
 def _stamp_beside(output: Path) -> Path:
     """Beside what a symbolic link leads to."""
     place = output.resolve()
-    return place.with_name(f".{place.name}{STAMP}")
+    return place.parent / f".{place.name}{STAMP}"
 
 
 def _stamp_path(output: Path) -> Path:
@@ -215,6 +215,8 @@ def make(
     folder, or of HDF5, `work` looks at itself.
     """
     outputs, digest = [Path(output), *besides], fingerprint(**made_from)
+    if unnamed := [each for each in outputs if each.name in ("", "..")]:
+        raise AsrKdError(f"{unnamed[0]}: name the output itself, not the folder that it is to be in")
     world.require_same(digest, f"{output}: not all processes have the same inputs, options and version")
 
     def is_complete() -> bool:
