@@ -358,7 +358,7 @@ def test_the_recipe_runs_to_its_table(corpus, tmp_path):
     rows = {row["name"]: row for row in json.loads((tmp_path / "exp/report/results.json").read_text())["rows"]}
     assert rows.keys() == {
         *(f"{name}{images}" for name in ("plain", "distilled") for images in IMAGES),
-        *("teacher", "small/dim8/T2.5"),
+        *("teacher", "distilled-of-deformed", "small/dim8/T2.5"),
         *(f"{name}{bias}" for name in ("without3", "only78") for bias in ("", "-corrected", "-test-tuned")),
     }
     assert (rows["small/dim8/T2.5"]["shape"], rows["small/dim8/T2.5"]["temperature"]) == ("2×8", 2.5)

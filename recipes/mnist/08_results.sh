@@ -9,7 +9,7 @@ for s in $(seq "$seed" "$last_seed"); do
       --out "$exp/nnet/${name%:*}-test-tuned/seed$s"
   done
 done
-names=(plain{,-shifted,-deformed} distilled{,-shifted,-deformed} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
+names=(plain{,-shifted,-deformed} distilled{,-shifted,-deformed,-of-deformed} without3{,-corrected,-test-tuned} only78{,-corrected,-test-tuned})
 nets=("teacher/seed$seed")
 for s in $(seq "$seed" "$last_seed"); do
   nets+=("${names[@]/%//seed$s}")

@@ -24,6 +24,7 @@ PUBLISHED = {
     "distilled": ("distilled", 74, None),
     "distilled-shifted": ("distilled, on shifted images", None, None),
     "distilled-deformed": ("distilled from all of these, on deformed images", None, None),
+    "distilled-of-deformed": ("distilled from all of these, on images as they are", None, None),
     "without3": ("distilled without the digit 3", 206, 133),
     "without3-corrected": ("its bias from unlabelled images", None, None),
     "without3-test-tuned": ("its bias chosen on test, as published", 109, 14),
