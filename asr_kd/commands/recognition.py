@@ -74,12 +74,15 @@ def _export_onnx(args: argparse.Namespace) -> None:
     from asr_kd.nnet.net_dir import load_net
     from asr_kd.nnet.onnx_graph import export_onnx
 
-    nets = [load_net(folder) for folder in args.nets]
-    if not nets[0].cmvn.fixed:
-        log(f"{args.out}: takes features that are normalised already (cmvn {nets[0].cmvn.mode}), see apply_cmvn.py")
+    def export() -> None:
+        nets = [load_net(folder) for folder in args.nets]
+        export_onnx(args.out, nets, args.values["combination"])
+        if not nets[0].cmvn.fixed:
+            log(f"{args.out}: takes features that are normalised already (cmvn {nets[0].cmvn.mode}), see apply_cmvn.py")
+
     make(
         args.out,
-        lambda: export_onnx(args.out, nets, args.values["combination"]),
+        export,
         command=args.command_line,
         inputs=file_digest(args.nets),
         combination=args.values["combination"],

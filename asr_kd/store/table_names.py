@@ -53,8 +53,11 @@ def files_of_table(name: str) -> list[Path]:
     if not names_table(name):
         return []
     kinds, rest = parse_specifier(name)
-    files = rest.split(",") if {*_KINDS} <= {*kinds} else [rest]
-    return [Path(file) for file in files if file not in ("", "-")]
+    return _files(*(rest.split(",") if {*_KINDS} <= {*kinds} else [rest]))
+
+
+def _files(*names: str) -> list[Path]:
+    return [Path(name) for name in names if name not in ("", "-")]
 
 
 class Destination(NamedTuple):
@@ -67,7 +70,7 @@ class Destination(NamedTuple):
     @property
     def files(self) -> list[Path]:
         """The archive, unless it is standard output, and the script."""
-        return [Path(name) for name in (self.archive, self.script) if name not in ("", "-")]
+        return _files(self.archive, self.script)
 
 
 def parse_wspecifier(wspecifier: str) -> Destination:
