@@ -183,6 +183,19 @@ def test_a_corrected_net_takes_the_place_of_no_other(toy, teachers, targets, tmp
     assert (net / "net.json").read_bytes() == before
 
 
+def test_a_corrected_net_takes_no_folder_of_something_else(toy, teachers, targets, tmp_path, capsys):
+    foreign = tmp_path / "theirs"
+    foreign.mkdir()
+    (foreign / "final.safetensors").write_text("somebody's weights")
+    argv = ["correct-bias", "--net", teachers[0], "--feats", toy["feats"], "--targets", targets, *CPU, "--classes", "2"]
+    assert "exists, and is not replaced" in refused(capsys, *argv, "--out", foreign)
+    assert [each.name for each in foreign.iterdir()] == ["final.safetensors"]
+    run(*argv, "--out", tmp_path / "net")
+    capsys.readouterr()
+    run(*argv, "--out", tmp_path / "net")
+    assert "up to date" in capsys.readouterr().err
+
+
 def test_correct_bias_by_counts_and_test_tuned_is_named_so(toy, teachers, tmp_path, capsys):
     ali = AliReader(toy["ali"])
     write_counts(tmp_path / "counts", count_pdfs(ali.pdf, NUM_PDFS))

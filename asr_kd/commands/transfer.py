@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from asr_kd.cli_common import log
-from asr_kd.commands.command import command, one_of, option, path
+from asr_kd.commands.command import command, one_of, option, output, path
 from asr_kd.commands.options import DEVICE, Compute, resolve_compute
 from asr_kd.distill.bias import bias_at_maximum, bias_for_reduced, corrected, overtaking, reduce_classes
 from asr_kd.distill.soft_targets import check_members
@@ -41,7 +41,7 @@ from asr_kd.training.data import digest_of
         option("--test-tuned", "one bias for all, the best for the labels of --ali, as published", action="store_true"),
     ),
     option("--max-frames", "look at so many, evenly spaced, at most (default 500000)", type=int, default=500_000),
-    path("--out", "folder of the corrected net"),
+    output("--out", "folder of the corrected net", mark=CARD),
     DEVICE,
     config=["precision"],
 )
