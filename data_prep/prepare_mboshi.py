@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default=URL, help="where the corpus is fetched from, a .tar.gz")
     parser.add_argument("--any-version", action="store_true", help="take a corpus that differs from the pinned one")
     parser.add_argument("--dev-share", type=float, default=0.08, help="of the training sentences, held out as dev")
-    help_ = "of the training sentences, taken without their transcripts, as data directory unlabelled"
+    help_ = "of all sentences but those of test (dev's count, too): without their transcripts, as directory unlabelled"
     parser.add_argument("--unlabelled-share", type=float, default=0.0, help=help_)
     return parser
 

@@ -53,11 +53,13 @@ def test_the_recipe_ends_with_results_and_a_page(whole):
     results = json.loads((whole / "report/results.json").read_text())
     check_results(results)
     assert set(results["headline"]) == {"baseline", "ensemble", "student"}
-    names = {system["name"] for system in results["systems"]}
-    assert {"member1", "member2", "baseline", "baseline-long", "ensemble-arithmetic", "student"} <= names
+    roles = {system["name"]: system["role"] for system in results["systems"]}
+    assert {"member1", "member2", "baseline", "baseline-long", "ensemble-arithmetic", "student"} <= roles.keys()
+    assert roles["student"] == "control"  # of untranscribed speech, which the baseline cannot use
     taught = json.loads((whole / "nnet/student/seed1/net.json").read_text())["training"]["loss"]["sequence"]
     assert [targets.get("sequence_weight") for targets in taught] == [None, 0.5]
     page = (whole / "report/index.html").read_text()
+    assert "The distilled net is a control" in page
     assert "<table" in page
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -211,7 +211,8 @@ def write_sets(
 ) -> None:
     """Write data directories {train,dev,test} and lexicons in `out_dir`, which appears complete.
 
-    unlabelled_share: of the training sentences, whose recordings make a set `unlabelled`, without their transcripts.
+    unlabelled_share: of all sentences but those of test (dev_share, too), whose recordings make a set `unlabelled`,
+    without their transcripts.
     lexicon.txt has the words of the training transcripts alone; lexicon_align.txt, for forced alignment, those of dev
     and test too. {train,dev,test}_letters have the letters as words, and lexicon_letters.txt those.
     Recordings whose header declares more than they hold are written anew in wav/, with a true one.

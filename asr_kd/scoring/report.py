@@ -193,6 +193,11 @@ def headline_sentences(results: Mapping[str, Any]) -> list[str]:
         _share_sentence("wer", results),
         " ".join(scores),
     ]
+    if by_name[results["headline"]["student"]]["role"] == "control":
+        sentences.append(
+            "The distilled net is a control: it has learnt from speech that the baseline cannot use, so that shares "
+            "are of what the ensemble and that speech do together."
+        )
     return [sentence for sentence in sentences if sentence]
 
 

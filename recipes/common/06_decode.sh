@@ -10,6 +10,8 @@ list() { # list FORMAT FIRST LAST: comma-separated nets
   for n in $(seq "$2" "$3"); do items+=("$(printf "$1" "$n")"); done
   (IFS=,; echo "${items[*]}")
 }
+role=student
+[ ! -d "$exp/data/unlabelled" ] || role=control # it has seen speech that the baseline cannot learn from
 {
   for n in $(seq "$seed" "$last_member"); do
     echo "- {name: member$n, role: member, nets: [[nnet/member/seed$n]]}"
@@ -20,7 +22,7 @@ list() { # list FORMAT FIRST LAST: comma-separated nets
     echo "- {name: ensemble-$mean, role: ensemble, combination: $mean," \
       "nets: [[$(list 'nnet/member/seed%d' "$seed" "$last_member")]]}"
   done
-  echo "- {name: student, role: student, nets: [$(list '[nnet/student/seed%d]' "$seed" "$last_seed")]}"
+  echo "- {name: student, role: $role, nets: [$(list '[nnet/student/seed%d]' "$seed" "$last_seed")]}"
 } >"$exp/systems.yaml"
 
 run asr_kd decode --systems "$exp/systems.yaml" --graph "$exp/graph" --counts "$exp/ali/ali_train_pdf.counts" \

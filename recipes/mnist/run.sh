@@ -7,7 +7,7 @@ temperatures, and transfer sets without a digit or of two digits only. Beyond th
 on shifted images; and on images that are turned and bent the plain net, and one distilled from all seeds of it. The
 configuration is that of the regularised net (num_epochs, learning_rate, hidden_dim, dropout, ...); all others have its
 optimiser and student_epochs (small ones sweep_epochs, at each of sweep_temperatures), and neither dropout nor max-norm.
-From the speed of a training step, quick should take twenty minutes and full seven hours on two plain cores.
+From the speed of a training step, quick should take half an hour and full nine hours on two plain cores.
 Options of this recipe:
   --student-dim N     hidden units a layer, plain and distilled (default 800)
   --small-dims LIST   of the students at several temperatures (default 30,300)
