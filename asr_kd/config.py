@@ -240,6 +240,12 @@ class DistillConfig:
     def __post_init__(self) -> None:
         """Raises AsrKdError for a value that nothing can be distilled with."""
         _require(self, "above 0", lambda x: x > 0, "student_learning_rate")
+        _require(self, "at least 0", lambda x: x >= 0, "soft_weight")
+        _require(self, "null, or at least 0", lambda x: x is None or x >= 0, "hard_weight")
+        most = 1 if self.hard_weight is None else math.inf  # what is left to it is the hard weight
+        _require(self, "at most 1 where hard_weight is null", lambda x: x <= most, "soft_weight")
+        each = "one or more, each at least 0, and at most 1 where hard_weight is null"
+        _require(self, each, lambda xs: xs and all(0 <= x <= most for x in xs), "sweep_soft_weights")
         low, high = TEMPERATURES
         _require(self, f"from {low:g} to {high:g}", lambda x: low <= x <= high, "temperature")
         _require(self, "one or more", bool, "sweep_combinations")
@@ -253,6 +259,8 @@ class DistillConfig:
         _require(self, "from 0 to 1", lambda x: 0 <= x <= 1, "sequence_weight")
         _require(self, "above 0, and at most 1", lambda x: 0 < x <= 1, "sequence_acwt")
         _require(self, "16 or 8", lambda x: x in (16, 8), "target_bits")
+        if self.label_use != "conditional" and self.soft_weight == 0 and self.hard_weight == 0:
+            raise AsrKdError("soft_weight 0 and hard_weight 0: leave nothing to learn from; set one of them above 0")
         if self.sequence_weight and self.online_targets:
             raise AsrKdError(
                 f"sequence_weight {self.sequence_weight:g}: needs stored soft targets of whole utterances; "

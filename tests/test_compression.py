@@ -153,15 +153,16 @@ def test_a_quantized_net_computes_what_it_was_trained_to_compute(toy, tmp_path, 
     for layer, trained in zip(ours.linear, net.linear, strict=True):
         assert torch.equal(layer.weight, trained.weight_fake_quantizer(trained.weight))
         assert layer.integers.unique().numel() <= 2**quantization.bits
-    with torch.inference_mode():
-        twin, by_kernels = net(x), ours(x)
-        monkeypatch.setattr(nnet_quantized, "has_int8_products", lambda: False)
-        by_floats = ours(x)
-    spread = float(twin.std())
-    # An activation in the middle between two levels may fall to either.
-    for logits in (by_kernels, by_floats):
-        assert float((logits - twin).abs().mean()) < 1e-3 * spread
-        assert float((logits - twin).abs().max()) < 0.1 * spread
+    for inputs in (x, 4 * x):  # the latter beyond the limits that training found
+        with torch.inference_mode(), monkeypatch.context() as patched:
+            twin, by_kernels = net(inputs), ours(inputs)
+            patched.setattr(nnet_quantized, "has_int8_products", lambda: False)
+            by_floats = ours(inputs)
+        spread = float(twin.std())
+        # An activation in the middle between two levels may fall to either.
+        for logits in (by_kernels, by_floats):
+            assert float((logits - twin).abs().mean()) < 1e-3 * spread
+            assert float((logits - twin).abs().max()) < 0.1 * spread
 
 
 def test_eight_bits_do_not_overflow_sixteen():
@@ -169,9 +170,10 @@ def test_eight_bits_do_not_overflow_sixteen():
     layer = nnet_quantized.QuantizedLinear(64, 4, Quantization("int8"))
     layer.integers.fill_(-128)
     layer.integers[0].fill_(127)
-    x = torch.full((3, 64), 127.0)
-    with torch.inference_mode():
-        assert torch.equal(layer(x), 64 * 127.0 * torch.tensor([127.0, -128, -128, -128]).expand(3, 4))
+    for value in (127.0, 255.0):  # the latter is cut off at the highest level
+        with torch.inference_mode():
+            products = layer(torch.full((3, 64), value))
+        assert torch.equal(products, 64 * 127.0 * torch.tensor([127.0, -128, -128, -128]).expand(3, 4))
 
 
 def test_a_frame_s_answer_does_not_depend_on_its_batch(toy, tmp_path):

@@ -211,3 +211,20 @@ def test_an_option_that_is_not_there_is_told_in_one_line_with_the_help_of_its_co
         main(["config", "--bogus", "1"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == "error: unrecognized arguments: --bogus 1; see asr-kd config --help\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"soft_weight": -1}, "soft_weight -1.0: must be at least 0"),
+        ({"soft_weight": 2}, "soft_weight 2.0: must be at most 1 where hard_weight is null"),
+        ({"hard_weight": -0.5}, "hard_weight -0.5: must be null, or at least 0"),
+        ({"soft_weight": 0, "hard_weight": 0}, "leave nothing to learn from"),
+        ({"sweep_soft_weights": [0.5, 1.5]}, "each at least 0, and at most 1 where hard_weight is null"),
+        ({"sweep_soft_weights": []}, "one or more"),
+    ],
+)
+def test_weights_that_no_student_can_learn_by_are_refused(keys, message):
+    with pytest.raises(AsrKdError, match=message):
+        config.resolve(config.DistillConfig, keys)
+    assert config.resolve(config.DistillConfig, {"soft_weight": 2, "hard_weight": 1}).soft_weight == 2

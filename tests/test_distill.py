@@ -1,3 +1,4 @@
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -124,15 +125,23 @@ def test_an_unknown_mean_is_refused():
 @given(st.integers(0, 1000), st.sampled_from([1.0, 2.0, 20.0]))
 @settings(max_examples=30, deadline=None)
 def test_matching_logits_has_the_gradient_of_equation_4(seed, temperature):
-    """(z − v) / N for zero-meaned logits, whatever the temperature that the targets came at.
-
-    Of these sizes: what is less likely than 2⁻²⁴ is taken for that.
-    """
-    z, v = random_logits(seed, 3, 5), random_logits(seed + 1, 3, 5, scale=1.0)
+    """(z − v) / N for zero-meaned logits, whatever the temperature that the targets came at."""
+    z, v = random_logits(seed, 3, 5), random_logits(seed + 1, 3, 5, scale=8.0)
     z, v = (x - x.mean(dim=-1, keepdim=True) for x in (z, v))
     z.requires_grad_()
     logit_difference(z, SoftBatch(torch.softmax(v / temperature, -1)), temperature).sum().backward()
     torch.testing.assert_close(z.grad, (z.detach() - v) / 5, atol=1e-4, rtol=1e-4)
+
+
+def test_matching_logits_of_stored_targets_cuts_off_what_they_cannot_hold():
+    z, v = torch.zeros(1, 3), torch.tensor([[30.0, 0.0, 0.0]])
+    stored = SoftBatch(torch.softmax(v, -1).half())
+    cut = torch.tensor([[24 * math.log(2), 0.0, 0.0]])
+    ideal = logit_difference(z, SoftBatch(torch.softmax(v, -1)), 1.0)
+    torch.testing.assert_close(ideal, v.var(correction=0)[None] / 2)
+    torch.testing.assert_close(logit_difference(z, stored, 1.0), cut.var(correction=0)[None] / 2)
+    warm = SoftBatch(torch.softmax(v / 5, -1).half())
+    torch.testing.assert_close(logit_difference(z, warm, 5.0), ideal, rtol=0.01, atol=0)
 
 
 def test_matching_logits_of_zero_targets_stays_finite_and_of_top_k_is_refused():

@@ -337,6 +337,10 @@ def test_fieller_without_seed_variance_is_the_textbook_interval():
     assert share.p_at_least == pytest.approx(stats.norm.cdf(z))
 
 
+def test_share_of_gain_without_a_covariance_is_none():
+    assert share_of_gain([50.0], [52.0], [51.0], np.full((3, 3), np.nan), 1).value is None
+
+
 def test_share_of_gain_points_the_right_way():
     cov = 0.0025 * np.eye(3)
     kept = share_of_gain([50.0, 50.1], [52.0], [51.95, 52.05], cov, 500)

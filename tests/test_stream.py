@@ -244,7 +244,7 @@ def test_soft_targets_are_streamed_with_their_frames(toy, tmp_path, top_k, bits)
     for number, feats in enumerate((toy["feats"], extra)):
         reader, rng = FeatsReader(feats), np.random.default_rng(number)
         n, width, num_pdfs = reader.layout.num_frames, top_k or 6, 50_000 if top_k else 6
-        prob = rng.integers(0, 256, (n, width)) if bits == 8 else rng.random((n, width))
+        prob = rng.integers(0, 256, (n, width)) if bits == 8 else rng.dirichlet(np.ones(width), n)
         arrays = {"prob": prob, "pdf": rng.integers(0, num_pdfs, (n, width)), "tail": rng.random(n)}
         attributes = {"temperature": 2.0, "mean": "arithmetic", "members": ["m"], "model_digest": "toy"}
         attributes["content_digest"] = reader.content_digest

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -165,6 +166,14 @@ def test_correct_bias_gives_the_states_the_teachers_shares(toy, teachers, target
     made = (tmp_path / "net/net.json").stat().st_mtime_ns
     run(*argv, "--targets", targets, "--out", tmp_path / "net")
     assert (tmp_path / "net/net.json").stat().st_mtime_ns == made
+
+
+def test_dense_targets_that_do_not_sum_to_one_are_refused(toy, targets, tmp_path, capsys):
+    shutil.copy(targets, tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file["prob"][5] = 0.0
+    argv = ["distill", "--targets", tmp_path / "t.h5", *sets(toy), *SMALL, "--out", tmp_path / "net"]
+    assert "do not sum to 1 in every frame" in refused(capsys, *argv)
 
 
 def test_biases_from_targets_with_a_tail_are_warned_of(toy, teachers, tmp_path, capsys):
@@ -483,6 +492,8 @@ def test_extra_speech_is_trained_on_from_its_own_targets(copied, labelled_by_tea
     assert record["num_train_frames"] == alone["num_train_frames"] + num_extra
     assert record["transfer"]["num_extra_frames"] == num_extra
     assert record["fingerprint"] != alone["fingerprint"]
+    few = student(copied, tmp_path / "few", *targets, *extra, "--only-pdfs", "1,2")
+    assert few["num_train_frames"] == np.isin(AliReader(copied / "train.ali.h5").pdf, (1, 2)).sum() + num_extra
     seen = (tmp_path / "more/seed1" / UTTS).read_text().split()
     assert set(FeatsReader(copied / "extra.h5").layout.utt_ids) <= set(seen)
     # The members' own answers to the very windows are the targets that were stored.
@@ -490,6 +501,8 @@ def test_extra_speech_is_trained_on_from_its_own_targets(copied, labelled_by_tea
                      "--temperature", 1)  # fmt: skip
     assert online["history"][0]["train_loss"] == pytest.approx(record["history"][0]["train_loss"], rel=1e-3)
     argv = ["distill", *copied_sets(copied), *SMALL, "--out", tmp_path / "no"]
+    assert "nothing else to learn from" in refused(capsys, *argv, *targets, "--unlabelled", "--soft-weight", 0)
+    assert "give it to train-ensemble" in refused(capsys, *argv, *targets, "--label-smoothing", 0.1)
     assert "go together" in refused(capsys, *argv, *targets, *extra[:2])
     wrong = [*extra[:2], "--extra-targets", out / "train.targets.h5"]
     assert "made for other utterances" in refused(capsys, *argv, *targets, *wrong)

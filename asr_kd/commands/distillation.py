@@ -168,6 +168,10 @@ def distill(args: argparse.Namespace) -> None:
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
     if (args.extra_targets is None) != (args.extra_feats is None or args.targets is None):
         raise AsrKdError("--extra-feats and --extra-targets go together; with --teachers, --extra-feats is enough")
+    if "label_smoothing" in vars(args):
+        raise AsrKdError("--label-smoothing: is of the labels that members learn from; give it to train-ensemble")
+    if config.soft_weight == 0 and (args.unlabelled or args.labelled_share == 0) and config.label_use != "conditional":
+        raise AsrKdError("soft_weight 0: without labels a student has nothing else to learn from; set it above 0")
     session = begin(args)
     if args.targets:
         targets, key = _stored(args, session)

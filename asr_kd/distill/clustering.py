@@ -87,8 +87,10 @@ def correlations(covariance: np.ndarray) -> np.ndarray:
 
     Without that the variances on the diagonal, which grow with a state's share of the frames, are all that it sees.
     """
-    deviation = np.sqrt(np.maximum(np.diag(covariance), np.finfo(np.float64).tiny))
-    return covariance / np.outer(deviation, deviation)
+    variance = np.diag(covariance)
+    deviation = np.sqrt(np.maximum(variance, np.finfo(np.float64).tiny))
+    varies = variance > 0  # a sum that should be 0 may round below
+    return np.where(np.outer(varies, varies), covariance, 0) / np.outer(deviation, deviation)
 
 
 def online_kmeans(points: np.ndarray, num_clusters: int, seed: int, max_passes: int = 100) -> np.ndarray:

@@ -17,20 +17,19 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
-# The smallest number above 0 that float16 targets hold; the logarithm of a 0 is taken there.
-_SMALLEST = 2.0**-24
-
 
 def logit_difference(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:
     """Σ_j (z_j − v_j)² / (2 N) of every frame, (batch,), with both logits zero-meaned over the N states.
 
     v = T log p_T are the teacher's logits, up to the constant that zero-meaning removes; of an arithmetic mean they are
-    those of the mean. Its gradient (z − v) / N is the limit of that of T² times the cross-entropy (equation 4).
-    Raises AsrKdError for top-k targets, which do not tell all logits.
+    those of the mean. Its gradient (z − v) / N is the limit of that of T² times the cross-entropy (equation 4). Logits
+    whose p_T is below what its type holds are cut off there: in float16 at T log 2⁻²⁴ = −16.6 T, so that stored targets
+    want a T of 5 or more. Raises AsrKdError for top-k targets, which do not tell all logits.
     """
     if targets.pdf is not None:
         raise AsrKdError("matching logits needs targets of all states; make them with --top-k null, or use --teachers")
-    teacher = temperature * targets.prob.float().clamp(min=_SMALLEST).log()
+    smallest = 2.0**-24 if targets.prob.dtype == torch.float16 else torch.finfo(torch.float32).tiny
+    teacher = temperature * targets.prob.float().clamp(min=smallest).log()
     difference = logits.float() - teacher
     difference = difference - difference.mean(dim=-1, keepdim=True)
     return (difference**2).mean(dim=-1) / 2

@@ -60,13 +60,13 @@ def em_step(q: torch.Tensor, p_g: torch.Tensor, answers: SpecialistAnswers) -> t
 
 
 def nearest_to_all(
-    p_g: torch.Tensor, answers: SpecialistAnswers, *, tolerance: float = 1e-6, max_steps: int = 200
+    p_g: torch.Tensor, answers: SpecialistAnswers, *, tolerance: float = 1e-9, max_steps: int = 1000
 ) -> torch.Tensor:
     """The q above for every frame, (batch, N), by EM; a frame for which no specialist is called keeps p_g.
 
-    A frame is done when a step lowers its objective by less than `tolerance` nats. EM begins next to p_g, which is the
-    answer outside of the sets where one specialist is called, but gives every state something: what begins at 0 would
-    stay there.
+    A frame is done when a step lowers its objective by less than `tolerance` nats, so p_g is best float64. EM begins
+    next to p_g, which is the answer outside of the sets where one specialist is called, but gives every state
+    something: what begins at 0 would stay there.
     """
     q = p_g.clone()
     rows = torch.nonzero(answers.called.any(dim=1)).squeeze(1)
@@ -103,9 +103,9 @@ class SpecialistEnsemble:
         """log softmax(log q / temperature), (batch, N) float32: q softened as a net with the logits log q would be."""
         with autocast(windows.device, self._dtype):
             logits = self._generalist(windows)
-        p_g = logits.float().softmax(dim=1)
+        p_g = logits.double().softmax(dim=1)
         q = nearest_to_all(p_g, self._answers(windows, p_g))
-        return (q.clamp(min=_SMALLEST).log() / temperature).log_softmax(dim=1)
+        return (q.clamp(min=_SMALLEST).log() / temperature).log_softmax(dim=1).float()
 
     def _answers(self, windows: torch.Tensor, p_g: torch.Tensor) -> SpecialistAnswers:
         """Each specialist is run on the frames that call it, and on no other."""
@@ -118,7 +118,7 @@ class SpecialistEnsemble:
                 continue
             with autocast(windows.device, self._dtype):
                 logits = net(windows[rows])
-            p_m = specialist.log_posteriors(logits).exp()
+            p_m = specialist.log_posteriors(logits).exp().to(p_g.dtype)
             classes = torch.tensor(specialist.classes, device=rows.device)
             special[rows[:, None], classes] += p_m[:, :-1]
             dustbin[rows, number] = p_m[:, -1]

@@ -19,9 +19,13 @@ from asr_kd.world import ALONE, World
 
 
 def student_schedule(dnn: DnnConfig, distill: DistillConfig) -> DnnConfig:
-    """The members' configuration with the student's epochs, views, learning rates, averaging and patience."""
+    """The members' configuration with the student's epochs, views, learning rates, averaging and patience.
+
+    Its labels are not smoothed: soft targets are spread as its teachers are.
+    """
     return replace(
         as_long_as_students(dnn, distill),
+        label_smoothing=0.0,
         learning_rate=distill.student_learning_rate,
         schedule=distill.student_schedule or dnn.schedule,
         average_share=distill.student_average_share,

@@ -114,10 +114,11 @@ def choose(train: LabelledSet, choice: TransferChoice) -> TransferSet:
     lengths = layout.lengths
 
     def select(utts: slice, pdf: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        frames = np.repeat(chosen[utts], lengths[utts]) & _states_wanted(pdf, choice, train.num_pdfs)
+        extra = np.repeat(~own[utts], lengths[utts])
+        frames = np.repeat(chosen[utts], lengths[utts]) & (extra | _states_wanted(pdf, choice, train.num_pdfs))
         if choice.labelled_share < 1:
             return np.where(np.repeat(labelled[utts], lengths[utts]), pdf, FAILED).astype(np.int32), frames
-        return pdf, frames & ((pdf != FAILED) | np.repeat(~own[utts], lengths[utts]))
+        return pdf, frames & (extra | (pdf != FAILED))
 
     record = choice.record
     if not own.all():

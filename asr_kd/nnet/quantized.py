@@ -46,8 +46,9 @@ class Quantization:
         fitting = max(n for n in range(1, min(self.group, in_features) + 1) if in_features % n == 0)
         if fitting < min(SMALLEST_GROUP, self.group):
             raise AsrKdError(
-                f"int4: a layer of {in_features} inputs has no groups of {SMALLEST_GROUP} to {self.group} weights; "
-                "choose a hidden_dim, or a context, that has a divisor between them, or another quantize_group"
+                f"int4: a layer of {in_features} inputs has no groups of {min(SMALLEST_GROUP, self.group)} to "
+                f"{self.group} weights; choose a hidden_dim, or a context, that has a divisor between them, or another "
+                "quantize_group"
             )
         return fitting
 
@@ -82,9 +83,9 @@ class QuantizedLinear(nn.Module):
         if self.quantization.to == "int4":
             return functional.linear(x, self._once("weight", x.device), self.bias)
         if x.device.type == "cpu" and has_int8_products():
-            kernel, scale, zero_point = self._once("kernel", x.device)
+            kernel, scale, zero_point, largest = self._once("kernel", x.device)
             multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-            return multiply(x.detach().contiguous(), scale, zero_point, kernel) + self.bias
+            return multiply(x.detach().clamp(max=largest).contiguous(), scale, zero_point, kernel) + self.bias
         x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero_point, 0, LEVELS)
         return functional.linear(x, self._once("weight", x.device), self.bias)
 
@@ -96,8 +97,8 @@ class QuantizedLinear(nn.Module):
                 self._made[key] = self.weight if what == "weight" else self._packed()
         return self._made[key]
 
-    def _packed(self) -> tuple[object, float, int]:
-        """FBGEMM's weights, and scale and zero point of the input."""
+    def _packed(self) -> tuple[object, float, int, float]:
+        """FBGEMM's weights, scale and zero point of the input, and its largest value: FBGEMM's own is of 8 bits."""
         zeros = torch.zeros(self.out_features, dtype=torch.int64)
         scale = self.scale[:, 0].double()
         before = torch.backends.quantized.engine
@@ -109,7 +110,8 @@ class QuantizedLinear(nn.Module):
             kernel = torch.ops.quantized.linear_prepack(weight, None)
         finally:
             torch.backends.quantized.engine = before
-        return kernel, float(self.input_scale), int(self.input_zero_point)
+        scale, zero_point = float(self.input_scale), int(self.input_zero_point)
+        return kernel, scale, zero_point, (LEVELS - zero_point) * scale
 
     def __getstate__(self) -> dict:
         """Copies make their own."""

@@ -330,7 +330,7 @@ def share_of_gain(
     b, e, s = means
     gain, margin = float(e - b), float(variance.quantile(_GAIN) * np.sqrt(variance.of(_GAIN)))
     points = {"shortfall": float(e - s), "gain": gain, "gain_ci95": (gain - margin, gain + margin)}
-    if gain <= margin:
+    if not gain > margin:  # also where no covariance is known
         reason = "at 95 % the ensemble has no gain over the baseline"
         return GainShare(None, None, None, **points, reason=reason)
     share = (s - b) / (e - b)

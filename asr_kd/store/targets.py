@@ -128,6 +128,8 @@ def _check_values(path: Path, num_pdfs: int, prob: np.ndarray, pdf: np.ndarray |
     for array in (prob, tail):
         if array is not None and not (np.isfinite(array) & (array >= 0)).all():
             raise AsrKdError(f"{path}: holds soft targets that are no probabilities")
+    if pdf is None and (abs(prob.sum(axis=1, dtype=np.float32) - 1) > 0.01).any():
+        raise AsrKdError(f"{path}: holds soft targets of all states that do not sum to 1 in every frame")
 
 
 def _checked(file: h5py.File, read: Callable[[slice], Stored], blocks: Iterable[slice]) -> Iterator[Stored]:

@@ -10,7 +10,8 @@ their name says otherwise:
   hard-views      labels, warped windows            views        teachers label the warped windows that the student sees
   smoothing       labels, 10 % of them spread       geometric    geometric mean
   T2, T5          temperature                       mixed        half of the weight on labels
-  logits          logits are matched                conditional  labels where the ensemble is wrong (arXiv:1904.12399)
+  logits          logits are matched (of T = 5,     conditional  labels where the ensemble is wrong (arXiv:1904.12399)
+                  since float16 cuts them at T = 1)
   swap            labels correct the soft targets   born-again   one member is the teacher
   fold            members label only utterances that they were not trained on (they are trained for it: --folds)
   sequence        soft targets in the light of their utterance (asr-kd smooth-targets; the key sequence_weight, or 0.5),
@@ -93,7 +94,7 @@ train_arm() {
     T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student "${targets[@]}" --temperature "${kind#T}" ;;
     geometric) of_ensemble geometric --combination geometric; student "${targets[@]}" --combination geometric ;;
     mixed) of_ensemble T1; student "${targets[@]}" --soft-weight 0.5 ;;
-    logits) of_ensemble T1; student "${targets[@]}" --matching logits ;;
+    logits) of_ensemble T5 --temperature 5; student "${targets[@]}" --temperature 5 --matching logits ;;
     conditional | swap) of_ensemble T1; student "${targets[@]}" --label-use "$kind" ;;
     views) student --teachers "${ensemble[@]}" "${view[@]}" ;;
     sequence) of_ensemble T1; in_sequence; student "${targets[@]}" ;;
