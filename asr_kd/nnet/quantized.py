@@ -44,11 +44,10 @@ class Quantization:
         if self.to == "int8":
             return in_features
         fitting = max(n for n in range(1, min(self.group, in_features) + 1) if in_features % n == 0)
-        if fitting < min(SMALLEST_GROUP, self.group):
+        if fitting < (smallest := min(SMALLEST_GROUP, self.group)):
             raise AsrKdError(
-                f"int4: a layer of {in_features} inputs has no groups of {min(SMALLEST_GROUP, self.group)} to "
-                f"{self.group} weights; choose a hidden_dim, or a context, that has a divisor between them, or another "
-                "quantize_group"
+                f"int4: a layer of {in_features} inputs has no groups of {smallest} to {self.group} weights; "
+                "choose a hidden_dim, or a context, that has a divisor between them, or another quantize_group"
             )
         return fitting
 
@@ -100,13 +99,13 @@ class QuantizedLinear(nn.Module):
     def _packed(self) -> tuple[object, float, int, float]:
         """FBGEMM's weights, scale and zero point of the input, and its largest value: FBGEMM's own is of 8 bits."""
         zeros = torch.zeros(self.out_features, dtype=torch.int64)
-        scale = self.scale[:, 0].double()
+        scales = self.scale[:, 0].double()
         before = torch.backends.quantized.engine
         torch.backends.quantized.engine = "fbgemm"
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # tensors of quantized dtypes will go; the way in for kernels is theirs
-                weight = torch._make_per_channel_quantized_tensor(self.integers, scale, zeros, 0)
+                weight = torch._make_per_channel_quantized_tensor(self.integers, scales, zeros, 0)
             kernel = torch.ops.quantized.linear_prepack(weight, None)
         finally:
             torch.backends.quantized.engine = before
