@@ -503,6 +503,8 @@ def test_extra_speech_is_trained_on_from_its_own_targets(copied, labelled_by_tea
     argv = ["distill", *copied_sets(copied), *SMALL, "--out", tmp_path / "no"]
     assert "nothing else to learn from" in refused(capsys, *argv, *targets, "--unlabelled", "--soft-weight", 0)
     assert "give it to train-ensemble" in refused(capsys, *argv, *targets, "--label-smoothing", 0.1)
+    swept = ["sweep", *argv[1:], "--teachers", out / "seed1", "--label-smoothing", 0.1]
+    assert "give it to train-ensemble" in refused(capsys, *swept)
     assert "go together" in refused(capsys, *argv, *targets, *extra[:2])
     wrong = [*extra[:2], "--extra-targets", out / "train.targets.h5"]
     assert "made for other utterances" in refused(capsys, *argv, *targets, *wrong)
