@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from asr_kd.training import cross_entropy as module
+from asr_kd.training import cross_entropy_cpu as cpu_kernel
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
 BATCH, NUM_PDFS = 7, 9
@@ -97,15 +98,104 @@ class LargestFloat32(TorchDispatchMode):
         return out
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_float32_tensor_is_larger_than_a_chunk(kind, monkeypatch):
-    monkeypatch.setattr(module, "rows_at_once", lambda device, row_size: 2)
-    targets, z = targets_of(kind, 5), random(6, BATCH, NUM_PDFS).bfloat16().requires_grad_()
+def test_no_float32_tensor_is_larger_than_a_chunk(kind, dtype, monkeypatch):
+    for each in (module, cpu_kernel):
+        monkeypatch.setattr(each, "rows_at_once", lambda device, row_size: 2)
+    targets, z = targets_of(kind, 5), random(6, BATCH, NUM_PDFS).to(dtype).requires_grad_()
     parts = (targets.prob.half(), targets.pdf, None if targets.tail is None else targets.tail.half())
     terms = [Term(SoftBatch(*parts), torch.ones(BATCH), 2.0)]
     with LargestFloat32() as largest:
         cross_entropy(z, terms).backward()
-    assert largest.numel == 2 * NUM_PDFS
+    assert 0 < largest.numel <= 2 * NUM_PDFS
+
+
+def float64_and_ours(logits: torch.Tensor, terms: list[Term], num_nets: int | None = None) -> list[tuple]:
+    """Loss and gradient of bfloat16 logits, nets' losses weighing 1, 2, …, and those of the definition in float64."""
+    found = []
+    for z in (logits.double(), logits.clone()):
+        z = (z if num_nets is None else z.view(num_nets, -1, z.shape[-1])).requires_grad_()
+        loss = cross_entropy(z, terms)
+        (loss * torch.arange(1, 1 + loss.numel()).view(loss.shape)).sum().backward()
+        found.append((loss.detach(), z.grad))
+    return found
+
+
+def require_close(logits: torch.Tensor, terms: list[Term], num_nets: int | None = None) -> None:
+    (exact, exact_grad), (loss, grad) = float64_and_ours(logits, terms, num_nets)
+    assert loss.dtype == torch.float32
+    assert grad.dtype == torch.bfloat16
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=1e-5)
+    # Each term's gradient is rounded to bfloat16, and so is their sum: an error of 2⁻⁸ of the largest that was added.
+    torch.testing.assert_close(grad.double(), exact_grad, rtol=2**-7, atol=2e-2 if len(terms) > 1 else 1e-5)
+
+
+@given(
+    st.integers(0, 1000),
+    st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from([1.0, 2.0, 5.0])), min_size=1, max_size=3),
+    st.sampled_from([1, 2, 100]),
+    st.sampled_from([1, 3]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_of_bfloat16_logits_are_done_at_once_as_defined(seed, kinds, rows, num_threads):
+    terms = [
+        Term(targets_of(kind, seed + n), random(seed + 10 + n, BATCH), temperature)
+        for n, (kind, temperature) in enumerate(kinds)
+    ]
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_kernel, "rows_at_once", lambda device, row_size: rows)
+        torch.set_num_threads(num_threads)
+        try:
+            require_close(random(seed + 20, BATCH, NUM_PDFS).bfloat16(), terms)
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_pdfs", [1, 17, 300, 9001])
+@pytest.mark.parametrize("num_nets", [None, 2])
+def test_rows_of_any_length_of_several_nets(num_pdfs, num_nets):
+    """Labels are smoothed by a tensor that holds one number."""
+    logits, weight = random(4, 6, num_pdfs).bfloat16(), random(5, 6)
+    top = random(6, 6, num_pdfs).softmax(dim=-1).topk(min(20, num_pdfs), dim=-1)
+    tail = (1 - top.values.sum(dim=-1)).clamp(min=0)
+    evenly = torch.full((), 1 / num_pdfs).expand(6, num_pdfs)
+    for targets in (SoftBatch(top.values, top.indices, tail), SoftBatch(evenly)):
+        require_close(logits, [Term(targets, weight, 2.0)], num_nets)
+
+
+def test_far_away_bfloat16_logits_give_no_nan():
+    """A state that takes all, or all but nothing: the rest has a logarithm all the same."""
+    logits = torch.tensor(
+        [[200.0, 0.0, 0.0, -200.0], [-1e4, 1e4, 0.0, 0.0], [-300.0, -300.0, -500.0, 300.0]]
+    ).bfloat16()
+    prob, pdf = torch.tensor([[0.9], [0.5], [0.5]]), torch.tensor([[0], [1], [3]])
+    require_close(logits.bfloat16(), [Term(SoftBatch(prob, pdf, 1 - prob[:, 0]), torch.ones(3))])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -float("nan")])
+def test_logits_that_are_no_numbers_are_told_by_the_loss(value):
+    logits = random(8, BATCH, NUM_PDFS).bfloat16()
+    logits[3, 4] = value
+    terms = [Term(targets_of("dense", 8), torch.ones(BATCH))]
+    (exact, _), (loss, _) = float64_and_ours(logits, terms)
+    assert not loss.isfinite()
+    torch.testing.assert_close(loss.double(), exact, equal_nan=True)
+
+
+def test_threads_change_no_bit():
+    logits, terms = random(9, 64, 300).bfloat16(), [Term(SoftBatch(random(1, 64, 300).softmax(-1)), torch.ones(64))]
+    before, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            found.append(float64_and_ours(logits, terms)[1])
+    finally:
+        torch.set_num_threads(before)
+    for loss, grad in found[1:]:
+        assert loss.equal(found[0][0])
+        assert grad.equal(found[0][1])
 
 
 def test_a_gradient_is_given_once():

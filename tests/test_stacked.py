@@ -50,7 +50,9 @@ FEATURES = {
     "plain": [],
     "dropout": ["--dropout", 0.2, "--input-dropout", 0.1],
     "dropout schedule": ["--dropout-schedule", "0.3,0"],
-    "views": ["--time-masks", 1, "--feature-noise", 0.3, "--freq-warp", 0.1],
+    # One epoch: where every window is another in every step, a unit of a longer run may be on one side of 0 here and on
+    # the other there, by what machine it is.
+    "views": ["--time-masks", 1, "--feature-noise", 0.3, "--freq-warp", 0.1, "--num-epochs", 1],
     "clipping and norms": ["--max-grad-norm", 0.5, "--max-norm", 1.0],
     "average": ["--schedule", "constant", "--average-share", 0.6],
     "sgd, smoothing": ["--optimizer", "sgd", "--label-smoothing", 0.1, "--schedule", "cosine"],

@@ -4,7 +4,8 @@ The gradient is made together with the loss, some rows at a time, in float32 wha
 logits' own type, as Liger Kernel does (Hsu et al. 2024, arXiv:2410.10989). Of a batch of 1024 frames and 14,000 states
 nothing lives but the logits, their gradient and the chunk at hand. Each step on a chunk is the one that autograd takes
 on the plain formula, in its order: float32 gradients are the same to the bit. On a GPU, where the many operations on a
-chunk cost more than the bytes, asr_kd/training/fused_cross_entropy.py has kernels for it.
+chunk cost more than the bytes, asr_kd/training/fused_cross_entropy.py has kernels for it, and for bfloat16 logits on a
+CPU, whose products are so fast that the passes over them would be felt, asr_kd/training/cross_entropy_cpu.py.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import has_kernels, rows_at_once
 
 # On a GPU every state that has a target of its own is looked for in every row: with more, the plain formula is faster.
@@ -82,9 +84,24 @@ def _has_kernel(logits: torch.Tensor, terms: Sequence[Term]) -> bool:
     return few and logits.itemsize <= 4 and not torch.compiler.is_compiling() and has_kernels(logits.device)
 
 
+def _by_rows(logits: torch.Tensor, terms: Sequence[Term]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What asr_kd/training/cross_entropy_cpu.py makes of logits that it takes; None where it cannot."""
+    if logits.dtype != torch.bfloat16 or logits.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    try:
+        from asr_kd.training.cross_entropy_cpu import losses_and_gradient
+    except AsrKdError:  # numba is not there, which training can do without
+        return None
+    return losses_and_gradient(logits, terms)
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, terms: Sequence[Term], num_nets: int | None) -> torch.Tensor:
+        if (found := _by_rows(logits, terms)) is not None:
+            losses, ctx.grad = found
+            losses = losses.sum() if num_nets is None else losses.view(num_nets, -1).sum(dim=-1)
+            return losses.float()
         dtype = torch.promote_types(logits.dtype, torch.float32)
         num_rows = rows_at_once(logits.device, logits.shape[1])
         if len(logits) <= num_rows:
@@ -108,6 +125,8 @@ class _CrossEntropy(torch.autograd.Function):
         grad, ctx.grad = ctx.grad, None
         if grad_output.ndim:
             grad.view(len(grad_output), -1).mul_(grad_output[:, None])
+            return grad, None, None
+        if grad.is_cpu and grad_output == 1:  # a pass over it that is saved
             return grad, None, None
         return grad.mul_(grad_output), None, None
 
