@@ -280,7 +280,7 @@ def test_a_net_is_trained_on_shifted_images_within_the_norm_and_its_last_epoch_i
 
 def test_errors_are_counted_by_digit(data, teacher, tmp_path):
     options = ["--feats", data / "test.feats.h5", "--ali", data / "test.ali.h5", "--device", "cpu"]
-    run("count-errors", "--nets", teacher, *options, "--out", tmp_path / "test.json")
+    run("count-errors", "--nets", teacher, *options, "--precision", "float32", "--out", tmp_path / "test.json")
     (row,) = json.loads((tmp_path / "test.json").read_text())
     with FeatsReader(data / "test.feats.h5") as reader, torch.inference_mode():
         logits = load_net(teacher).net.eval()(torch.from_numpy(reader.read_all()))

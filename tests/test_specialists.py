@@ -26,6 +26,7 @@ from asr_kd.distill.clustering import (
 )
 from asr_kd.distill.soft_targets import OnlineTargets, check_members
 from asr_kd.distill.specialist_inference import (
+    SPECIALISTS,
     SpecialistAnswers,
     SpecialistEnsemble,
     em_step,
@@ -43,6 +44,7 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_card, load_net
 from asr_kd.scoring.coverage import StateCounts, coverage_rows
+from asr_kd.scoring.set_posteriors import SetPosteriors
 from asr_kd.scoring.system_list import read_systems
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.targets import TargetsReader
@@ -549,6 +551,21 @@ def test_the_ensemble_answers_as_every_frame_by_itself_would(specialists, genera
         assert reached - objective(q, p_g[frame : frame + 1].double(), answers) < 1e-3
     hot = SpecialistEnsemble(members, 2, torch.float32).log_posteriors(windows, temperature=3.0)
     torch.testing.assert_close(hot, (log_q / 3).log_softmax(1), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_they_answer_for_a_set_in_whatever_precision(specialists, generalist, toy, dtype):
+    """The generalist is known by its weights, and these are what they were after they were converted."""
+    members = [load_net(path) for path in (generalist, specialists / "spec1", specialists / "spec2")]
+    with FeatsReader(toy["dev_feats"]) as reader:
+        found = dict(SetPosteriors(members, reader, SPECIALISTS, torch.device("cpu"), dtype))
+    frames = load(toy, "dev_").frames
+    exact = SpecialistEnsemble(members, 1, torch.float32).log_posteriors(frames.windows(torch.arange(60)))
+    assert list(found) == list(frames.layout.utt_ids)
+    utterances = np.concatenate(list(found.values()))[:60]
+    torch.testing.assert_close(
+        torch.from_numpy(utterances).exp(), exact.exp(), atol=1e-5 if dtype == torch.float32 else 0.05, rtol=0
+    )
 
 
 @pytest.mark.parametrize(("outputs", "soft"), [("dustbin", "false"), ("full", "true")])

@@ -50,9 +50,7 @@ FEATURES = {
     "plain": [],
     "dropout": ["--dropout", 0.2, "--input-dropout", 0.1],
     "dropout schedule": ["--dropout-schedule", "0.3,0"],
-    # One epoch: where every window is another in every step, a unit of a longer run may be on one side of 0 here and on
-    # the other there, by what machine it is.
-    "views": ["--time-masks", 1, "--feature-noise", 0.3, "--freq-warp", 0.1, "--num-epochs", 1],
+    "views": ["--time-masks", 1, "--feature-noise", 0.3, "--freq-warp", 0.1],
     "clipping and norms": ["--max-grad-norm", 0.5, "--max-norm", 1.0],
     "average": ["--schedule", "constant", "--average-share", 0.6],
     "sgd, smoothing": ["--optimizer", "sgd", "--label-smoothing", 0.1, "--schedule", "cosine"],
@@ -62,8 +60,11 @@ FEATURES = {
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_members_trained_together_are_those_trained_in_turn(toy, tmp_path, name):
+    # Where every window is another in every step, a unit of a longer run may be on one side of 0 in the one way, and on
+    # the other in the other, by the order of sums on the machine at hand.
+    short = ["--num-epochs", 1] if name == "views" else []
     for way in ("never", "always"):
-        assert main(command(toy, tmp_path / way, "--stacked", way, *FEATURES[name])) == 0
+        assert main(command(toy, tmp_path / way, "--stacked", way, *FEATURES[name], *short)) == 0
     for seed in ("seed1", "seed2", "seed3"):
         assert_same(tmp_path / "never" / seed, tmp_path / "always" / seed)
         assert load_card(tmp_path / "always" / seed)["training"]["num_together"] == 3

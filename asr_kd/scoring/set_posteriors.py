@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from asr_kd.distill.soft_targets import check_members, joint_log_posteriors
+from asr_kd.distill.specialist_inference import SPECIALISTS
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.inference import of_type
 from asr_kd.nnet.net_dir import TrainedNet
@@ -52,8 +53,9 @@ class SetPosteriors:
 
     def __post_init__(self) -> None:
         check_members(self.nets, self.reader, self.model_digest, combination=self.combination)
-        converted = [replace(trained, net=of_type(trained.net, self.dtype)) for trained in self.nets]
-        object.__setattr__(self, "nets", converted)  # once, not for every block
+        if self.combination != SPECIALISTS:  # who know their generalist by the digest of its weights as they are
+            converted = [replace(trained, net=of_type(trained.net, self.dtype)) for trained in self.nets]
+            object.__setattr__(self, "nets", converted)  # once, not for every block
 
     @property
     def layout(self) -> Layout:

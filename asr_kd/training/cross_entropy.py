@@ -126,7 +126,7 @@ class _CrossEntropy(torch.autograd.Function):
         if grad_output.ndim:
             grad.view(len(grad_output), -1).mul_(grad_output[:, None])
             return grad, None, None
-        if grad.is_cpu and grad_output == 1:  # a pass over it that is saved
+        if grad.is_cpu and not torch.compiler.is_compiling() and grad_output == 1:  # a pass over it that is saved
             return grad, None, None
         return grad.mul_(grad_output), None, None
 
