@@ -1,6 +1,8 @@
 """Where and in which number format nets run."""
 
 import contextlib
+import functools
+from types import ModuleType
 
 import torch
 
@@ -52,6 +54,18 @@ def has_kernels(device: torch.device) -> bool:
     except Exception:  # not there, or there and broken
         return False
     return is_usable(device)
+
+
+@functools.cache
+def cpu_kernels(device: torch.device) -> ModuleType | None:
+    """asr_kd.nnet.cpu_kernels where they can be had: on a CPU, with numba, which training can do without."""
+    if device.type != "cpu":
+        return None
+    try:
+        from asr_kd.nnet import cpu_kernels as kernels
+    except AsrKdError:
+        return None
+    return kernels
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

@@ -9,7 +9,7 @@ from torch import nn
 
 from asr_kd.choices import Combination, require_choice
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import autocast, has_kernels, rows_at_once
+from asr_kd.nnet.device import autocast, cpu_kernels, has_kernels, rows_at_once
 from asr_kd.nnet.frames import Frames
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.world import ALONE, World
@@ -43,7 +43,10 @@ def combine(logits: Iterable[torch.Tensor], temperature: float, combination: Com
         del of_member
     if combination == "geometric":
         return total.div_(number * temperature).log_softmax(dim=-1)
-    return total.div_(number).clamp_(min=SMALLEST).log_()
+    rows = rows_at_once(total.device, total.shape[1])
+    for part in total.split(rows):  # of which the last step finds what the first one left in a CPU's cache
+        part.div_(number).clamp_(min=SMALLEST).log_()
+    return total
 
 
 def _add(total: torch.Tensor, logits: torch.Tensor, _: float) -> None:
@@ -56,6 +59,9 @@ def _add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) 
         from asr_kd.nnet.gpu_kernels import add_softmax
 
         add_softmax(total, logits, temperature)
+        return
+    if logits.dtype == torch.bfloat16 and (kernels := cpu_kernels(total.device)):
+        kernels.add_softmax(total, logits, temperature)
         return
     rows = rows_at_once(total.device, total.shape[1])
     for begin in range(0, len(total), rows):

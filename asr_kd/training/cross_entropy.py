@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from asr_kd.errors import AsrKdError
-from asr_kd.nnet.device import has_kernels, rows_at_once
+from asr_kd.nnet.device import cpu_kernels, has_kernels, rows_at_once
 
 # On a GPU every state that has a target of its own is looked for in every row: with more, the plain formula is faster.
 MAX_NAMED = 128
@@ -86,12 +85,10 @@ def _has_kernel(logits: torch.Tensor, terms: Sequence[Term]) -> bool:
 
 def _by_rows(logits: torch.Tensor, terms: Sequence[Term]) -> tuple[torch.Tensor, torch.Tensor] | None:
     """What asr_kd/training/cross_entropy_cpu.py makes of logits that it takes; None where it cannot."""
-    if logits.dtype != torch.bfloat16 or logits.device.type != "cpu" or torch.compiler.is_compiling():
+    if logits.dtype != torch.bfloat16 or torch.compiler.is_compiling() or not cpu_kernels(logits.device):
         return None
-    try:
-        from asr_kd.training.cross_entropy_cpu import losses_and_gradient
-    except AsrKdError:  # numba is not there, which training can do without
-        return None
+    from asr_kd.training.cross_entropy_cpu import losses_and_gradient
+
     return losses_and_gradient(logits, terms)
 
 

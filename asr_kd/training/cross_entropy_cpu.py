@@ -6,66 +6,19 @@ and q = softmax(a), the gradient of a term is weight / T · (q · (Σ p + tail) 
 own, and of any other q · weight / T · (Σ p + tail − tail / Σ_rest q).
 """
 
-import functools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from asr_kd.compiled import compiled
-from asr_kd.nnet.device import rows_at_once
+from asr_kd.nnet.cpu_kernels import all_in_threads, bits_of, compiled_pass, exponentials, widen
 
 if TYPE_CHECKING:
     from asr_kd.training.cross_entropy import Term
 
-compiled_pass = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
-
-_LOG2_E = np.float32(1.4426950408889634)
-# 2^f = Σ (ln 2)^k / k! f^k, of which so many terms give float32's precision for |f| ≤ 1/2.
-_C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
-    np.float32(np.log(2.0) ** k / factorial) for k, factorial in enumerate((1, 2, 6, 24, 120, 720, 5040), start=1)
-)
-# An order of the bits of floats as whole numbers: negative ones have all but their sign turned.
-_SIGN, _OTHERS = np.int32(31), np.int32(0x7FFFFFFF)
-_INFINITY, _MINUS_INFINITY = np.int32(0x7F800000), np.int32(-0x7F800001)
 # A rest of the softmax below this is too small for its logarithm.
 _TINY = np.float32(1e-30)
-
-
-@compiled_pass
-def _widen(row: np.ndarray, bits: np.ndarray) -> tuple[int, int]:
-    """Put bfloat16 `row` into float32 `bits`, both as bits; returns the smallest and the largest in that order."""
-    low, high = _OTHERS, np.int32(-_OTHERS)
-    for j in range(len(row)):
-        bit = np.int32(np.int32(row[j]) << np.int32(16))
-        bits[j] = bit
-        ordered = np.int32(bit ^ ((bit >> _SIGN) & _OTHERS))
-        low = ordered if ordered < low else low
-        high = ordered if ordered > high else high
-    return low, high
-
-
-@compiled_pass
-def _exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray, powers: np.ndarray) -> np.float32:
-    """Put exp((x − shift) · scale), at most 1 and of at least 2^-126, into `q`; returns their sum. powers: scratch."""
-    bits = powers.view(np.int32)
-    factor = scale * _LOG2_E
-    for j in range(len(x)):
-        y = (x[j] - shift) * factor
-        y = y if y > np.float32(-126) else np.float32(-126)
-        whole = np.floor(y + np.float32(0.5))
-        f = y - whole
-        p = ((((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + np.float32(1)
-        q[j] = p
-        bits[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    total = np.float32(0)
-    for j in range(len(x)):
-        value = q[j] * powers[j]
-        q[j] = value
-        total += value
-    return total
 
 
 @compiled_pass
@@ -115,15 +68,14 @@ def _add_term(
     num_pdfs, width = logits.shape[1], prob.shape[1]
     scratch = np.empty((3, num_pdfs), np.float32)
     x, q, powers = scratch[0], scratch[1], scratch[2]
-    named, one = np.empty(width, np.float32), np.empty(1, np.float32)
+    named = np.empty(width, np.float32)
     is_dense, has_tail = len(pdf) == 0, len(tail) > 0
     for row in range(len(logits)):
-        low, high = _widen(logits[row], x.view(np.int32))
-        if high >= _INFINITY or low <= _MINUS_INFINITY:
+        _, is_finite, largest = widen(logits[row], x)
+        if not is_finite:
             return False
-        one.view(np.int32)[0] = np.int32(high ^ ((high >> _SIGN) & _OTHERS))
-        largest, p, w = one[0], prob[row], weight[row]
-        total = _exponentials(x, largest, scale, q, powers)
+        p, w = prob[row], weight[row]
+        total = exponentials(x, largest, scale, q, powers)
         log_sum = largest * scale + np.log(total)
         if is_dense:
             mass, crossed = _dense(x, p, scale)
@@ -149,7 +101,7 @@ def _add_term(
                     beside = np.float32(-np.inf)
                     for j in range(num_pdfs):
                         beside = max(beside, x[j])
-                    _exponentials(x, beside, scale, q, powers)
+                    exponentials(x, beside, scale, q, powers)
                     for n in range(width):
                         q[states[n]] = np.float32(0)
                     rest, in_all = _sum(q), np.exp((beside - largest) * scale)
@@ -167,7 +119,7 @@ def _add_term(
             for n in range(width):
                 q[states[n]] -= w * scale * p[n]
         if not is_first:
-            _widen(grad[row], x.view(np.int32))
+            widen(grad[row], x)
             for j in range(num_pdfs):
                 q[j] += x[j]
         _narrow(q, grad[row])
@@ -181,27 +133,13 @@ def losses_and_gradient(logits: torch.Tensor, terms: Sequence["Term"]) -> tuple[
     """
     logits = logits.contiguous()
     losses, grad = torch.zeros(len(logits), dtype=torch.float64), torch.empty_like(logits)
-    arrays = losses.numpy(), _bits(grad)
+    arrays = bits_of(logits), losses.numpy(), bits_of(grad)
 
-    def add(rows: slice) -> bool:
-        of_rows = _bits(logits)[rows], *(each[rows] for each in arrays)
+    def add(rows: slice) -> bool:  # of dense targets no more are converted at a time than caches hold
+        of_rows = [each[rows] for each in arrays]
         return all(_add_term(*_arrays(term, rows, logits.shape[1]), n == 0, *of_rows) for n, term in enumerate(terms))
 
-    number = min(torch.get_num_threads(), len(logits))
-    # Of dense targets, which are converted first, no more at a time than caches hold.
-    most = min(rows_at_once(logits.device, logits.shape[1]), -(-len(logits) // max(1, number)))
-    blocks = [slice(begin, begin + most) for begin in range(0, len(logits), most)]
-    done = map(add, blocks) if number < 2 else _helpers(number).map(add, blocks)
-    return (losses, grad) if all(done) else None
-
-
-@functools.lru_cache(maxsize=1)
-def _helpers(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="cross-entropy")
-
-
-def _bits(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.view(torch.int16).numpy().view(np.uint16)
+    return (losses, grad) if all_in_threads(add, *logits.shape) else None
 
 
 def _arrays(term: "Term", rows: slice, num_pdfs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
