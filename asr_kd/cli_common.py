@@ -109,7 +109,7 @@ def _status_of(
     argv = list(sys.argv[1:] if argv is None else argv)
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        args.parser.error(f"unrecognized arguments: {shlex.join(unknown)}")
+        getattr(args, "parser", parser).error(f"unrecognized arguments: {shlex.join(unknown)}")
     args.command_line = command_line(parser.prog, argv)
     try:
         args.world = World.of_environment()

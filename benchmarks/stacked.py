@@ -35,7 +35,7 @@ from asr_kd.cli_common import run_main
 from asr_kd.config import DnnConfig
 from asr_kd.nnet.device import resolve_device, resolve_precision
 from asr_kd.nnet.net_dir import load_card
-from asr_kd.training import loop, stacked
+from asr_kd.training import loop, state
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.run import Run, hard_loss
 from asr_kd.training.stacked import train_all
@@ -44,7 +44,7 @@ from asr_kd.training.stacked import train_all
 @contextlib.contextmanager
 def processor_time() -> Iterator[None]:
     """Let training measure its epochs by the processor time of this process."""
-    modules, clock = (loop, stacked), SimpleNamespace(perf_counter=time.process_time)
+    modules, clock = (loop, state), SimpleNamespace(perf_counter=time.process_time)
     try:
         for module in modules:
             module.time = clock

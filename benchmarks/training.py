@@ -5,7 +5,8 @@ All train the same nets on the same generated frames on the same threads, in tur
 The ceiling is the products of forward pass, weight gradient and data gradient, on matrices that are there already.
 Operations are 6 for each weight (4 in the first layer), bytes those that are moved if no cache helps; "copies" is how
 long these bytes take at the bandwidth at which memory is copied, as a share of the products' time: far below 1, and the
-products are the ceiling. The user's loop is float32 over a DataLoader whose Dataset reads a window a frame from
+products are the ceiling; else a CPU, which does the one after the other, cannot be faster than both together ("of
+both"), unless caches help. The user's loop is float32 over a DataLoader whose Dataset reads a window a frame from
 HDF5, with 0 workers and with one for each thread, of which the faster counts; by processor time, of which workers only
 take more, with 0. Outside of the net's own step (forward, loss, backward, clipping, optimiser) is all other time, first
 of the steps alone, then of an epoch of --num-frames with its checkpoint and the evaluation of a tenth as many frames;
@@ -174,8 +175,8 @@ class Trainer:
 
 
 HEADER = """
-| net | batch | precision | Mop a frame | kB a frame | copies | products Gop/s | products fr/s | ours fr/s | of products | user's fr/s | ours / user's | outside the step | with epoch's end |
-|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""  # noqa: E501 - a table
+| net | batch | precision | Mop a frame | kB a frame | copies | products Gop/s | products fr/s | ours fr/s | of products | of both | user's fr/s | ours / user's | outside the step | with epoch's end |
+|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""  # noqa: E501 - a table
 
 
 def print_row(net: Net, dtype: torch.dtype, bandwidth: float, rounds: list[dict[str, float]]) -> None:
@@ -185,11 +186,13 @@ def print_row(net: Net, dtype: torch.dtype, bandwidth: float, rounds: list[dict[
         rounds = [{**each, "ratio": each["ours"] / each["plain"]} for each in rounds]
     m = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
     cost = Cost.of(net.dims, net.config.batch_size, dtype)
+    copies = cost.bytes * m["products"] / bandwidth
     peer = f"{m['plain']:,.0f} | {m['ratio']:.2f}" if "plain" in m else "– | –"
     print(
         f"| {net.name} | {net.config.batch_size} | {name_of(dtype)} | {cost.operations / 1e6:.2f} | "
-        f"{cost.bytes / 1e3:.1f} | {cost.bytes * m['products'] / bandwidth:.2f} | "
+        f"{cost.bytes / 1e3:.1f} | {copies:.2f} | "
         f"{cost.operations * m['products'] / 1e9:,.0f} | {m['products']:,.0f} | {m['ours']:,.0f} | {m['share']:.0%} | "
+        f"{m['share'] * (1 + copies):.0%} | "
         f"{peer} | {m['outside']:.1%} | {m['outside_epoch']:.1%} |".replace("nan%", "–"),
         flush=True,
     )

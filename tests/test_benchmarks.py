@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,6 +54,26 @@ def test_every_command_runs_at_a_tiny_size(module, words, tmp_path, capfd):
     printed = capfd.readouterr().out
     assert re.search(r"threads?|Tflop", printed)
     assert re.search(r"\d", printed.splitlines()[-1])
+
+
+def test_a_stack_is_timed_by_the_processor(module):
+    """Both looks at the clock of an epoch are at the same one: else its seconds are the machine's age."""
+    script = module("stacked")
+    config = replace(script.Net.parse("1x16/30:64", 30).config, max_steps=4, steps_per_epoch=2)
+    sets = [script.labelled_set(600, 30, seed, config, CPU, torch.float32) for seed in (1, 2)]
+    with script.processor_time():
+        histories = script.histories(2, "always", config, sets, torch.float32)
+    assert all(0 < row["seconds"] < 60 for rows in histories for row in rows)
+
+
+def test_the_memory_of_a_loss_is_not_hidden_by_what_was_freed_before(module):
+    script = module("targets")
+    options = ["--losses", "--device", "cpu", "--num-pdfs", "4000", "--batch-size", "512", "--rounds", "1"]
+    args = script.build_parser().parse_args(options)
+    size = 512 * 4000 * 4
+    _, plain = script.loss_cost_apart(args, "plain", "dense", 4000, torch.bfloat16)
+    _, ours = script.loss_cost_apart(args, "ours", "dense", 4000, torch.bfloat16)
+    assert 0.4 < ours / size < plain / size / 2
 
 
 def test_all_that_everything_names_is_there():
