@@ -1,9 +1,9 @@
 """Cross-entropy of bfloat16 logits on a CPU: a row is read once, and all is done while it is in the nearest cache.
 
-asr_kd/training/cross_entropy.py is the definition. Beside products in bfloat16 its dozen passes over a batch, each in
-float32 and through memory, would take a quarter of a step; compiled into one they take a fourth of that. With a = z / T
-and q = softmax(a), the gradient of a term is weight / T · (q · (Σ p + tail) − p) of a state that has a target of its
-own, and of any other q · weight / T · (Σ p + tail − tail / Σ_rest q).
+asr_kd/training/cross_entropy.py is the definition. PyTorch's dozen passes over a batch, each in float32 and through
+memory, take two to ten times as long. With a = z / T and q = softmax(a), the gradient of a term is
+weight / T · (q · (Σ p + tail) − p) of a state that has a target of its own, and of any other
+q · weight / T · (Σ p + tail − tail / Σ_rest q).
 """
 
 from collections.abc import Sequence
