@@ -59,3 +59,30 @@ def test_no_rows_and_no_choice(shape):
     total = torch.zeros(shape)
     cpu_kernels.add_softmax(total, torch.zeros(shape).bfloat16(), 1.0)
     assert total.eq(1).all()
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 9),
+    st.sampled_from([1, 2, 63, 64, 65, 900]),
+    st.integers(1, 40),
+    st.sampled_from([None, 2]),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_largest_of_a_row_are_those_of_topk(seed, rows, num_pdfs, number, num_values):
+    """num_values: that there are, so that many are equal, of which the first are taken."""
+    x = torch.randn(rows, num_pdfs, generator=torch.Generator().manual_seed(seed))
+    x = x if num_values is None else (x * num_values / 3).round()
+    x[0, :: max(1, num_pdfs // 3)] = float("-inf")
+    number = min(number, num_pdfs)
+    values, place = cpu_kernels.top_k(x, number)
+    expected = x.sort(dim=1, descending=True, stable=True)
+    assert values.equal(expected.values[:, :number])
+    assert place.equal(expected.indices[:, :number])
+
+
+def test_of_a_row_with_nan_the_largest_are_left_to_pytorch():
+    x = torch.randn(5, 70)
+    assert cpu_kernels.top_k(x, 3) is not None
+    x[3, 66] = float("nan")
+    assert cpu_kernels.top_k(x, 3) is None

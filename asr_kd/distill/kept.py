@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from asr_kd.nnet.device import cpu_kernels
 from asr_kd.nnet.frames import Frames
 from asr_kd.training.cross_entropy import SoftBatch
 
@@ -34,10 +35,11 @@ def kept(log_post: torch.Tensor, top_k: int, pruning: str, first_frame: int) -> 
 
 def largest(log_post: torch.Tensor, top_k: int) -> SoftBatch:
     """The top_k largest posteriors of each row, where they stand, and the mass of the others."""
-    top = log_post.topk(top_k, dim=-1)
-    prob = top.values.exp().half()
+    kernels = cpu_kernels(log_post.device) if log_post.dtype == torch.float32 else None
+    values, pdf = (kernels and kernels.top_k(log_post, top_k)) or log_post.topk(top_k, dim=-1)
+    prob = values.exp().half()
     # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-    return SoftBatch(prob, top.indices, (1.0 - prob.float().sum(dim=-1)).clamp(min=0.0).half())
+    return SoftBatch(prob, pdf, (1.0 - prob.float().sum(dim=-1)).clamp(min=0.0).half())
 
 
 def drawn(prob: torch.Tensor, top_k: int, draw: torch.Tensor, rounding: torch.Tensor) -> SoftBatch:

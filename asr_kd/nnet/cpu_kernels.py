@@ -24,6 +24,8 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
 )
 # An order of the bits of floats as whole numbers: negative ones have all but their sign turned.
 _SIGN, _OTHERS = np.int32(31), np.int32(0x7FFFFFFF)
+# Values that are looked at together for one that is among the largest.
+_LANES = 64
 _INFINITY, _MINUS_INFINITY = np.int32(0x7F800000), np.int32(-0x7F800001)
 
 
@@ -86,6 +88,47 @@ def add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -
     """Add softmax(logits / temperature) to `total` (n, num_pdfs) float32; NaN to a row with a NaN or plus infinity."""
     inputs, sums, scale = bits_of(logits.contiguous()), total.numpy(), np.float32(1 / temperature)
     all_in_threads(lambda rows: _add_softmaxes(inputs[rows], scale, sums[rows]), *logits.shape)
+
+
+@compiled_pass
+def _top_k(x: np.ndarray, top: np.ndarray, place: np.ndarray) -> bool:
+    """See top_k; False where a value is NaN."""
+    top_k = top.shape[1]
+    for row in range(len(x)):
+        values, best, where = x[row], top[row], place[row]
+        best[:] = -np.inf
+        found, least, zero, one = 0, np.float32(-np.inf), np.float32(0), np.float32(1)
+        num_nan = zero  # counted as floats, of which a processor adds up many at once
+        for begin in range(0, len(values), _LANES):
+            block = values[begin : begin + _LANES]
+            num_larger = zero
+            for j in range(len(block)):
+                num_larger += one if block[j] > least else zero
+                num_nan += one if block[j] != block[j] else zero
+            if found == top_k and num_larger == zero:
+                continue
+            for j in range(len(block)):
+                value = block[j]
+                if found == top_k and not value > least:
+                    continue
+                slot = found if found < top_k else top_k - 1
+                while slot > 0 and best[slot - 1] < value:
+                    best[slot], where[slot] = best[slot - 1], where[slot - 1]
+                    slot -= 1
+                best[slot], where[slot] = value, begin + j
+                found = min(found + 1, top_k)
+                least = best[top_k - 1] if found == top_k else least
+        if num_nan > zero:
+            return False
+    return True
+
+
+def top_k(x: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """As x.topk(number) does with rows of (n, num_pdfs) float32, of equal values the first; None where one is NaN."""
+    top, place = torch.empty(len(x), number), torch.empty(len(x), number, dtype=torch.int64)
+    arrays = x.contiguous().numpy(), top.numpy(), place.numpy()
+    found = all_in_threads(lambda rows: _top_k(*(each[rows] for each in arrays)), *x.shape)
+    return (top, place) if found else None
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
