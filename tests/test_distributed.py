@@ -54,12 +54,15 @@ class Ended:
     stderr: str
 
 
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
 def in_processes(folder: Path, *functions: Callable[[], int]) -> list[Ended]:
     """Call each function in a process of its own, forked, with the environment that torchrun would give it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank, function in enumerate(functions):
         child = os.fork()
         if child == 0:
@@ -407,19 +410,31 @@ sys.exit(main())
 """
 
 
-def torchrun(size: int, script: Path, *argv: object) -> subprocess.CompletedProcess:
-    """`script` in `size` processes under torchrun, which starts them again once."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-    command = [*launcher, "--max-restarts=1", str(script), *map(str, argv)]
+def torchrun(options: list[str], script: Path, *argv: object) -> subprocess.Popen:
+    """`script` under torchrun, which starts its processes again once."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options, "--max-restarts=1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2 * DEADLINE, check=False)
+    command = [*launcher, str(script), *map(str, argv)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_torchrun_starts_all_again_and_the_weights_are_those_of_an_unbroken_run(toy, unbroken, tmp_path):
+@pytest.mark.parametrize("num_machines", [1, 2])
+def test_torchrun_starts_all_again_and_the_weights_are_those_of_an_unbroken_run(toy, unbroken, tmp_path, num_machines):
+    """Two machines: a torchrun each, with the options that docs/scaling.md has for ssh."""
     script = tmp_path / "killer.py"
     script.write_text(KILLER.replace("KILLED_AT", str(KILLED_AT)))
-    done = torchrun(2, script, "train", *sets(toy), *UNBROKEN, "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
+    options = ["--standalone", "--nproc-per-node=2"]
+    if num_machines == 2:
+        options = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-id=train1", "--rdzv-backend=c10d"]
+        options += [f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    argv = ["train", *sets(toy), *UNBROKEN, "--out", tmp_path]
+    machines = [torchrun(options, script, *argv) for _ in range(num_machines)]
+    try:
+        printed = [each.communicate(timeout=2 * DEADLINE)[1] for each in machines]
+    finally:
+        for each in machines:
+            each.kill()
+    assert [each.returncode for each in machines] == [0] * num_machines, "\n".join(printed)
     assert (tmp_path / "killer.py.was_killed").exists()
-    assert "seed1: continuing after step" in done.stderr
+    assert "seed1: continuing after step" in "".join(printed)
     assert load_card(tmp_path / "seed1")["digest"] == unbroken, f"killed in step {KILLED_AT}"
