@@ -632,8 +632,11 @@ def test_every_size_has_every_temperature_and_transfer_sets_their_repairs(base, 
 def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_path):
     """The experiment whole, on a base of two members of two epochs, up to its table."""
     arms = "hard-x2,start-hard,soft,views,averaged-start-soft,start-sequence"
-    done = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", arms)
+    options = ["--seeds", "1-2", "--arms", arms, "--view-options", "--time-warp 0.1 --view-share 0.5"]
+    done = experiment("keep_the_gain", base, tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
+    views = load_card(tmp_path / "out/views/seed1")["training"]["config"]
+    assert (views["time_warp"], views["freq_warp"], views["view_share"]) == (0.1, 0, 0.5)
     rows = {row["arm"]: row for row in json.loads((tmp_path / "out/keep_the_gain.dev.json").read_text())}
     assert list(rows) == ["members", "ensemble", *arms.split(",")]
     assert sum(row["baseline"] for row in rows.values()) == 1

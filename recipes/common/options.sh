@@ -15,7 +15,8 @@ parse_options() {
       *) echo "error: unexpected argument $1; see --help" >&2; exit 2 ;;
     esac
     [[ " $refused " != *" $1 "* ]] || { echo "error: $1 is not for $script; see --help" >&2; exit 2; }
-    [[ $# -ge 2 && $2 != --* ]] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
+    # A value that begins with -- is the next option, unless it is several words in one, as --view-options takes.
+    [[ $# -ge 2 && ($2 != --* || $2 == *" "*) ]] || { echo "error: $1 needs a value; see --help" >&2; exit 2; }
     [[ $2 != "~/"* ]] || set -- "$1" "$HOME/${2#"~/"}" "${@:3}" # which bash leaves alone behind a `=`
     option=${1#--}
     option=${option//-/_}
