@@ -204,3 +204,27 @@ def test_a_gradient_is_given_once():
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="once"):
         loss.backward()
+
+
+@pytest.mark.parametrize("offset", [1e4, -1e6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_all_bfloat16_logits_have_in_common_does_not_count(kind, offset):
+    logits = (offset + 1e-2 * abs(offset) * random(10, BATCH, NUM_PDFS)).bfloat16()
+    (exact, _), (loss, _) = float64_and_ours(logits, [Term(targets_of(kind, 10), torch.ones(BATCH))])
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("state", [NUM_PDFS, -1, 10**9])
+def test_a_state_that_is_none_is_an_error_in_bfloat16_too(state):
+    targets = SoftBatch(torch.ones(BATCH, 1), torch.full((BATCH, 1), state))
+    with pytest.raises((RuntimeError, IndexError)):
+        cross_entropy(random(11, BATCH, NUM_PDFS).bfloat16(), [Term(targets, torch.ones(BATCH))])
+
+
+def test_targets_of_other_frames_are_an_error_in_bfloat16_too():
+    z, weight = random(12, BATCH, NUM_PDFS).bfloat16(), torch.ones(BATCH)
+    for targets in (SoftBatch(torch.ones(BATCH, NUM_PDFS + 1)), SoftBatch(torch.ones(BATCH - 2, NUM_PDFS))):
+        with pytest.raises(RuntimeError):
+            cross_entropy(z, [Term(targets, weight)])
+    with pytest.raises(RuntimeError):
+        cross_entropy(z, [Term(targets_of("hard", 1), torch.ones(BATCH - 2))])

@@ -1,5 +1,8 @@
 """Passes over rows of bfloat16 logits on a CPU, compiled by numba: softmaxes without a float32 copy in memory.
 
+All of them are in this file: what numba keeps on disk is made anew when the file of a function changes, not that of
+another one that it calls.
+
 Processors that multiply bfloat16 do it so fast that PyTorch's passes over logits, each in float32 and through memory,
 take as long as the products. Here a row is done while it is in the nearest cache. Where numba is not installed,
 importing this raises AsrKdError.
@@ -26,11 +29,13 @@ _C1, _C2, _C3, _C4, _C5, _C6, _C7 = (
 _SIGN, _OTHERS = np.int32(31), np.int32(0x7FFFFFFF)
 # Values that are looked at together for one that is among the largest.
 _LANES = 64
+# So many are found by insertion, at most.
+_MOST = 128
 _INFINITY, _MINUS_INFINITY = np.int32(0x7F800000), np.int32(-0x7F800001)
 
 
 @compiled_pass
-def widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]:
+def _widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]:
     """Put bfloat16 `row`, as bits, into float32 `values`.
 
     Returns whether none is NaN or plus infinity, whether none is minus infinity either, and the largest.
@@ -49,7 +54,7 @@ def widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]:
 
 
 @compiled_pass
-def exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray, powers: np.ndarray) -> np.float32:
+def _exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray, powers: np.ndarray) -> np.float32:
     """Put exp((x − shift) · scale), at most 1 and of at least 2^-126, into `q`; returns their sum. powers: scratch."""
     bits = powers.view(np.int32)
     factor = scale * _LOG2_E
@@ -74,10 +79,10 @@ def _add_softmaxes(logits: np.ndarray, scale: np.float32, total: np.ndarray) -> 
     scratch = np.empty((3, logits.shape[1]), np.float32)
     x, q, powers = scratch[0], scratch[1], scratch[2]
     for row in range(len(logits)):
-        is_number, _, largest = widen(logits[row], x)
+        is_number, _, largest = _widen(logits[row], x)
         factor = np.float32(np.nan)
         if is_number and largest > np.float32(-np.inf):
-            factor = np.float32(1) / exponentials(x, largest, scale, q, powers)
+            factor = np.float32(1) / _exponentials(x, largest, scale, q, powers)
         sums = total[row]
         for j in range(len(q)):
             sums[j] += q[j] * factor
@@ -88,6 +93,116 @@ def add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -
     """Add softmax(logits / temperature) to `total` (n, num_pdfs) float32; NaN to a row with a NaN or plus infinity."""
     inputs, sums, scale = bits_of(logits.contiguous()), total.numpy(), np.float32(1 / temperature)
     all_in_threads(lambda rows: _add_softmaxes(inputs[rows], scale, sums[rows]), *logits.shape)
+
+
+# A rest of the softmax below this is too small for its logarithm.
+_TINY = np.float32(1e-30)
+
+
+@compiled_pass
+def _sum(values: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for j in range(len(values)):
+        total += values[j]
+    return total
+
+
+@compiled_pass
+def _dense(x: np.ndarray, shift: np.float32, p: np.ndarray, scale: np.float32) -> tuple[np.float32, np.float32]:
+    """Σ p and Σ p · (x − shift) · scale."""
+    mass, crossed = np.float32(0), np.float32(0)
+    for j in range(len(x)):
+        mass += p[j]
+        crossed += p[j] * (x[j] - shift)
+    return mass, crossed * scale
+
+
+@compiled_pass
+def _narrow(values: np.ndarray, row: np.ndarray) -> None:
+    """Put float32 `values` into bfloat16 `row`, as its bits, rounded to the nearest and to even ones."""
+    bits = values.view(np.int32)
+    for j in range(len(row)):
+        bit = bits[j]
+        row[j] = np.uint16(((bit + np.int32(0x7FFF) + ((bit >> np.int32(16)) & np.int32(1))) >> np.int32(16)) & 0xFFFF)
+
+
+@compiled_pass
+def add_cross_entropy(
+    prob: np.ndarray,
+    pdf: np.ndarray,
+    tail: np.ndarray,
+    weight: np.ndarray,
+    scale: np.float32,
+    is_first: bool,
+    logits: np.ndarray,
+    losses: np.ndarray,
+    grad: np.ndarray,
+) -> bool:
+    """Add a term of asr_kd/training/cross_entropy.py to losses (n,) float64 and grad; False where a logit is no number.
+
+    logits, grad: (n, num_pdfs) bfloat16 as bits; prob: (n, k) float32, dense where pdf (n, k) int64 is of no length;
+    tail: (n,) or of no length; scale: 1 / T. With a = z / T and q = softmax(a), the gradient is weight / T times
+    q · (Σ p + tail) − p of a state that has a target of its own, and q · (Σ p + tail − tail / Σ_rest q) of any other.
+    """
+    num_pdfs, width = logits.shape[1], prob.shape[1]
+    scratch = np.empty((3, num_pdfs), np.float32)
+    x, q, powers = scratch[0], scratch[1], scratch[2]
+    named = np.empty(width, np.float32)
+    is_dense, has_tail = len(pdf) == 0, len(tail) > 0
+    for row in range(len(logits)):
+        _, is_finite, largest = _widen(logits[row], x)
+        if not is_finite:
+            return False
+        p, w = prob[row], weight[row]
+        total = _exponentials(x, largest, scale, q, powers)
+        log_sum = np.log(total)  # above the largest, as all that follows
+        if is_dense:
+            mass, crossed = _dense(x, largest, p, scale)
+            losses[row] += w * (mass * log_sum - crossed)
+            of_q, of_p = w * scale * mass / total, w * scale
+            for j in range(num_pdfs):
+                q[j] = q[j] * of_q - of_p * p[j]
+        else:
+            loss, mass, states = np.float32(0), np.float32(0), pdf[row]
+            for n in range(width):
+                named[n] = q[states[n]] / total
+                loss += p[n] * (log_sum - (x[states[n]] - largest) * scale)
+                mass += p[n]
+            of_q = mass / total
+            if has_tail:
+                mass += tail[row]
+                for n in range(width):
+                    q[states[n]] = np.float32(0)
+                rest, log_rest, in_all = _sum(q), np.float32(0), np.float32(1)
+                if rest < _TINY:  # far below the best: seen from the best of the rest
+                    for n in range(width):
+                        x[states[n]] = np.float32(-np.inf)
+                    beside = np.float32(-np.inf)
+                    for j in range(num_pdfs):
+                        beside = max(beside, x[j])
+                    _exponentials(x, beside, scale, q, powers)
+                    for n in range(width):
+                        q[states[n]] = np.float32(0)
+                    rest, in_all = _sum(q), np.exp((beside - largest) * scale)
+                    log_rest = (beside - largest) * scale + np.log(rest)
+                else:
+                    log_rest = np.log(rest)
+                loss += tail[row] * (log_sum - log_rest)
+                of_q = in_all * mass / total - tail[row] / rest
+            losses[row] += w * loss
+            of_q *= w * scale
+            for j in range(num_pdfs):
+                q[j] *= of_q
+            for n in range(width):
+                q[states[n]] = w * scale * named[n] * mass
+            for n in range(width):
+                q[states[n]] -= w * scale * p[n]
+        if not is_first:
+            _widen(grad[row], x)
+            for j in range(num_pdfs):
+                q[j] += x[j]
+        _narrow(q, grad[row])
+    return True
 
 
 @compiled_pass
@@ -124,7 +239,12 @@ def _top_k(x: np.ndarray, top: np.ndarray, place: np.ndarray) -> bool:
 
 
 def top_k(x: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """As x.topk(number) does with rows of (n, num_pdfs) float32, of equal values the first; None where one is NaN."""
+    """As x.topk(number) does with rows of (n, num_pdfs) float32, of equal values the first.
+
+    None where one is NaN, and where PyTorch is the faster one or has something to say.
+    """
+    if x.ndim != 2 or x.requires_grad or not 1 <= number <= min(_MOST, x.shape[1] // 20):
+        return None
     top, place = torch.empty(len(x), number), torch.empty(len(x), number, dtype=torch.int64)
     arrays = x.contiguous().numpy(), top.numpy(), place.numpy()
     found = all_in_threads(lambda rows: _top_k(*(each[rows] for each in arrays)), *x.shape)

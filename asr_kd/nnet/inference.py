@@ -44,8 +44,8 @@ def combine(logits: Iterable[torch.Tensor], temperature: float, combination: Com
     if combination == "geometric":
         return total.div_(number * temperature).log_softmax(dim=-1)
     rows = rows_at_once(total.device, total.shape[1])
-    for part in total.split(rows):  # of which the last step finds what the first one left in a CPU's cache
-        part.div_(number).clamp_(min=SMALLEST).log_()
+    for begin in range(0, len(total), rows):  # the last step finds what the first one left in a CPU's cache
+        total[begin : begin + rows].div_(number).clamp_(min=SMALLEST).log_()
     return total
 
 
@@ -60,7 +60,8 @@ def _add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) 
 
         add_softmax(total, logits, temperature)
         return
-    if logits.dtype == torch.bfloat16 and (kernels := cpu_kernels(total.device)):
+    is_taken = logits.dtype == torch.bfloat16 and logits.ndim == 2 and not logits.requires_grad
+    if is_taken and (kernels := cpu_kernels(total.device)):
         kernels.add_softmax(total, logits, temperature)
         return
     rows = rows_at_once(total.device, total.shape[1])
