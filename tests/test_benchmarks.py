@@ -66,16 +66,6 @@ def test_a_stack_is_timed_by_the_processor(module):
     assert all(0 < row["seconds"] < 60 for rows in histories for row in rows)
 
 
-def test_the_memory_of_a_loss_is_not_hidden_by_what_was_freed_before(module):
-    script = module("targets")
-    options = ["--losses", "--device", "cpu", "--num-pdfs", "4000", "--batch-size", "512", "--rounds", "1"]
-    args = script.build_parser().parse_args(options)
-    size = 512 * 4000 * 4
-    _, plain = script.loss_cost_apart(args, "plain", "dense", 4000, torch.bfloat16)
-    _, ours = script.loss_cost_apart(args, "ours", "dense", 4000, torch.bfloat16)
-    assert 0.4 < ours / size < plain / size / 2
-
-
 def test_all_that_everything_names_is_there():
     named = {entry["command"].split()[0] for entry in ENTRIES}
     assert named <= {path.name for path in FOLDER.glob("*.py")}
