@@ -1,5 +1,6 @@
 """Functions compiled by numba."""
 
+import functools
 from collections.abc import Callable
 
 from asr_kd.errors import AsrKdError
@@ -19,3 +20,7 @@ def compiled(function: Callable, **options: object) -> Callable:
         return njit(cache=True, nogil=True, **options)(function)
     except RuntimeError:  # nowhere to keep it
         return njit(nogil=True, **options)(function)
+
+
+# A sum of numba is in the order that is written, one element at a time, unless it may be taken apart.
+compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from asr_kd.compiled import compiled
+from asr_kd.compiled import compiled, compiled_sum
 from asr_kd.features.mel import MelBlock, mel_matrix
 from asr_kd.features.options import FrontEndOptions
 from asr_kd.features.window import BLOCK_FRAMES, num_frames, window_function
@@ -20,8 +20,6 @@ from asr_kd.features.window import BLOCK_FRAMES, num_frames, window_function
 LANES = 64
 # ... and a row of them is this long: rows a power of two apart would compete for the same lines of the cache.
 LANE_STRIDE = LANES + 16
-# A sum of numba is in the order that is written, one element at a time, unless it may be taken apart.
-compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
 compiled_pass = functools.partial(compiled, fastmath={"contract"})
 
 

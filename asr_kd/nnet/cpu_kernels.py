@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from asr_kd.compiled import compiled
+from asr_kd.compiled import compiled_sum
 from asr_kd.nnet.device import rows_at_once
-
-compiled_pass = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
 
 _LOG2_E = np.float32(1.4426950408889634)
 # 2^f = Σ (ln 2)^k / k! f^k, of which so many terms give float32's precision for |f| ≤ 1/2.
@@ -34,7 +32,7 @@ _MOST = 128
 _INFINITY, _MINUS_INFINITY = np.int32(0x7F800000), np.int32(-0x7F800001)
 
 
-@compiled_pass
+@compiled_sum
 def _widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]:
     """Put bfloat16 `row`, as bits, into float32 `values`.
 
@@ -53,7 +51,7 @@ def _widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]
     return is_number, is_number and low > _MINUS_INFINITY, largest.view(np.float32)[0]
 
 
-@compiled_pass
+@compiled_sum
 def _exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray, powers: np.ndarray) -> np.float32:
     """Put exp((x − shift) · scale), at most 1 and of at least 2^-126, into `q`; returns their sum. powers: scratch."""
     bits = powers.view(np.int32)
@@ -73,7 +71,7 @@ def _exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.nda
     return total
 
 
-@compiled_pass
+@compiled_sum
 def _add_softmaxes(logits: np.ndarray, scale: np.float32, total: np.ndarray) -> bool:
     """See add_softmax; logits: as bits."""
     scratch = np.empty((3, logits.shape[1]), np.float32)
@@ -99,7 +97,7 @@ def add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -
 _TINY = np.float32(1e-30)
 
 
-@compiled_pass
+@compiled_sum
 def _sum(values: np.ndarray) -> np.float32:
     total = np.float32(0)
     for j in range(len(values)):
@@ -107,7 +105,7 @@ def _sum(values: np.ndarray) -> np.float32:
     return total
 
 
-@compiled_pass
+@compiled_sum
 def _dense(x: np.ndarray, shift: np.float32, p: np.ndarray, scale: np.float32) -> tuple[np.float32, np.float32]:
     """Σ p and Σ p · (x − shift) · scale."""
     mass, crossed = np.float32(0), np.float32(0)
@@ -117,7 +115,7 @@ def _dense(x: np.ndarray, shift: np.float32, p: np.ndarray, scale: np.float32) -
     return mass, crossed * scale
 
 
-@compiled_pass
+@compiled_sum
 def _narrow(values: np.ndarray, row: np.ndarray) -> None:
     """Put float32 `values` into bfloat16 `row`, as its bits, rounded to the nearest and to even ones."""
     bits = values.view(np.int32)
@@ -126,7 +124,7 @@ def _narrow(values: np.ndarray, row: np.ndarray) -> None:
         row[j] = np.uint16(((bit + np.int32(0x7FFF) + ((bit >> np.int32(16)) & np.int32(1))) >> np.int32(16)) & 0xFFFF)
 
 
-@compiled_pass
+@compiled_sum
 def add_cross_entropy(
     prob: np.ndarray,
     pdf: np.ndarray,
@@ -205,7 +203,7 @@ def add_cross_entropy(
     return True
 
 
-@compiled_pass
+@compiled_sum
 def _top_k(x: np.ndarray, top: np.ndarray, place: np.ndarray) -> bool:
     """See top_k; False where a value is NaN."""
     top_k = top.shape[1]

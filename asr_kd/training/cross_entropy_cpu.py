@@ -48,9 +48,8 @@ def _fits(targets: "SoftBatch", weight: torch.Tensor, num_rows: int, num_pdfs: i
     return not pdf.numel() or bool(pdf.min() >= 0 and pdf.max() < num_pdfs)
 
 
-@torch.no_grad()
 def _arrays(term: "Term", rows: slice, num_pdfs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """prob, pdf, tail, weight and 1 / T as _add_term takes them."""
+    """prob, pdf, tail, weight and 1 / T as add_cross_entropy takes them."""
     targets = term.targets.of(rows)
     pdf = np.empty((0, 0), np.int64) if targets.pdf is None else targets.pdf.long().contiguous().numpy()
     # Where every state is named there is no rest.
