@@ -528,6 +528,16 @@ def test_nets_that_do_not_belong_together_are_refused(specialists, generalist, t
     assert "is a specialist" in capsys.readouterr().err
     assert main([str(a) for a in train_command(toy, generalist, tmp_path, hidden_dim=32)]) == 1
     assert "the generalist has 16" in capsys.readouterr().err
+    assert main([*map(str, train_command(toy, generalist, tmp_path)), "--label-smoothing", "0.1"]) == 1
+    assert "give it to train-ensemble" in capsys.readouterr().err
+
+
+def test_labels_that_members_have_smoothed_are_not_so_to_specialists(specialists, generalist, toy, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("label_smoothing: 0.3\n")
+    run(*train_command(toy, generalist, tmp_path / "out"), "--config", config)
+    for spec in ("spec1", "spec2"):
+        assert load_card(tmp_path / "out" / spec)["digest"] == load_card(specialists / spec)["digest"]
 
 
 def test_the_ensemble_answers_as_every_frame_by_itself_would(specialists, generalist, toy):

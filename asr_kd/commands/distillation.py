@@ -14,7 +14,15 @@ import torch
 
 from asr_kd.cli_common import log
 from asr_kd.commands.command import command, one_of, option, path
-from asr_kd.commands.options import DEVICE, SEEDS, TEACHERS, TRAINING_SETS, parse_seeds, resolve_compute
+from asr_kd.commands.options import (
+    DEVICE,
+    SEEDS,
+    TEACHERS,
+    TRAINING_SETS,
+    parse_seeds,
+    refuse_label_smoothing,
+    resolve_compute,
+)
 from asr_kd.commands.training import INITIALISE, OUT, TRANSFER, Session, begin, initial_nets
 from asr_kd.config import SWEPT, CompressConfig, DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
@@ -168,7 +176,7 @@ def distill(args: argparse.Namespace) -> None:
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
     if (args.extra_targets is None) != (args.extra_feats is None or args.targets is None):
         raise AsrKdError("--extra-feats and --extra-targets go together; with --teachers, --extra-feats is enough")
-    _refuse_label_smoothing(args)
+    refuse_label_smoothing(args)
     if config.soft_weight == 0 and (args.unlabelled or args.labelled_share == 0) and config.label_use != "conditional":
         raise AsrKdError("soft_weight 0: without labels a student has nothing else to learn from; set it above 0")
     session = begin(args)
@@ -185,12 +193,6 @@ def distill(args: argparse.Namespace) -> None:
         for seed in seeds
     ]
     train_all(runs, args.values["stacked"])
-
-
-def _refuse_label_smoothing(args: argparse.Namespace) -> None:
-    """Of an option alone: a recipe's configuration has it for the members."""
-    if "label_smoothing" in vars(args):
-        raise AsrKdError("--label-smoothing: is of the labels that members learn from; give it to train-ensemble")
 
 
 def _first_weights(args: argparse.Namespace, config: DistillConfig, seeds: Sequence[int]) -> list[Path]:
@@ -287,7 +289,7 @@ def sweep(args: argparse.Namespace) -> None:
     OUT/sweep.json lists them; OUT/best.yaml holds the best by dev frame accuracy, mean over seeds, for --config of
     soft-targets and distill.
     """
-    _refuse_label_smoothing(args)
+    refuse_label_smoothing(args)
     seeds, config = parse_seeds(args.seeds), resolve(DistillConfig, args.values)
     session = begin(args)
     members = _load_teachers(args, session, config.sweep_combinations)

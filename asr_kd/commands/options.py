@@ -50,6 +50,12 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def refuse_label_smoothing(args: argparse.Namespace) -> None:
+    """Of an option alone: a recipe's configuration has it for the members. Raises AsrKdError."""
+    if "label_smoothing" in vars(args):
+        raise AsrKdError("--label-smoothing: is of the labels that members learn from; give it to train-ensemble")
+
+
 def resolve_scales(args: argparse.Namespace) -> tuple[float, float]:
     """Acoustic scale and insertion penalty of SCALES; raises AsrKdError for a file that asr-kd decode did not write."""
     if not args.scales:

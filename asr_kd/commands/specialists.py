@@ -6,7 +6,7 @@ from typing import Any
 
 from asr_kd.cli_common import at_least_one, log, seed_number
 from asr_kd.commands.command import command, option, output, path
-from asr_kd.commands.options import DEVICE, TRAINING_SETS
+from asr_kd.commands.options import DEVICE, TRAINING_SETS, refuse_label_smoothing
 from asr_kd.config import DnnConfig, SpecialistsConfig, resolve
 from asr_kd.errors import AsrKdError
 from asr_kd.runinfo import make
@@ -42,6 +42,7 @@ def train_specialists(args: argparse.Namespace) -> None:
     from asr_kd.distill.specialist_training import train_specialists as train
     from asr_kd.nnet.net_dir import load_net
 
+    refuse_label_smoothing(args)
     generalist = load_net(args.generalist)
     args.values |= _shape_of(generalist, args)
     config, session = resolve(SpecialistsConfig, args.values), begin(args)

@@ -174,6 +174,7 @@ class SpecialistTraining:
                 self.dnn,
                 num_epochs=self.config.specialist_epochs,
                 learning_rate=self.config.specialist_learning_rate,
+                label_smoothing=0.0,  # a recipe's configuration has it for the members
                 max_steps=None,
                 steps_per_epoch=None,
             ),

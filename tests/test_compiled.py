@@ -1,0 +1,34 @@
+"""Functions that numba compiles and keeps on disk."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+import asr_kd
+
+dispatcher = pytest.importorskip("numba.core.dispatcher")
+ROOT = Path(asr_kd.__file__).parent
+MODULES = [
+    ".".join(["asr_kd", *path.relative_to(ROOT).with_suffix("").parts])
+    for path in sorted(ROOT.rglob("*.py"))
+    if "from asr_kd.compiled import" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_kept_does_not_go_stale(module):
+    """It is made anew when the file of a function changes, not that of another one which it calls."""
+    functions = {
+        name: each
+        for name, each in vars(importlib.import_module(module)).items()
+        if isinstance(each, dispatcher.Dispatcher) and each.py_func.__module__ == module
+    }
+    for name, function in functions.items():
+        for called in function.py_func.__code__.co_names:
+            value = function.py_func.__globals__.get(called)
+            assert getattr(getattr(value, "py_func", None), "__module__", module) == module, f"{name} calls {called}"
+
+
+def test_there_are_such_modules():
+    assert len(MODULES) > 3
