@@ -375,7 +375,11 @@ def test_the_table_says_what_nets_cost_and_what_distillation_gains(toy, tmp_path
     by_training = [small[f"frame_accuracy_{training}"]["value"] for training in ("distilled", "labels")]
     assert difference["difference"] == pytest.approx(by_training[0] - by_training[1])
     assert set(small["time_of_full"]) == {"1", "256"}
-    assert "| pruned80+int8 |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| pruned80+int8 |" in shown
+    measured = json.loads((tmp_path / "speed.json").read_text())
+    microseconds = measured["microseconds_of_full"]["1"] * measured["nets"][1]["time_of_full"]["1"]
+    assert f"| {microseconds:.1f} (" in shown
 
 
 def test_the_experiment_tells_its_options_and_refuses_kinds_that_it_does_not_know(tmp_path):
@@ -389,6 +393,11 @@ def test_the_experiment_tells_its_options_and_refuses_kinds_that_it_does_not_kno
     refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
     assert refused.returncode == 2
     assert "--kinds int2: no such compression" in refused.stderr
+    for joined in ("int8+int4", "narrow+narrow", "pruned50+int8+pruned80"):
+        command_line[-1] = joined
+        refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
+        assert refused.returncode == 2
+        assert f"--kinds {joined}: joins two of one sort" in refused.stderr
     command_line[-1] = "narrow"
     refused = subprocess.run([*command_line, "--split", "train"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2

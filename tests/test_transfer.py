@@ -662,3 +662,32 @@ def test_the_share_of_the_gain_is_told_for_every_arm_beside_its_cost(base, tmp_p
     unknown = experiment("keep_the_gain", base, tmp_path / "out", "--seeds", "1-2", "--arms", "hrad")
     assert unknown.returncode == 2
     assert "there is no arm hrad" in unknown.stderr
+
+
+def test_every_arm_is_trained_as_its_name_says(base, tmp_path):
+    of_loss = {
+        "smoothing": {},
+        "hard-views": {},
+        "T2": {"temperature": 2.0, "soft_weight": 1.0},
+        "geometric": {"temperature": 1.0, "combination": "geometric"},
+        "mixed": {"soft_weight": 0.5},
+        "logits": {"matching": "logits", "temperature": 5.0},
+        "conditional": {"label_use": "conditional"},
+        "swap": {"label_use": "swap"},
+        "born-again": {},
+        "born-again-sequence": {},
+        "fold": {},
+    }
+    view = "--time-warp 0.1 --online-members 1 --temperature 2"  # of which labels take the first alone
+    options = ["--seeds", 1, "--arms", ",".join(of_loss), "--folds", 2, "--view-options", view]
+    done = experiment("keep_the_gain", base, tmp_path, *options, "--student-epochs", 1)
+    assert done.returncode == 0, done.stderr
+    rows = {row["arm"]: row for row in json.loads((tmp_path / "keep_the_gain.dev.json").read_text())}
+    assert list(rows) == ["members", "ensemble", *of_loss]
+    for arm, keys in of_loss.items():
+        training = load_card(tmp_path / arm / "seed1")["training"]
+        assert {key: training["loss"].get(key) for key in keys} == keys, arm
+        assert training["config"]["time_warp"] == (0.1 if arm == "hard-views" else 0)
+        assert training["config"]["label_smoothing"] == (0.1 if arm == "smoothing" else 0)
+    members = load_card(tmp_path / "born-again/seed1")["training"]["loss"]["members"]
+    assert members == [load_card(base / "nnet/member/seed1")["digest"]]

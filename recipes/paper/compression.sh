@@ -18,7 +18,10 @@ kind_list=${kinds//,/ }
 
 # Configuration of a kind: options_of KIND.
 options_of() {
-  local part
+  local part twice
+  # Of widths, depths, prunings and quantizations a net has one each: what they are of stands twice where one is repeated.
+  twice=$(sed 's/int8/int4/g; s/pruned[0-9]*/pruned/g' <<<"${1//+/$'\n'}" | sort | uniq -d)
+  [ -z "$twice" ] || { echo "error: --kinds $1: joins two of one sort; see --help" >&2; exit 2; }
   for part in ${1//+/ }; do
     case $part in
       full) ;;

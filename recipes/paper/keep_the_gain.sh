@@ -21,7 +21,8 @@ Options of this experiment:
   --arms LIST         (default hard,hard-x3,soft,soft-x3,start-hard,start-soft,start-soft-x3,start-views)
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1"; add --view-share 0.5 for
-                      half of them; --online-members N lets N teachers, drawn for every batch, label them)
+                      half of them; --online-members N lets N teachers, drawn for every batch, label them; hard-views
+                      leaves that out, and --temperature too)
   --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch;
                       take another --out than without, since arms have the same names
   --folds N           of the arm `fold` (default 5)
@@ -47,6 +48,10 @@ teachers=${teachers:-${#members[@]}}
 ensemble=("${members[@]:0:$teachers}")
 member_epochs=$(value_of num_epochs)
 read -ra view <<<"$view_options"
+view_of_labels=() # what is of teachers alone is not for a net that has none
+for ((n = 0; n < ${#view[@]}; n += 2)); do
+  case ${view[n]} in --online-members | --temperature) ;; *) view_of_labels+=("${view[@]:n:2}") ;; esac
+done
 starts=()
 for seed in "${seed_list[@]}"; do starts+=("${members[(seed - 1) % ${#members[@]}]}"); done
 
@@ -88,7 +93,7 @@ of_ensemble() { stored "$1" --teachers "${ensemble[@]}" "${@:2}"; }
 train_arm() {
   case $kind in
     hard) hard ;;
-    hard-views) hard "${view[@]}" ;;
+    hard-views) hard ${view_of_labels[@]+"${view_of_labels[@]}"} ;;
     smoothing) hard --label-smoothing 0.1 ;;
     soft) of_ensemble T1; student "${targets[@]}" ;;
     T[0-9]*) of_ensemble "$kind" --temperature "${kind#T}"; student "${targets[@]}" --temperature "${kind#T}" ;;
