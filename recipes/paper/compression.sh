@@ -3,7 +3,7 @@
 usage='Compression with and without distillation: nets that are narrower, shallower, pruned, of 8 and of 4 bits, each trained
 by labels alone and by the soft targets of the base'\''s ensemble (of full precision) too, on the same schedule. The table
 has parameters, bytes, the time of a frame on one CPU core, frame accuracy and WER, and what distillation gains.
-Weights of the two terms of the loss: --soft-weight and --hard-weight, any of them.
+Weights of the two terms of the loss: --soft-weight and --hard-weight, any of 0 or more.
 Options of this experiment:
   --kinds LIST        of full, narrow (half the units), shallow (one hidden layer), pruned50 (two digits, percent), int8, int4, and
                       of these joined by + (default full,narrow,shallow,pruned50,pruned80,pruned90,int8,int4,pruned80+int8)
