@@ -398,6 +398,13 @@ def test_the_experiment_tells_its_options_and_refuses_kinds_that_it_does_not_kno
         refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
         assert refused.returncode == 2
         assert f"--kinds {joined}: joins two of one sort" in refused.stderr
+    told = {"": "expected names joined", "int8+": "expected names joined", "*": "expected names joined"}
+    told |= {"pruned00": "no such compression", "narrow+int8,full,int8+narrow": "names one net twice"}
+    told |= {"full,full": "names one net twice"}
+    for kinds, complaint in told.items():
+        command_line[-1] = kinds
+        refused = subprocess.run(command_line, capture_output=True, text=True, env=environment)
+        assert (refused.returncode, complaint in refused.stderr) == (2, True), refused.stderr
     command_line[-1] = "narrow"
     refused = subprocess.run([*command_line, "--split", "train"], capture_output=True, text=True, env=environment)
     assert refused.returncode == 2

@@ -537,7 +537,9 @@ def test_labels_that_members_have_smoothed_are_not_so_to_specialists(specialists
     config.write_text("label_smoothing: 0.3\n")
     run(*train_command(toy, generalist, tmp_path / "out"), "--config", config)
     for spec in ("spec1", "spec2"):
-        assert load_card(tmp_path / "out" / spec)["digest"] == load_card(specialists / spec)["digest"]
+        card = load_card(tmp_path / "out" / spec)
+        assert card["digest"] == load_card(specialists / spec)["digest"]
+        assert card["training"]["config"]["label_smoothing"] == 0
 
 
 def test_the_ensemble_answers_as_every_frame_by_itself_would(specialists, generalist, toy):

@@ -689,5 +689,32 @@ def test_every_arm_is_trained_as_its_name_says(base, tmp_path):
         assert {key: training["loss"].get(key) for key in keys} == keys, arm
         assert training["config"]["time_warp"] == (0.1 if arm == "hard-views" else 0)
         assert training["config"]["label_smoothing"] == (0.1 if arm == "smoothing" else 0)
-    members = load_card(tmp_path / "born-again/seed1")["training"]["loss"]["members"]
-    assert members == [load_card(base / "nnet/member/seed1")["digest"]]
+    losses = {arm: load_card(tmp_path / arm / "seed1")["training"]["loss"] for arm in of_loss}
+    for arm in ("born-again", "born-again-sequence"):
+        assert losses[arm]["members"] == [load_card(base / "nnet/member/seed1")["digest"]]
+    assert "sequence" in losses["born-again-sequence"]
+    assert "sequence" not in losses["born-again"]
+    assert losses["fold"]["members"] == [load_card(tmp_path / f"fold-member/seed{n}")["digest"] for n in (1, 2)]
+
+
+def test_labels_are_not_smoothed_where_the_members_were(base, tmp_path):
+    smoothed = tmp_path / "base"
+    shutil.copytree(base, smoothed, symlinks=True)
+    with (smoothed / "config.yaml").open("a") as config:
+        config.write("label_smoothing: 0.2\n")
+    options = [
+        "--seeds",
+        1,
+        "--arms",
+        "hard,smoothing,hard-views",
+        "--view-options",
+        "--time-warp=0.1 --online-members=1",
+    ]
+    done = experiment("keep_the_gain", smoothed, tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    of = [load_card(tmp_path / f"out/{arm}/seed1")["training"]["config"] for arm in ("hard", "smoothing", "hard-views")]
+    assert [(each["label_smoothing"], each["time_warp"]) for each in of] == [(0, 0), (0.1, 0), (0, 0.1)]
+    options[-1] = "--online-members 1"
+    refused = experiment("keep_the_gain", smoothed, tmp_path / "other", *options)
+    assert refused.returncode == 2
+    assert "says nothing of windows" in refused.stderr

@@ -15,25 +15,29 @@ split=dev
 own_options="kinds rounds split"
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 kind_list=${kinds//,/ }
+[[ $kinds =~ ^[a-z0-9]+([+,][a-z0-9]+)*$ ]] || { echo "error: --kinds $kinds: expected names joined by + or commas" >&2; exit 2; }
 
 # Configuration of a kind: options_of KIND.
 options_of() {
   local part twice
-  # Of widths, depths, prunings and quantizations a net has one each: what they are of stands twice where one is repeated.
-  twice=$(sed 's/int8/int4/g; s/pruned[0-9]*/pruned/g' <<<"${1//+/$'\n'}" | sort | uniq -d)
+  # Of widths, depths, prunings and quantizations a net has one each.
+  twice=$(sed 's/int8/int4/g; s/pruned[1-9][0-9]/pruned/g' <<<"${1//+/$'\n'}" | sort | uniq -d)
   [ -z "$twice" ] || { echo "error: --kinds $1: joins two of one sort; see --help" >&2; exit 2; }
   for part in ${1//+/ }; do
     case $part in
       full) ;;
       narrow) echo --hidden-dim $(($(value_of hidden_dim) / 2)) ;;
       shallow) echo --num-hidden-layers 1 ;;
-      pruned[0-9][0-9]) echo --prune-sparsity "0.${part#pruned}" ;;
+      pruned[1-9][0-9]) echo --prune-sparsity "0.${part#pruned}" ;;
       int8 | int4) echo --quantize "$part" ;;
       *) echo "error: --kinds $1: no such compression; see --help" >&2; exit 2 ;;
     esac
   done
 }
 for kind in $kind_list; do options_of "$kind" >/dev/null; done
+# A net has one name: that its options are another one's is seen in whatever order they are joined.
+nets=$(for kind in $kind_list; do echo "net $(options_of "$kind" | sort | xargs)"; done)
+[ -z "$(sort <<<"$nets" | uniq -d)" ] || { echo "error: --kinds $kinds: names one net twice" >&2; exit 2; }
 [[ $split = dev || $split = test ]] || { echo "error: --split $split: expected dev or test" >&2; exit 2; }
 . "$root/recipes/paper/nets.sh" # takes `kinds` for its own
 require "$base/ali/ali_train_pdf.counts" "$base/graph" "$base"/data/{dev,"$split"}

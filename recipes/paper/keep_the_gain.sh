@@ -22,7 +22,7 @@ Options of this experiment:
   --teachers N        members of the base that answer together (default all)
   --view-options STR  what `views` does to windows (default "--time-warp 0.2 --freq-warp 0.1"; add --view-share 0.5 for
                       half of them; --online-members N lets N teachers, drawn for every batch, label them; hard-views
-                      leaves that out, and --temperature too)
+                      leaves that out, and --temperature and --combination)
   --extra-feats FILE  features of speech without text, which all arms with soft targets learn from too, in every epoch;
                       take another --out than without, since arms have the same names
   --folds N           of the arm `fold` (default 5)
@@ -48,10 +48,19 @@ teachers=${teachers:-${#members[@]}}
 ensemble=("${members[@]:0:$teachers}")
 member_epochs=$(value_of num_epochs)
 read -ra view <<<"$view_options"
-view_of_labels=() # what is of teachers alone is not for a net that has none
+view=(${view[@]+"${view[@]/=/ }"}) # --key=value as two words, too
+read -ra view <<<"${view[*]-}"
+view_of_labels=() # what is of teachers is not for a net that has none
 for ((n = 0; n < ${#view[@]}; n += 2)); do
-  case ${view[n]} in --online-members | --temperature) ;; *) view_of_labels+=("${view[@]:n:2}") ;; esac
+  case ${view[n]} in
+    --online-members | --temperature | --combination) ;;
+    *) view_of_labels+=("${view[@]:n:2}") ;;
+  esac
 done
+[[ ,$arms, != *hard-views* || ${#view_of_labels[@]} -gt 0 ]] || {
+  echo "error: --view-options $view_options: says nothing of windows, which arm hard-views needs" >&2
+  exit 2
+}
 starts=()
 for seed in "${seed_list[@]}"; do starts+=("${members[(seed - 1) % ${#members[@]}]}"); done
 
@@ -80,8 +89,10 @@ in_sequence() {
 }
 
 hard() {
+  local smoothing=(--label-smoothing 0) # which members may have
+  [ $# -eq 0 ] || [ "$1" != --label-smoothing ] || smoothing=()
   run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
-    --out "$out/$arm" "$@"
+    ${smoothing[@]+"${smoothing[@]}"} --out "$out/$arm" "$@"
 }
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
