@@ -47,9 +47,7 @@ teachers=${teachers:-${#members[@]}}
 [ "$teachers" -le ${#members[@]} ] || { echo "error: --teachers $teachers: the base has ${#members[@]}" >&2; exit 1; }
 ensemble=("${members[@]:0:$teachers}")
 member_epochs=$(value_of num_epochs)
-read -ra view <<<"$view_options"
-view=(${view[@]+"${view[@]/=/ }"}) # --key=value as two words, too
-read -ra view <<<"${view[*]-}"
+read -ra view <<<"${view_options//=/ }" # --key=value is two words, too
 view_of_labels=() # what is of teachers is not for a net that has none
 for ((n = 0; n < ${#view[@]}; n += 2)); do
   case ${view[n]} in
@@ -89,10 +87,8 @@ in_sequence() {
 }
 
 hard() {
-  local smoothing=(--label-smoothing 0) # which members may have
-  [ $# -eq 0 ] || [ "$1" != --label-smoothing ] || smoothing=()
   run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
-    ${smoothing[@]+"${smoothing[@]}"} --out "$out/$arm" "$@"
+    --label-smoothing 0 --out "$out/$arm" "$@" # which members may have, and arm smoothing has
 }
 student() {
   run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
