@@ -2,6 +2,8 @@
 
 import functools
 from collections.abc import Callable
+from types import FunctionType
+from typing import NamedTuple
 
 from asr_kd.errors import AsrKdError
 
@@ -22,5 +24,23 @@ def compiled(function: Callable, **options: object) -> Callable:
         return njit(nogil=True, **options)(function)
 
 
-# A sum of numba is in the order that is written, one element at a time, unless it may be taken apart.
-compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"})
+# A sum of numba is in the order that is written, one element at a time, unless it may be taken apart; and no loop that
+# divides is done for many elements at once where it has to look for zeros.
+compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+
+
+class InThreads(NamedTuple):
+    """One function for one thread, and for several, among which its loops over numba.prange are divided.
+
+    No process that has called `together` may be forked: OpenMP's threads stay behind.
+    """
+
+    alone: Callable
+    together: Callable
+
+
+def compiled_in_threads(function: Callable) -> InThreads:
+    """`function` compiled in both ways; asr_kd/nnet/cpu_kernels.py calls it."""
+    alone = FunctionType(function.__code__, function.__globals__, function.__name__)
+    alone.__qualname__ = f"{function.__qualname__}_alone"  # numba keeps what it compiles by this name
+    return InThreads(compiled(alone), compiled(function, parallel=True))

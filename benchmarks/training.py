@@ -39,7 +39,6 @@ import torch
 from ceilings import Clock, Cost, Products, copy_bandwidth, machine
 from generated import FEAT_DIM, UTT_FRAMES, frames_and_states, labelled_set, top_k_targets
 from plain_loop import PlainLoop, Windows, write_feats
-from torch import nn
 from training_checks import check_accuracy, check_memory, name_of, train
 
 from asr_kd.cli_common import run_main
@@ -51,6 +50,7 @@ from asr_kd.nnet.model import Architecture
 from asr_kd.training import loop
 from asr_kd.training.data import LabelledSet
 from asr_kd.training.run import Loss
+from asr_kd.training.update import Update
 
 # The paper's net at a quarter of its widths is the last one.
 NETS = "3x256:256,4x512:256,4x512:1024,8x640/3500:256"
@@ -97,7 +97,7 @@ class Stopwatch:
     """
 
     def __init__(self, clock: Clock):
-        self._clock, self._begin = clock, 0.0
+        self._clock = clock
         self.steps = self.net = self.order = self.epoch_end = 0.0
         self.passes = 0
 
@@ -108,37 +108,27 @@ class Stopwatch:
             "evaluate": "epoch_end",
             "save_checkpoint": "epoch_end",
         }
-        self._replaced = {name: getattr(loop, name) for name in ("make_optimizer", *parts)}
-        loop.make_optimizer = self._make_optimizer
+        self._replaced = {name: getattr(loop, name) for name in parts}
         for name, part in parts.items():
-            setattr(loop, name, self._timed(name, part))
+            setattr(loop, name, self._timed(self._replaced[name], part))
+        self._learn = Update._learn
+        if not self._clock.waits:  # for the GPU to be done, in every step: it would be slower
+            Update._learn = self._timed(self._learn, "net")
         return self
 
     def __exit__(self, *_: object) -> None:
+        Update._learn = self._learn
         for name, function in self._replaced.items():
             setattr(loop, name, function)
 
-    def _make_optimizer(self, net: nn.Module, config: DnnConfig) -> torch.optim.Optimizer:
-        optimizer = self._replaced["make_optimizer"](net, config)
-        if not self._clock.waits:  # for the GPU to be done, in every step: it would be slower
-            net.register_forward_pre_hook(lambda net, _: self._start() if net.training else None)
-            optimizer.register_step_post_hook(lambda *_: self._stop())
-        return optimizer
-
-    def _start(self) -> None:
-        self._begin = self._clock()
-
-    def _stop(self) -> None:
-        self.net += self._clock() - self._begin
-
-    def _timed(self, name: str, part: str) -> Callable:
+    def _timed(self, function: Callable, part: str) -> Callable:
         def timed(*args: object, **how: object) -> object:
             begin = self._clock()
             try:
-                return self._replaced[name](*args, **how)
+                return function(*args, **how)
             finally:
                 setattr(self, part, getattr(self, part) + self._clock() - begin)
-                self.passes += name == "order_of_pass"
+                self.passes += part == "order"
 
         return timed
 

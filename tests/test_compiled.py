@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import asr_kd
+from asr_kd.compiled import InThreads
 
 dispatcher = pytest.importorskip("numba.core.dispatcher")
 ROOT = Path(asr_kd.__file__).parent
@@ -21,7 +22,13 @@ MODULES = [
 def test_what_is_kept_does_not_go_stale(module):
     """It is made anew when the file of a function changes, not that of another one which it calls."""
     names = vars(importlib.import_module(module))
-    functions = {name: each for name, each in names.items() if isinstance(each, dispatcher.Dispatcher)}
+    pairs = {
+        f"{name}.{way}": each
+        for name, pair in names.items()
+        if isinstance(pair, InThreads)
+        for way, each in pair._asdict().items()
+    }
+    functions = {name: each for name, each in {**names, **pairs}.items() if isinstance(each, dispatcher.Dispatcher)}
     assert functions
     for name, function in functions.items():
         assert function.py_func.__module__ == module, f"{name} is of another file"

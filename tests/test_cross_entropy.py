@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from asr_kd.nnet import cpu_kernels
 from asr_kd.training import cross_entropy as module
+from asr_kd.training import cross_entropy_cpu
 from asr_kd.training.cross_entropy import SoftBatch, Term, cross_entropy, hard_targets
 
 BATCH, NUM_PDFS = 7, 9
@@ -101,7 +101,7 @@ class LargestFloat32(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_float32_tensor_is_larger_than_a_chunk(kind, dtype, monkeypatch):
-    for each in (module, cpu_kernels):
+    for each in (module, cross_entropy_cpu):
         monkeypatch.setattr(each, "rows_at_once", lambda device, row_size: 2)
     targets, z = targets_of(kind, 5), random(6, BATCH, NUM_PDFS).to(dtype).requires_grad_()
     parts = (targets.prob.half(), targets.pdf, None if targets.tail is None else targets.tail.half())
@@ -145,7 +145,7 @@ def test_rows_of_bfloat16_logits_are_done_at_once_as_defined(seed, kinds, rows, 
     ]
     before = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_kernels, "rows_at_once", lambda device, row_size: rows)
+        patch.setattr(cross_entropy_cpu, "rows_at_once", lambda device, row_size: rows)
         torch.set_num_threads(num_threads)
         try:
             require_close(random(seed + 20, BATCH, NUM_PDFS).bfloat16(), terms)

@@ -1,22 +1,24 @@
-"""Passes over rows of bfloat16 logits on a CPU, compiled by numba: softmaxes without a float32 copy in memory.
+"""What a CPU that multiplies bfloat16 does between its products: each a single pass, compiled by numba.
 
 All of them are in this file: what numba keeps on disk is made anew when the file of a function changes, not that of
 another one that it calls.
 
-Processors that multiply bfloat16 do it so fast that PyTorch's passes over logits, each in float32 and through memory,
-take as long as the products. Here a row is done while it is in the nearest cache. Where numba is not installed,
-importing this raises AsrKdError.
+Such products are so fast that PyTorch's passes over what lies between them, each in float32 and through memory, take as
+long as they do. Here numbers are widened and narrowed where they are used, and a row is done while it is in the nearest
+cache. Where numba is not installed, importing this raises AsrKdError.
 """
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 import torch
+from numba import prange, types
+from numba.extending import intrinsic
 
-from asr_kd.compiled import compiled_sum
-from asr_kd.nnet.device import rows_at_once
+from asr_kd.compiled import InThreads, compiled_in_threads, compiled_sum
 
 _LOG2_E = np.float32(1.4426950408889634)
 # 2^f = Σ (ln 2)^k / k! f^k, of which so many terms give float32's precision for |f| ≤ 1/2.
@@ -29,72 +31,100 @@ _SIGN, _OTHERS = np.int32(31), np.int32(0x7FFFFFFF)
 _LANES = 64
 # So many are found by insertion, at most.
 _MOST = 128
+# Numbers that a thread works on at a time, which a cache of its own holds.
+_BLOCK = 1 << 14
 _INFINITY, _MINUS_INFINITY = np.int32(0x7F800000), np.int32(-0x7F800001)
 
 
-@compiled_sum
-def _widen(row: np.ndarray, values: np.ndarray) -> tuple[bool, bool, np.float32]:
-    """Put bfloat16 `row`, as bits, into float32 `values`.
+@intrinsic
+def _as_float(_: Any, bits: Any) -> Any:
+    """The float32 that has these int32's bits."""
+    return types.float32(types.int32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], context.get_value_type(types.float32)
+    )
 
-    Returns whether none is NaN or plus infinity, whether none is minus infinity either, and the largest.
-    """
-    bits, largest = values.view(np.int32), np.empty(1, np.int32)
+
+@intrinsic
+def _as_bits(_: Any, value: Any) -> Any:
+    """The bits of a float32, as an int32."""
+    return types.int32(types.float32), lambda context, builder, signature, arguments: builder.bitcast(
+        arguments[0], context.get_value_type(types.int32)
+    )
+
+
+@compiled_sum
+def _wide(bits: np.uint16) -> np.float32:
+    """The value of a bfloat16, of which these are the bits."""
+    return _as_float(np.int32(bits) << np.int32(16))
+
+
+@compiled_sum
+def _narrow(value: np.float32) -> np.uint16:
+    """The bits of `value` in bfloat16, rounded to the nearest and to even ones."""
+    bits = _as_bits(value)
+    return np.uint16(((bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)) & 0xFFFF)
+
+
+@compiled_sum
+def _extremes(row: np.ndarray) -> tuple[bool, bool, np.float32]:
+    """Of a bfloat16 row: whether none is NaN or plus infinity, whether none is minus infinity either; the largest."""
     low, high = _OTHERS, np.int32(-_OTHERS)
     for j in range(len(row)):
-        bit = np.int32(np.int32(row[j]) << np.int32(16))
-        bits[j] = bit
-        ordered = np.int32(bit ^ ((bit >> _SIGN) & _OTHERS))
+        bits = np.int32(np.int32(row[j]) << np.int32(16))
+        ordered = np.int32(bits ^ ((bits >> _SIGN) & _OTHERS))
         low = ordered if ordered < low else low
         high = ordered if ordered > high else high
-    largest[0] = high ^ ((high >> _SIGN) & _OTHERS)
     is_number = high < _INFINITY and low >= _MINUS_INFINITY
-    return is_number, is_number and low > _MINUS_INFINITY, largest.view(np.float32)[0]
+    return is_number, is_number and low > _MINUS_INFINITY, _as_float(np.int32(high ^ ((high >> _SIGN) & _OTHERS)))
 
 
 @compiled_sum
-def _exponentials(x: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray, powers: np.ndarray) -> np.float32:
-    """Put exp((x − shift) · scale), at most 1 and of at least 2^-126, into `q`; returns their sum. powers: scratch."""
-    bits = powers.view(np.int32)
-    factor = scale * _LOG2_E
-    for j in range(len(x)):
-        y = (x[j] - shift) * factor
+def _exponentials(row: np.ndarray, shift: np.float32, scale: np.float32, q: np.ndarray) -> np.float32:
+    """Put exp((x − shift) · scale), at most 1 and of at least 2^-126, into `q`; returns their sum. row: bfloat16 x."""
+    factor, total = scale * _LOG2_E, np.float32(0)
+    for j in range(len(row)):
+        y = (_wide(row[j]) - shift) * factor
         y = y if y > np.float32(-126) else np.float32(-126)
         whole = np.floor(y + np.float32(0.5))
         f = y - whole
-        q[j] = ((((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + np.float32(1)
-        bits[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-    total = np.float32(0)
-    for j in range(len(x)):
-        value = q[j] * powers[j]
+        value = ((((((_C7 * f + _C6) * f + _C5) * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + np.float32(1)
+        value *= _as_float((np.int32(whole) + np.int32(127)) << np.int32(23))
         q[j] = value
         total += value
     return total
 
 
 @compiled_sum
-def _add_softmaxes(logits: np.ndarray, scale: np.float32, total: np.ndarray) -> bool:
+def _add_softmaxes(logits: np.ndarray, scale: np.float32, total: np.ndarray) -> None:
     """See add_softmax; logits: as bits."""
-    scratch = np.empty((3, logits.shape[1]), np.float32)
-    x, q, powers = scratch[0], scratch[1], scratch[2]
+    q = np.empty(logits.shape[1], np.float32)
     for row in range(len(logits)):
-        is_number, _, largest = _widen(logits[row], x)
+        is_number, _, largest = _extremes(logits[row])
         factor = np.float32(np.nan)
         if is_number and largest > np.float32(-np.inf):
-            factor = np.float32(1) / _exponentials(x, largest, scale, q, powers)
+            factor = np.float32(1) / _exponentials(logits[row], largest, scale, q)
         sums = total[row]
         for j in range(len(q)):
             sums[j] += q[j] * factor
-    return True
+
+
+@compiled_in_threads
+def _add_all_softmaxes(logits: np.ndarray, scale: np.float32, total: np.ndarray, size: int) -> None:
+    for block in prange(-(-len(logits) // size)):
+        rows = slice(block * size, (block + 1) * size)
+        _add_softmaxes(logits[rows], scale, total[rows])
 
 
 def add_softmax(total: torch.Tensor, logits: torch.Tensor, temperature: float) -> None:
     """Add softmax(logits / temperature) to `total` (n, num_pdfs) float32; NaN to a row with a NaN or plus infinity."""
-    inputs, sums, scale = bits_of(logits.contiguous()), total.numpy(), np.float32(1 / temperature)
-    all_in_threads(lambda rows: _add_softmaxes(inputs[rows], scale, sums[rows]), *logits.shape)
+    scale, size = np.float32(1 / temperature), _rows_of_block(logits.shape[1])
+    in_threads(_add_all_softmaxes, bits_of(logits.contiguous()), scale, total.numpy(), size)
 
 
 # A rest of the softmax below this is too small for its logarithm.
 _TINY = np.float32(1e-30)
+# In bfloat16: minus zero, and minus infinity, which is the last of the negative numbers' bits.
+_MINUS_ZERO, _NO_LOGIT = np.uint16(0x8000), np.uint16(0xFF80)
 
 
 @compiled_sum
@@ -107,24 +137,111 @@ def _sum(values: np.ndarray) -> np.float32:
 
 @compiled_sum
 def _dense(x: np.ndarray, shift: np.float32, p: np.ndarray, scale: np.float32) -> tuple[np.float32, np.float32]:
-    """Σ p and Σ p · (x − shift) · scale."""
+    """Σ p and Σ p · (x − shift) · scale. x: bfloat16."""
     mass, crossed = np.float32(0), np.float32(0)
     for j in range(len(x)):
         mass += p[j]
-        crossed += p[j] * (x[j] - shift)
+        crossed += p[j] * (_wide(x[j]) - shift)
     return mass, crossed * scale
 
 
 @compiled_sum
-def _narrow(values: np.ndarray, row: np.ndarray) -> None:
-    """Put float32 `values` into bfloat16 `row`, as its bits, rounded to the nearest and to even ones."""
-    bits = values.view(np.int32)
-    for j in range(len(row)):
-        bit = bits[j]
-        row[j] = np.uint16(((bit + np.int32(0x7FFF) + ((bit >> np.int32(16)) & np.int32(1))) >> np.int32(16)) & 0xFFFF)
+def _add_cross_entropy(
+    prob: np.ndarray,
+    pdf: np.ndarray,
+    tail: np.ndarray,
+    weight: np.ndarray,
+    scale: np.float32,
+    is_first: bool,
+    logits: np.ndarray,
+    losses: np.ndarray,
+    grad: np.ndarray,
+) -> bool:
+    """See add_cross_entropy."""
+    num_pdfs, width = logits.shape[1], prob.shape[1]
+    q, named = np.empty(num_pdfs, np.float32), np.empty(width, np.float32)
+    is_dense, has_tail = len(pdf) == 0, len(tail) > 0
+    for row in range(len(logits)):
+        x = logits[row]
+        _, is_finite, largest = _extremes(x)
+        if not is_finite:
+            return False
+        p, w = prob[row], weight[row]
+        total = _exponentials(x, largest, scale, q)
+        log_sum = np.log(total)  # above the largest, as all that follows
+        if is_dense:
+            mass, crossed = _dense(x, largest, p, scale)
+            losses[row] += w * (mass * log_sum - crossed)
+            of_q, of_p = w * scale * mass / total, w * scale
+            for j in range(num_pdfs):
+                q[j] = q[j] * of_q - of_p * p[j]
+        else:
+            loss, mass, states = np.float32(0), np.float32(0), pdf[row]
+            for n in range(width):
+                named[n] = q[states[n]] / total
+                loss += p[n] * (log_sum - (_wide(x[states[n]]) - largest) * scale)
+                mass += p[n]
+            of_q = mass / total
+            if has_tail:
+                mass += tail[row]
+                for n in range(width):
+                    q[states[n]] = np.float32(0)
+                rest, log_rest, in_all = _sum(q), np.float32(0), np.float32(1)
+                if rest < _TINY:  # far below the best: seen from the best of the rest
+                    others = x.copy()
+                    for n in range(width):
+                        others[states[n]] = _NO_LOGIT
+                    _, _, beside = _extremes(others)
+                    _exponentials(others, beside, scale, q)
+                    for n in range(width):
+                        q[states[n]] = np.float32(0)
+                    rest, in_all = _sum(q), np.exp((beside - largest) * scale)
+                    log_rest = (beside - largest) * scale + np.log(rest)
+                else:
+                    log_rest = np.log(rest)
+                loss += tail[row] * (log_sum - log_rest)
+                of_q = in_all * mass / total - tail[row] / rest
+            losses[row] += w * loss
+            of_q *= w * scale
+            for j in range(num_pdfs):
+                q[j] *= of_q
+            for n in range(width):
+                q[states[n]] = w * scale * named[n] * mass
+            for n in range(width):
+                q[states[n]] -= w * scale * p[n]
+        of_row = grad[row]
+        if is_first:
+            for j in range(num_pdfs):
+                of_row[j] = _narrow(q[j])
+        else:
+            for j in range(num_pdfs):
+                of_row[j] = _narrow(q[j] + _wide(of_row[j]))
+    return True
 
 
-@compiled_sum
+@compiled_in_threads
+def _add_all_cross_entropies(
+    prob: np.ndarray,
+    pdf: np.ndarray,
+    tail: np.ndarray,
+    weight: np.ndarray,
+    scale: np.float32,
+    is_first: bool,
+    logits: np.ndarray,
+    losses: np.ndarray,
+    grad: np.ndarray,
+    size: int,
+) -> bool:
+    num_blocks = -(-len(logits) // size)
+    are_finite = np.ones(num_blocks, np.bool_)
+    for block in prange(num_blocks):
+        rows = slice(block * size, (block + 1) * size)
+        are_finite[block] = _add_cross_entropy(
+            prob[rows], pdf[rows], tail[rows], weight[rows], scale, is_first, logits[rows], losses[rows], grad[rows]
+        )
+    return are_finite.all()
+
+
 def add_cross_entropy(
     prob: np.ndarray,
     pdf: np.ndarray,
@@ -142,65 +259,8 @@ def add_cross_entropy(
     tail: (n,) or of no length; scale: 1 / T. With a = z / T and q = softmax(a), the gradient is weight / T times
     q · (Σ p + tail) − p of a state that has a target of its own, and q · (Σ p + tail − tail / Σ_rest q) of any other.
     """
-    num_pdfs, width = logits.shape[1], prob.shape[1]
-    scratch = np.empty((3, num_pdfs), np.float32)
-    x, q, powers = scratch[0], scratch[1], scratch[2]
-    named = np.empty(width, np.float32)
-    is_dense, has_tail = len(pdf) == 0, len(tail) > 0
-    for row in range(len(logits)):
-        _, is_finite, largest = _widen(logits[row], x)
-        if not is_finite:
-            return False
-        p, w = prob[row], weight[row]
-        total = _exponentials(x, largest, scale, q, powers)
-        log_sum = np.log(total)  # above the largest, as all that follows
-        if is_dense:
-            mass, crossed = _dense(x, largest, p, scale)
-            losses[row] += w * (mass * log_sum - crossed)
-            of_q, of_p = w * scale * mass / total, w * scale
-            for j in range(num_pdfs):
-                q[j] = q[j] * of_q - of_p * p[j]
-        else:
-            loss, mass, states = np.float32(0), np.float32(0), pdf[row]
-            for n in range(width):
-                named[n] = q[states[n]] / total
-                loss += p[n] * (log_sum - (x[states[n]] - largest) * scale)
-                mass += p[n]
-            of_q = mass / total
-            if has_tail:
-                mass += tail[row]
-                for n in range(width):
-                    q[states[n]] = np.float32(0)
-                rest, log_rest, in_all = _sum(q), np.float32(0), np.float32(1)
-                if rest < _TINY:  # far below the best: seen from the best of the rest
-                    for n in range(width):
-                        x[states[n]] = np.float32(-np.inf)
-                    beside = np.float32(-np.inf)
-                    for j in range(num_pdfs):
-                        beside = max(beside, x[j])
-                    _exponentials(x, beside, scale, q, powers)
-                    for n in range(width):
-                        q[states[n]] = np.float32(0)
-                    rest, in_all = _sum(q), np.exp((beside - largest) * scale)
-                    log_rest = (beside - largest) * scale + np.log(rest)
-                else:
-                    log_rest = np.log(rest)
-                loss += tail[row] * (log_sum - log_rest)
-                of_q = in_all * mass / total - tail[row] / rest
-            losses[row] += w * loss
-            of_q *= w * scale
-            for j in range(num_pdfs):
-                q[j] *= of_q
-            for n in range(width):
-                q[states[n]] = w * scale * named[n] * mass
-            for n in range(width):
-                q[states[n]] -= w * scale * p[n]
-        if not is_first:
-            _widen(grad[row], x)
-            for j in range(num_pdfs):
-                q[j] += x[j]
-        _narrow(q, grad[row])
-    return True
+    size = _rows_of_block(logits.shape[1])
+    return in_threads(_add_all_cross_entropies, prob, pdf, tail, weight, scale, is_first, logits, losses, grad, size)
 
 
 @compiled_sum
@@ -236,6 +296,16 @@ def _top_k(x: np.ndarray, top: np.ndarray, place: np.ndarray) -> bool:
     return True
 
 
+@compiled_in_threads
+def _all_top_k(x: np.ndarray, top: np.ndarray, place: np.ndarray, size: int) -> bool:
+    num_blocks = -(-len(x) // size)
+    are_numbers = np.ones(num_blocks, np.bool_)
+    for block in prange(num_blocks):
+        rows = slice(block * size, (block + 1) * size)
+        are_numbers[block] = _top_k(x[rows], top[rows], place[rows])
+    return are_numbers.all()
+
+
 def top_k(x: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """As x.topk(number) does with rows of (n, num_pdfs) float32, of equal values the first.
 
@@ -245,8 +315,145 @@ def top_k(x: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor] | N
         return None
     top, place = torch.empty(len(x), number), torch.empty(len(x), number, dtype=torch.int64)
     arrays = x.contiguous().numpy(), top.numpy(), place.numpy()
-    found = all_in_threads(lambda rows: _top_k(*(each[rows] for each in arrays)), *x.shape)
-    return (top, place) if found else None
+    return (top, place) if in_threads(_all_top_k, *arrays, _rows_of_block(x.shape[1])) else None
+
+
+@compiled_sum
+def _relu_backward(grad: np.ndarray, result: np.ndarray, sums: np.ndarray) -> None:
+    for row in range(len(grad)):
+        of_grad, of_result = grad[row], result[row]
+        for j in range(len(sums)):
+            value = of_grad[j] if of_result[j] != 0 else np.uint16(0)
+            of_grad[j] = value
+            sums[j] += _wide(value)
+
+
+@compiled_in_threads
+def _all_relu_backward(grad: np.ndarray, result: np.ndarray, sums: np.ndarray, size: int) -> None:
+    for block in prange(len(sums)):
+        rows = slice(block * size, (block + 1) * size)
+        _relu_backward(grad[rows], result[rows], sums[block])
+
+
+def relu_backward_(grad: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """Set `grad` to 0 where ReLUs, or dropout after them, made a 0 of `result`; returns its sum over rows.
+
+    grad, result: contiguous (n, dim) bfloat16; the sum is (dim,) float32, for biases.
+    """
+    sums, size = _sums(grad)
+    in_threads(_all_relu_backward, bits_of(grad), bits_of(result), sums, size)
+    return torch.from_numpy(sums.sum(axis=0))
+
+
+@compiled_sum
+def _add_rows(x: np.ndarray, sums: np.ndarray) -> None:
+    for row in range(len(x)):
+        values = x[row]
+        for j in range(len(sums)):
+            sums[j] += _wide(values[j])
+
+
+@compiled_in_threads
+def _add_all_rows(x: np.ndarray, sums: np.ndarray, size: int) -> None:
+    for block in prange(len(sums)):
+        _add_rows(x[block * size : (block + 1) * size], sums[block])
+
+
+def sum_over_rows(x: torch.Tensor) -> torch.Tensor:
+    """Of a contiguous (n, dim) bfloat16 tensor: (dim,) float32."""
+    sums, size = _sums(x)
+    in_threads(_add_all_rows, bits_of(x), sums, size)
+    return torch.from_numpy(sums.sum(axis=0))
+
+
+def _sums(x: torch.Tensor) -> tuple[np.ndarray, int]:
+    """Zeros for the sum of each block's rows of `x`, and how many rows it has: whatever the number of threads."""
+    size = _rows_of_block(x.shape[1])
+    return np.zeros((-(-len(x) // size), x.shape[1]), np.float32), size
+
+
+@compiled_sum
+def _sum_of_squares(x: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for j in range(len(x)):
+        value = _wide(x[j])
+        total += value * value
+    return total
+
+
+@compiled_in_threads
+def _all_sums_of_squares(x: np.ndarray, sums: np.ndarray) -> None:
+    for block in prange(len(sums)):
+        sums[block] = _sum_of_squares(x[block * _BLOCK : (block + 1) * _BLOCK])
+
+
+def sum_of_squares(x: torch.Tensor) -> float:
+    """Of all values of a contiguous bfloat16 tensor."""
+    sums = np.empty(-(-x.numel() // _BLOCK), np.float64)
+    in_threads(_all_sums_of_squares, bits_of(x).reshape(-1), sums)
+    return float(sums.sum())
+
+
+class AdamW(NamedTuple):
+    """Numbers of a step of AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), as numpy.float32.
+
+    scale: of gradients; decay: 1 − rate · weight decay; rate: over 1 − beta1^step; correction: 1 / √(1 − beta2^step).
+    """
+
+    scale: np.float32
+    beta1: np.float32
+    beta2: np.float32
+    epsilon: np.float32
+    decay: np.float32
+    rate: np.float32
+    correction: np.float32
+
+    @classmethod
+    def of(cls, step: float, scale: float, group: Mapping[str, Any]) -> "AdamW":
+        """Of step number `step`, from 1; group: of a torch.optim.AdamW."""
+        (beta1, beta2), rate = group["betas"], group["lr"]
+        numbers = (scale, beta1, beta2, group["eps"], 1 - rate * group["weight_decay"])
+        return cls(*map(np.float32, (*numbers, rate / (1 - beta1**step), (1 - beta2**step) ** -0.5)))
+
+
+@compiled_sum
+def _adamw(
+    weight: np.ndarray, grad: np.ndarray, mean: np.ndarray, square: np.ndarray, copy: np.ndarray, numbers: AdamW
+) -> None:
+    scale, beta1, beta2, epsilon, decay, rate, correction = numbers
+    rest1, rest2 = np.float32(1) - beta1, np.float32(1) - beta2
+    for j in range(len(weight)):
+        value = _wide(grad[j]) * scale
+        first, second = mean[j] * beta1 + rest1 * value, square[j] * beta2 + rest2 * value * value
+        mean[j], square[j] = first, second
+        weight[j] = weight[j] * decay - rate * first / (np.sqrt(second) * correction + epsilon)
+        copy[j] = _narrow(weight[j])
+
+
+@compiled_in_threads
+def _adamw_of_all(
+    weight: np.ndarray, grad: np.ndarray, mean: np.ndarray, square: np.ndarray, copy: np.ndarray, numbers: AdamW
+) -> None:
+    for block in prange(-(-len(weight) // _BLOCK)):
+        part = slice(block * _BLOCK, (block + 1) * _BLOCK)
+        _adamw(weight[part], grad[part], mean[part], square[part], copy[part], numbers)
+
+
+def adamw(
+    weight: torch.Tensor,
+    grad: torch.Tensor,
+    mean: torch.Tensor,
+    square: torch.Tensor,
+    copy: torch.Tensor,
+    numbers: AdamW,
+) -> None:
+    """A step of float32 `weight` and its moments, and `copy`, the weight in bfloat16; all of one shape, contiguous.
+
+    grad: bfloat16.
+    """
+    of_weight, of_mean, of_square = (each.detach().numpy().reshape(-1) for each in (weight, mean, square))
+    of_grad, of_copy = (bits_of(each).reshape(-1) for each in (grad, copy))
+    in_threads(_adamw_of_all, of_weight, of_grad, of_mean, of_square, of_copy, numbers)
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:
@@ -254,14 +461,19 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().view(torch.int16).numpy().view(np.uint16)
 
 
-def all_in_threads(work: Callable[[slice], bool], num_rows: int, row_size: int) -> bool:
-    """Whether `work` said yes of all rows, of some that a cache holds at a time, in as many threads as PyTorch has."""
-    number = max(1, min(torch.get_num_threads(), num_rows))
-    most = min(rows_at_once(torch.device("cpu"), row_size), -(-num_rows // number))
-    blocks = [slice(begin, begin + most) for begin in range(0, num_rows, max(1, most))]
-    return all(map(work, blocks) if number == 1 else _helpers(number).map(work, blocks))
+def _rows_of_block(row_size: int) -> int:
+    return max(1, _BLOCK // row_size)
 
 
-@functools.lru_cache(maxsize=1)
-def _helpers(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="rows")
+# Of numba's ways to have threads, one ends the process where two of Python's threads ask for them at once.
+_LOCK = threading.Lock()
+
+
+def in_threads(kernel: InThreads, *arguments: Any) -> Any:
+    """What `kernel` returns, done by as many threads as PyTorch has."""
+    number = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    if number == 1:
+        return kernel.alone(*arguments)
+    with _LOCK:
+        numba.set_num_threads(number)
+        return kernel.together(*arguments)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from asr_kd.nnet.cpu_kernels import add_cross_entropy, all_in_threads, bits_of
+from asr_kd.nnet.cpu_kernels import add_cross_entropy, bits_of
+from asr_kd.nnet.device import rows_at_once
 
 if TYPE_CHECKING:
     from asr_kd.training.cross_entropy import SoftBatch, Term
@@ -27,14 +28,14 @@ def losses_and_gradient(logits: torch.Tensor, terms: Sequence["Term"]) -> tuple[
     logits = logits.contiguous()
     losses, grad = torch.zeros(len(logits), dtype=torch.float64), torch.empty_like(logits)
     arrays = bits_of(logits), losses.numpy(), bits_of(grad)
-
-    def add(rows: slice) -> bool:  # of dense targets no more are converted at a time than caches hold
+    num_rows = rows_at_once(logits.device, logits.shape[1])  # of dense targets no more are converted than caches hold
+    for begin in range(0, len(logits), num_rows):
+        rows = slice(begin, begin + num_rows)
         of_rows = [each[rows] for each in arrays]
-        return all(
-            add_cross_entropy(*_arrays(term, rows, logits.shape[1]), n == 0, *of_rows) for n, term in enumerate(terms)
-        )
-
-    return (losses, grad) if all_in_threads(add, *logits.shape) else None
+        for number, term in enumerate(terms):
+            if not add_cross_entropy(*_arrays(term, rows, logits.shape[1]), number == 0, *of_rows):
+                return None
+    return losses, grad
 
 
 def _fits(targets: "SoftBatch", weight: torch.Tensor, num_rows: int, num_pdfs: int) -> bool:

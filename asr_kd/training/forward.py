@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast
@@ -19,7 +18,7 @@ def is_recorded(run: Run) -> bool:
     return on_gpu and run.config.cuda_graphs and run.is_recordable and run.world.size == 1 and not run.quantization
 
 
-def forward_of(run: Run, net: nn.Module) -> Forward:
+def forward_of(run: Run, net: Callable[..., torch.Tensor]) -> Forward:
     """What gives a loss and, by its backward, the gradients of `net`; compiled where the key `compile` is true.
 
     Compiled are batches of batch_size alone: the last one of a pass is not worth a compilation. On a GPU the kernels

@@ -17,6 +17,7 @@ from asr_kd.training.forward import forward_of, is_recorded
 from asr_kd.training.optimizer import bound_norms, clip_gradients, clip_gradients_of_each
 from asr_kd.training.pruning import kept_zero
 from asr_kd.training.run import Run
+from asr_kd.training.working_copy import working_copy
 
 # (frame numbers, windows or None, dropout masks…) → the loss.
 Work = Callable[..., torch.Tensor]
@@ -27,7 +28,8 @@ class Update:
 
     def __init__(self, run: Run, net: nn.Module, optimizer: torch.optim.Optimizer):
         self._run, self._net, self._optimizer = run, net, optimizer
-        self._forward = forward_of(run, net)
+        self._copy = working_copy(run, net, optimizer)
+        self._forward = forward_of(run, self._copy or net)
         self._clip = clip_gradients_of_each if isinstance(net, StackedNets) else clip_gradients
         self._is_recorded, self._prunes = is_recorded(run), run.pruning is not None
         self._recording: Recording | None = None
@@ -64,19 +66,30 @@ class Update:
     def _work(
         self, index: torch.Tensor, windows: torch.Tensor | None, *masks: torch.Tensor, share: float = 1.0
     ) -> torch.Tensor:
-        run, net, config = self._run, self._net, self._run.config
         if windows is None:
-            windows = run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
+            windows = self._run.train.frames.windows(index.flatten()).unflatten(0, index.shape)
+        return self._learn(index, windows, masks, share)
+
+    def _learn(
+        self, index: torch.Tensor, windows: torch.Tensor, masks: Sequence[torch.Tensor], share: float
+    ) -> torch.Tensor:
+        run, net, config = self._run, self._net, self._run.config
         loss = self._forward(windows, index, *masks)
         loss = backward_together(net, loss, share, run.world)
-        if config.max_grad_norm:
-            self._clip(net, config.max_grad_norm)
         with kept_zero(net) if self._prunes else contextlib.nullcontext():
-            self._optimizer.step()
+            if self._copy:
+                self._copy.step()
+            else:
+                self._step()
             if config.max_norm:
                 bound_norms(net, config.max_norm)
-        self._optimizer.zero_grad(set_to_none=True)
         return loss
+
+    def _step(self) -> None:
+        if self._run.config.max_grad_norm:
+            self._clip(self._net, self._run.config.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 class Recording:
