@@ -23,11 +23,15 @@ TIMEOUT = timedelta(days=1)
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this is number `rank`; on its machine it is number `local_rank`. Alone by default."""
+    """`size` processes, of which this is number `rank`; on its machine it is number `local_rank`. Alone by default.
+
+    name: what its lines of progress begin with, where others write in between.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    name: str = ""
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
@@ -67,7 +71,7 @@ class World:
     def log(self, message: str) -> None:
         """One line of progress, of the first process alone: the others have the same to tell."""
         if self.is_first:
-            log(message)
+            log(f"{self.name}{message}")
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from asr_kd.commands.options import (
     refuse_label_smoothing,
     resolve_compute,
 )
-from asr_kd.commands.training import INITIALISE, OUT, TRANSFER, Session, begin, initial_nets
+from asr_kd.commands.training import AT_A_TIME, INITIALISE, OUT, TRANSFER, Session, at_a_time, begin, initial_nets
 from asr_kd.config import SWEPT, CompressConfig, DistillConfig, DnnConfig, resolve
 from asr_kd.distill.out_of_fold import unseen_utts
 from asr_kd.distill.soft_targets import OnlineTargets, SoftTargets, StoredTargets, check_members, write_soft_targets
@@ -139,6 +139,7 @@ def soft_targets(args: argparse.Namespace) -> None:
     INITIALISE,
     OUT,
     SEEDS,
+    AT_A_TIME,
     DEVICE,
     config=[
         "temperature",
@@ -179,20 +180,21 @@ def distill(args: argparse.Namespace) -> None:
     refuse_label_smoothing(args)
     if config.soft_weight == 0 and (args.unlabelled or args.labelled_share == 0) and config.label_use != "conditional":
         raise AsrKdError("soft_weight 0: without labels a student has nothing else to learn from; set it above 0")
-    session = begin(args)
-    if args.targets:
-        targets, key = _stored(args, session)
-    else:
-        members = _load_teachers(args, session, [config.combination])
-        targets = _online(members, config.temperature, config.combination, config, session)
-        key = _key(members, config.combination, "online", args.values)
-    starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
-    compress = resolve(CompressConfig, args.values)
-    runs = [
-        _student_run(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
-        for seed in seeds
-    ]
-    train_all(runs, args.values["stacked"])
+    with at_a_time(args) as apart:
+        session = begin(args)
+        if args.targets:
+            targets, key = _stored(args, session)
+        else:
+            members = _load_teachers(args, session, [config.combination])
+            targets = _online(members, config.temperature, config.combination, config, session)
+            key = _key(members, config.combination, "online", args.values)
+        starts = initial_nets(args.initialise or _first_weights(args, config, seeds), seeds, session)
+        compress = resolve(CompressConfig, args.values)
+        runs = [
+            _student_run(args.out / f"seed{seed}", seed, session, config, targets, key, starts.get(seed), compress)
+            for seed in seeds
+        ]
+        train_all(runs, args.values["stacked"], apart)
 
 
 def _first_weights(args: argparse.Namespace, config: DistillConfig, seeds: Sequence[int]) -> list[Path]:

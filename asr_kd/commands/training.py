@@ -1,6 +1,7 @@
 """`asr-kd train`, `train-ensemble`, and what every command that trains begins with."""
 
 import argparse
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asr_kd.cli_common import MAX_SEED, seed_number
+from asr_kd.cli_common import MAX_SEED, at_least_one, seed_number
 from asr_kd.commands.command import command, option, path
 from asr_kd.commands.options import DEVICE, SEEDS, TRAINING_SETS, parse_seeds, resolve_compute
 from asr_kd.config import CompressConfig, DistillConfig, DnnConfig, EnsembleConfig, resolve
@@ -29,6 +30,7 @@ from asr_kd.nnet.net_dir import TrainedNet, load_net
 from asr_kd.runinfo import run_info
 from asr_kd.store.ali import AliReader
 from asr_kd.store.atomic import write_json
+from asr_kd.training.apart import Apart, nets_apart
 from asr_kd.training.data import LabelledSet, load_set
 from asr_kd.training.run import Run, hard_loss
 from asr_kd.training.stacked import train_all
@@ -45,6 +47,12 @@ TRANSFER = (
     option("--only-pdfs", "train on frames of these states alone"),
     path("--utt2uniq", "originals of perturbed copies (default: by names like sp0.9-…)", required=False),
 )
+AT_A_TIME = option(
+    "--nj",
+    "nets trained at a time on a CPU, each in a process with its share of the threads (default 1)",
+    type=at_least_one,
+    default=1,
+)
 INITIALISE = path(
     "--initialise",
     "net to start from, or one for each seed (default: random weights)",
@@ -52,6 +60,13 @@ INITIALISE = path(
     metavar="DIR",
     required=False,
 )
+
+
+def at_a_time(args: argparse.Namespace) -> contextlib.AbstractContextManager[Apart | None]:
+    """How the nets of AT_A_TIME are trained that are loaded inside; see nets_apart."""
+    if args.nj > 1 and args.world.size > 1:
+        raise AsrKdError("--nj: under torchrun there are several processes already; leave it out")
+    return nets_apart(args.nj, resolve_compute(args).device)
 
 
 @dataclass(frozen=True)
@@ -135,6 +150,7 @@ def transfer_choice(args: argparse.Namespace) -> TransferChoice:
     *TRANSFER,
     OUT,
     SEEDS,
+    AT_A_TIME,
     INITIALISE,
     option("--as-long-as-students", "with a student's epochs and patience: the long baseline", action="store_true"),
     DEVICE,
@@ -147,12 +163,14 @@ def train(args: argparse.Namespace) -> None:
     Started by torchrun, all processes train one net after the other, each on its part of every batch.
     """
     seeds = parse_seeds(args.seeds)
-    session = begin(args)
-    long = as_long_as_students(session.dnn, resolve(DistillConfig, args.values))
-    schedule = long if args.as_long_as_students else session.dnn
-    starts = initial_nets(args.initialise, seeds, session)
-    compress = resolve(CompressConfig, args.values)
-    train_seeds(args.out, {seed: session.transfer for seed in seeds}, schedule, session, starts, compress)
+    with at_a_time(args) as apart:
+        session = begin(args)
+        long = as_long_as_students(session.dnn, resolve(DistillConfig, args.values))
+        schedule = long if args.as_long_as_students else session.dnn
+        starts = initial_nets(args.initialise, seeds, session)
+        compress = resolve(CompressConfig, args.values)
+        transfer_sets = {seed: session.transfer for seed in seeds}
+        train_seeds(args.out, transfer_sets, schedule, session, starts, compress, apart)
 
 
 def initial_nets(folders: Sequence[Path] | None, seeds: Sequence[int], session: Session) -> dict[int, TrainedNet]:
@@ -180,6 +198,7 @@ def train_seeds(
     session: Session,
     starts: Mapping[int, TrainedNet] | None = None,
     compress: CompressConfig | None = None,
+    apart: Apart | None = None,
 ) -> None:
     """Train a net on hard labels for every seed, on its transfer set, into `out`/seedN."""
     runs = [
@@ -200,7 +219,7 @@ def train_seeds(
         )
         for seed, transfer in transfer_sets.items()
     ]
-    train_all(runs, session.values["stacked"])
+    train_all(runs, session.values["stacked"], apart)
 
 
 @command(
@@ -212,6 +231,7 @@ def train_seeds(
     option("--fold-seed", "which utterances are in which fold (default 1)", type=seed_number, default=1),
     OUT,
     option("--first-seed", "that and the following (default 1)", type=seed_number, default=1),
+    AT_A_TIME,
     DEVICE,
     config=[EnsembleConfig, DnnConfig],
     by_torchrun=True,
@@ -231,10 +251,12 @@ def train_ensemble(args: argparse.Namespace) -> None:
     seeds = range(args.first_seed, args.first_seed + num_members)
     if seeds[-1] > MAX_SEED:
         raise AsrKdError(f"--first-seed {args.first_seed}: the last member's would be {seeds[-1]}, above {MAX_SEED}")
-    session = begin(args)
-    transfer_sets = {seed: session.transfer for seed in seeds}
-    if args.folds is not None:
-        folds = Folds(session.train.frames.layout, args.folds, args.fold_seed, transfer_choice(args).utt2uniq)
-        transfer_sets = {seed: folds.without(transfer, seed % args.folds) for seed, transfer in transfer_sets.items()}
-    own = args.world.share(sorted(transfer_sets))
-    train_seeds(args.out, {seed: transfer_sets[seed] for seed in own}, session.dnn, replace(session, world=ALONE))
+    with at_a_time(args) as apart:
+        session = begin(args)
+        transfer_sets = {seed: session.transfer for seed in seeds}
+        if args.folds is not None:
+            folds = Folds(session.train.frames.layout, args.folds, args.fold_seed, transfer_choice(args).utt2uniq)
+            for seed, transfer in transfer_sets.items():
+                transfer_sets[seed] = folds.without(transfer, seed % args.folds)
+        own = {seed: transfer_sets[seed] for seed in args.world.share(sorted(transfer_sets))}
+        train_seeds(args.out, own, session.dnn, replace(session, world=ALONE), apart=apart)

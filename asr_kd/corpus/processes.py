@@ -3,10 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from typing import Any
 
 from asr_kd.errors import AsrKdError
@@ -23,20 +25,34 @@ def run_apart(function: Callable, tasks: Sequence[tuple], nj: int, preload: Sequ
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
+    _run(context, function, [(f"the process for {task}", task) for task in tasks], nj, progress)
+
+
+def run_forked(function: Callable, tasks: Mapping[str, tuple], nj: int) -> None:
+    """As run_apart, in processes forked from this one: with all that it holds, and none of its threads.
+
+    tasks: by what they are called where one's process dies.
+    """
+    _run(multiprocessing.get_context("fork"), function, list(tasks.items()), nj, lambda num_done: None)
+
+
+def _run(
+    context: BaseContext, function: Callable, tasks: Sequence[tuple[str, tuple]], nj: int, progress: Callable
+) -> None:
     waiting, running, num_done = list(reversed(tasks)), {}, 0
     try:
         while waiting or running:
             while waiting and len(running) < max(1, nj):
-                task = waiting.pop()
+                name, task = waiting.pop()
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=_call, args=(sender, function, task), daemon=True)
                 process.start()
                 sender.close()
-                running[process.sentinel] = (process, receiver, task)
+                running[process.sentinel] = (process, receiver, name)
             for sentinel in wait(list(running)):
-                process, receiver, task = running.pop(sentinel)
+                process, receiver, name = running.pop(sentinel)
                 process.join()
-                _raise_failure(process.exitcode, receiver, task)
+                _raise_failure(process.exitcode, receiver, name)
                 num_done += 1
                 progress(num_done)
     finally:
@@ -66,12 +82,14 @@ def _call(sender: Connection, function: Callable, task: tuple) -> None:
         function(*task)
     except AsrKdError as error:
         sender.send(str(error))
+    except KeyboardInterrupt:  # the parent has it too
+        sys.exit(130)
     except BaseException:
         sender.send(traceback.format_exc())
         raise
 
 
-def _raise_failure(exit_code: int | None, receiver: Connection, task: tuple) -> None:
+def _raise_failure(exit_code: int | None, receiver: Connection, name: str) -> None:
     message = None
     if receiver.poll():
         try:
@@ -82,7 +100,8 @@ def _raise_failure(exit_code: int | None, receiver: Connection, task: tuple) -> 
     if message is not None:
         raise AsrKdError(message)
     if exit_code != 0:
-        raise AsrKdError(f"the process for {task} ended with the status {exit_code}")
+        how = f"was ended by signal {-exit_code}" if exit_code < 0 else f"ended with the status {exit_code}"
+        raise AsrKdError(f"{name} {how}")
 
 
 # Results of each process that may wait for one of an earlier task.

@@ -16,6 +16,7 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import CARD
 from asr_kd.nnet.stacked import StackedNets
+from asr_kd.training.apart import Apart, all_threads, train_apart
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, load_checkpoint, restore, save_checkpoint, snapshot
@@ -49,8 +50,8 @@ NAME = "stacked.safetensors"
 FEW_OPERATIONS = 1e11
 
 
-def train_all(runs: Sequence[Run], stacked: str) -> None:
-    """Train every run, together or in turn: `stacked` is always, never, or auto, as the key has it.
+def train_all(runs: Sequence[Run], stacked: str, apart: Apart | None = None) -> None:
+    """Train every run, together, apart or in turn: `stacked` is always, never, or auto, as the key has it.
 
     Auto takes them together on a GPU that one does not fill, and where they were begun together. A net that was begun
     by itself goes on so. Raises AsrKdError where they have to be trained together and cannot.
@@ -63,16 +64,22 @@ def train_all(runs: Sequence[Run], stacked: str) -> None:
     if reason and stacked == "always":
         raise AsrKdError(f"stacked always: {reason}; with stacked auto they are trained in turn")
     if len(runs) > 1 and not reason and (stacked == "always" or (stacked == "auto" and _suggested(runs))):
-        for run in runs:
-            if (alone := load_checkpoint(run.out)) and alone.progress["fingerprint"] == run.fingerprint:
-                train_net(run)
-        train_together(runs)
-    else:
-        if begun := [run.out / NAME for run in runs if (run.out / NAME).exists()]:
-            runs[0].world.log(
-                f"warning: {begun[0]} is of nets begun together, which are trained in turn now, each from its own "
-                "beginning; it stays, and with stacked auto or always they go on from there"
-            )
+        with all_threads(apart):
+            for run in runs:
+                if (alone := load_checkpoint(run.out)) and alone.progress["fingerprint"] == run.fingerprint:
+                    train_net(run)
+            train_together(runs)
+        return
+    if begun := [run.out / NAME for run in runs if (run.out / NAME).exists()]:
+        runs[0].world.log(
+            f"warning: {begun[0]} is of nets begun together, which are trained in turn now, each from its own "
+            "beginning; it stays, and with stacked auto or always they go on from there"
+        )
+    is_streamed = any(isinstance(run.transfer_index, StreamedIndex) for run in runs)  # by a thread of this process
+    if apart and len(runs) > 1 and not is_streamed:
+        train_apart(runs, apart)
+        return
+    with all_threads(apart):
         for run in runs:
             train_net(run)
 

@@ -35,5 +35,5 @@ if ! grep -q '^online_targets: true' "$config"; then
   fi
   ! grep -q '^student_start: member' "$config" || from+=(--initialise "${teachers[@]:0:$((last_seed - seed + 1))}")
 fi
-run asr_kd distill "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" \
+run asr_kd distill --nj "$nj" "${from[@]}" ${unlabelled[@]+"${unlabelled[@]}"} "${sets[@]}" --config "$exp/sweep/best.yaml" \
   --seeds "$seed-$last_seed" --out "$exp/nnet/student"

@@ -3,5 +3,5 @@
 . "$root/recipes/mnist/mnist.sh"
 require "$data"/{train,dev}.{feats,ali}.h5
 labels=("${sets[@]}" "${student[@]}" --as-long-as-students --seeds "$seed-$last_seed")
-run asr_kd train "${labels[@]}" --out "$exp/nnet/plain"
-run asr_kd train "${labels[@]}" "${shifted[@]}" --out "$exp/nnet/plain-shifted"
+run asr_kd train --nj "$nj" "${labels[@]}" --out "$exp/nnet/plain"
+run asr_kd train --nj "$nj" "${labels[@]}" "${shifted[@]}" --out "$exp/nnet/plain-shifted"

@@ -5,7 +5,7 @@
 require "$teacher/net.json"
 run asr_kd soft-targets --teachers "$teacher" --feats "$data/train.feats.h5" --device "$device" --config "$config" \
   --out "$exp/targets/train.h5"
-run asr_kd distill --targets "$exp/targets/train.h5" "${sets[@]}" "${student[@]}" --seeds "$seed-$last_seed" \
+run asr_kd distill --nj "$nj" --targets "$exp/targets/train.h5" "${sets[@]}" "${student[@]}" --seeds "$seed-$last_seed" \
   --out "$exp/nnet/distilled"
-run asr_kd distill --teachers "$teacher" "${sets[@]}" "${student[@]}" "${shifted[@]}" \
+run asr_kd distill --nj "$nj" --teachers "$teacher" "${sets[@]}" "${student[@]}" "${shifted[@]}" \
   --seeds "$seed-$last_seed" --out "$exp/nnet/distilled-shifted"

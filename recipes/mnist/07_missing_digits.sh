@@ -4,8 +4,8 @@
 . "$root/recipes/mnist/mnist.sh"
 require "$exp/targets/train.h5"
 students=(--targets "$exp/targets/train.h5" "${sets[@]}" "${student[@]}" --seeds "$seed-$last_seed")
-run asr_kd distill "${students[@]}" --omit-phones 3 --out "$exp/nnet/without3"
-run asr_kd distill "${students[@]}" --only-pdfs 7,8 --out "$exp/nnet/only78"
+run asr_kd distill --nj "$nj" "${students[@]}" --omit-phones 3 --out "$exp/nnet/without3"
+run asr_kd distill --nj "$nj" "${students[@]}" --only-pdfs 7,8 --out "$exp/nnet/only78"
 
 run asr_kd soft-targets --teachers "$teacher" --feats "$data/train.feats.h5" --device "$device" --config "$config" \
   --temperature 1 --out "$exp/targets/train.T1.0.h5"

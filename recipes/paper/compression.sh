@@ -49,8 +49,8 @@ folders=()
 schedule=(--student-schedule null --student-average-share 0)
 for kind in $kind_list; do
   options=($(options_of "$kind"))
-  run asr_kd train "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
-  run asr_kd distill --targets "$out/targets.h5" "${schedule[@]}" "${sets[@]}" "${from_scratch[@]}" ${options[@]+"${options[@]}"} \
+  run asr_kd train --nj "$nj" "${sets[@]}" --as-long-as-students ${options[@]+"${options[@]}"} --seeds "$seeds" --out "$out/labels/$kind"
+  run asr_kd distill --nj "$nj" --targets "$out/targets.h5" "${schedule[@]}" "${sets[@]}" "${from_scratch[@]}" ${options[@]+"${options[@]}"} \
     --seeds "$seeds" --out "$out/distilled/$kind"
   folders+=("$out/labels/$kind/seed${seed_list[0]}")
 done

@@ -87,11 +87,11 @@ in_sequence() {
 }
 
 hard() {
-  run asr_kd train "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
+  run asr_kd train --nj "$nj" "${sets[@]}" --seeds "$seeds" --num-epochs "$epochs" "${on_labels[@]}" ${start[@]+"${start[@]}"} \
     --label-smoothing 0 --out "$out/$arm" "$@" # which members may have, and arm smoothing has
 }
 student() {
-  run asr_kd distill "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
+  run asr_kd distill --nj "$nj" "${sets[@]}" --seeds "$seeds" --student-epochs "$epochs" --soft-weight 1 --temperature 1 \
     --combination arithmetic "${on_targets[@]}" ${extra_feats:+--extra-feats "$extra_feats"} \
     ${start[@]+"${start[@]}"} --out "$out/$arm" "$@"
 }
@@ -113,7 +113,7 @@ train_arm() {
     born-again-sequence) stored one --teachers "${members[0]}"; in_sequence; student "${targets[@]}" ;;
     born-again) stored one --teachers "${members[0]}"; student "${targets[@]}" ;;
     fold)
-      run asr_kd train-ensemble "${sets[@]}" --folds "$folds" --num-members "${fold_members:-$folds}" --out "$out/fold-member"
+      run asr_kd train-ensemble --nj "$nj" "${sets[@]}" --folds "$folds" --num-members "${fold_members:-$folds}" --out "$out/fold-member"
       stored fold --teachers "$out"/fold-member/seed*/ --out-of-fold
       student "${targets[@]}"
       ;;

@@ -20,15 +20,15 @@ steps=$members_steps
 given max-steps && steps=$(value_of max_steps)
 given steps-per-epoch || budget+=(--steps-per-epoch $((steps / 40 > 0 ? steps / 40 : 1)))
 soft_targets "$teachers" "$(value_of temperature)" "$out/targets.h5"
-run asr_kd train "${sets[@]}" "${budget[@]}" --seeds "$seeds" --out "$out/all"
+run asr_kd train --nj "$nj" "${sets[@]}" "${budget[@]}" --seeds "$seeds" --out "$out/all"
 kind "all data, labels" "$out/all" 63.4 58.9
 for share in ${shares//,/ }; do
   part=(--train-share "$("$python" -c "print($share / 100)")" --seeds "$seeds")
   paper=(- - - -)
   [ "$share" != 3 ] || paper=(67.3 44.5 65.4 57.0)
-  run asr_kd train "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best last --out "$out/hard-$share"
-  run asr_kd train "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best frame_acc --out "$out/hard-stopped-$share"
-  run asr_kd distill --targets "$out/targets.h5" "${sets[@]}" "${budget[@]}" "${part[@]}" \
+  run asr_kd train --nj "$nj" "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best last --out "$out/hard-$share"
+  run asr_kd train --nj "$nj" "${sets[@]}" "${budget[@]}" "${part[@]}" --keep-best frame_acc --out "$out/hard-stopped-$share"
+  run asr_kd distill --nj "$nj" --targets "$out/targets.h5" "${sets[@]}" "${budget[@]}" "${part[@]}" \
     "${from_scratch[@]}" ${soft_only[@]+"${soft_only[@]}"} --keep-best last --out "$out/soft-$share"
   kind "$share %, labels, early stopping" "$out/hard-stopped-$share" "${paper[0]}" "${paper[1]}"
   kind "$share %, labels, last epoch" "$out/hard-$share"

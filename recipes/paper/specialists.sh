@@ -80,7 +80,7 @@ for seed in "${seed_list[@]}"; do
     [ $name = ensemble ] || combination=specialists
     run asr_kd soft-targets --teachers "${teachers[@]}" --combination $combination --feats "$base/feats/train.fbank.h5" \
       --device "$device" --config "$config" --out "$out/targets/$name-seed$seed.h5"
-    run asr_kd distill --targets "$out/targets/$name-seed$seed.h5" "${sets[@]}" --combination $combination \
+    run asr_kd distill --nj "$nj" --targets "$out/targets/$name-seed$seed.h5" "${sets[@]}" --combination $combination \
       ${start[@]+"${start[@]}"} --seeds "$seed" --out "$out/student/$name"
   done
 done

@@ -19,10 +19,10 @@ for temperature in ${temperatures//,/ }; do
   soft_targets ${#members[@]} "$temperature" "$out/targets.T$temperature.h5"
 done
 for size in ${sizes//,/ }; do
-  run asr_kd train "${sets[@]}" --as-long-as-students --hidden-dim "$size" --seeds "$seeds" --out "$out/units$size/hard"
+  run asr_kd train --nj "$nj" "${sets[@]}" --as-long-as-students --hidden-dim "$size" --seeds "$seeds" --out "$out/units$size/hard"
   kind "$size units, labels" "$out/units$size/hard"
   for temperature in ${temperatures//,/ }; do
-    run asr_kd distill --targets "$out/targets.T$temperature.h5" "${sets[@]}" "${from_scratch[@]}" ${soft_only[@]+"${soft_only[@]}"} \
+    run asr_kd distill --nj "$nj" --targets "$out/targets.T$temperature.h5" "${sets[@]}" "${from_scratch[@]}" ${soft_only[@]+"${soft_only[@]}"} \
       --temperature "$temperature" --hidden-dim "$size" --seeds "$seeds" --out "$out/units$size/T$temperature"
     kind "$size units, T = $temperature" "$out/units$size/T$temperature"
   done

@@ -30,19 +30,19 @@ PYTHON
 soft_targets ${#members[@]} "$(value_of temperature)" "$out/targets.h5"
 soft_targets ${#members[@]} 1 "$out/targets.T1.h5"
 students=(--targets "$out/targets.h5" "${sets[@]}" "${from_scratch[@]}" --seeds "$seeds")
-run asr_kd train "${sets[@]}" --as-long-as-students --seeds "$seeds" --out "$out/hard"
+run asr_kd train --nj "$nj" "${sets[@]}" --as-long-as-students --seeds "$seeds" --out "$out/hard"
 # Few frames are gone through more often: as many steps as of all frames, and dev is looked at as often.
 steps=$(steps_of "$out/hard/seed${seed_list[0]}")
-run asr_kd train "${sets[@]}" --as-long-as-students --train-share "$labelled_share" --max-steps "$steps" \
+run asr_kd train --nj "$nj" "${sets[@]}" --as-long-as-students --train-share "$labelled_share" --max-steps "$steps" \
   --steps-per-epoch $(((steps + $(value_of student_epochs) - 1) / $(value_of student_epochs))) --seeds "$seeds" --out "$out/hard-part"
 # Where labels do not count at all, all three would be one net.
 labels=()
 given soft-weight || given hard-weight || labels=(--soft-weight 0.5 --hard-weight 0.5)
-run asr_kd distill "${students[@]}" ${labels[@]+"${labels[@]}"} --out "$out/labelled"
-run asr_kd distill "${students[@]}" --unlabelled --out "$out/unlabelled"
-run asr_kd distill "${students[@]}" ${labels[@]+"${labels[@]}"} --labelled-share "$labelled_share" --out "$out/partly"
-run asr_kd train "${sets[@]}" --as-long-as-students --omit-phones "$phone" --seeds "$seeds" --out "$out/hard-without"
-run asr_kd distill "${students[@]}" ${soft_only[@]+"${soft_only[@]}"} --omit-phones "$phone" --out "$out/without"
+run asr_kd distill --nj "$nj" "${students[@]}" ${labels[@]+"${labels[@]}"} --out "$out/labelled"
+run asr_kd distill --nj "$nj" "${students[@]}" --unlabelled --out "$out/unlabelled"
+run asr_kd distill --nj "$nj" "${students[@]}" ${labels[@]+"${labels[@]}"} --labelled-share "$labelled_share" --out "$out/partly"
+run asr_kd train --nj "$nj" "${sets[@]}" --as-long-as-students --omit-phones "$phone" --seeds "$seeds" --out "$out/hard-without"
+run asr_kd distill --nj "$nj" "${students[@]}" ${soft_only[@]+"${soft_only[@]}"} --omit-phones "$phone" --out "$out/without"
 states=$("$python" -c 'import json, sys; print(*json.load(open(sys.argv[1]))["training"]["transfer"]["omitted_pdfs"], sep=",")' \
   "$out/without/seed${seed_list[0]}/net.json")
 for seed in "${seed_list[@]}"; do
