@@ -35,7 +35,7 @@ from training_checks import train
 from asr_kd.cli_common import run_main
 from asr_kd.config import DnnConfig, resolve
 from asr_kd.distill.soft_targets import pack
-from asr_kd.nnet.inference import mean_log_posteriors
+from asr_kd.nnet.inference import mean_posteriors
 from asr_kd.nnet.model import new_net
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def measure_targets(args: argparse.Namespace, clock: Clock) -> None:
         for _ in range(args.rounds + 1):
             begin, number = clock(), 0
             while clock() - begin < args.seconds or not number:
-                posteriors = mean_log_posteriors(nets, frames, temperature=2.0)
+                posteriors = mean_posteriors(nets, frames, temperature=2.0)
                 deque(pack(posteriors, min(20, num_pdfs)), maxlen=0)
                 number += 1
             found.append((clock() - begin) / (number * frames.layout.num_frames))

@@ -62,12 +62,12 @@ def measure_step(args: argparse.Namespace) -> None:
 
 
 def posteriors(num_frames: int, num_pdfs: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Log posteriors of generated logits, a few of them large, block by block."""
+    """Posteriors of generated logits, a few of them large, block by block."""
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn((BLOCK, num_pdfs), generator=generator)
     for begin in range(0, num_frames, BLOCK):
         rows = slice(begin, min(begin + BLOCK, num_frames))
-        yield rows, logits.roll(begin, dims=1)[: rows.stop - begin].log_softmax(dim=-1)
+        yield rows, logits.roll(begin, dims=1)[: rows.stop - begin].softmax(dim=-1)
 
 
 def measure_targets(args: argparse.Namespace) -> None:

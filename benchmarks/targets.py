@@ -37,7 +37,7 @@ from asr_kd.distill.soft_targets import pack
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import frames_at_once, mean_log_posteriors, of_type
+from asr_kd.nnet.inference import frames_at_once, mean_posteriors, of_type
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import write_targets
@@ -98,7 +98,7 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path, bandwi
     top_k = min(args.top_k, num_pdfs) or None
 
     def mean():
-        return mean_log_posteriors(nets, frames, temperature=2.0, dtype=dtype)
+        return mean_posteriors(nets, frames, temperature=2.0, dtype=dtype)
 
     def keep():
         return pack(mean(), top_k, args.target_pruning, args.target_bits)
@@ -159,8 +159,8 @@ def soft_targets(kind: str, batch_size: int, num_pdfs: int, top_k: int, device: 
     generator = torch.Generator().manual_seed(2)
     if kind == "labels":
         return hard_targets(torch.randint(num_pdfs, (batch_size,), generator=generator).to(device))
-    log_post = (2 * torch.randn(batch_size, num_pdfs, generator=generator)).log_softmax(dim=-1).to(device)
-    return SoftBatch(log_post.exp().half()) if kind == "dense" else largest(log_post, top_k)
+    prob = (2 * torch.randn(batch_size, num_pdfs, generator=generator)).softmax(dim=-1).to(device)
+    return SoftBatch(prob.half()) if kind == "dense" else largest(prob, top_k)
 
 
 def plain(logits: torch.Tensor, targets: SoftBatch, temperature: float) -> torch.Tensor:

@@ -41,7 +41,7 @@ def test_every_target_drawn_at_random_has_the_expectation_that_it_had(seed, num_
 @given(st.integers(0, 1000), st.integers(1, 3000), st.integers(1, 40), st.sampled_from([0.0, 1.0, 3.0, 10.0]))
 @settings(max_examples=60, deadline=None)
 def test_in_eight_bits_targets_keep_their_sum_and_their_ratios(seed, num_pdfs, top_k, scale):
-    targets = largest(distributions(seed, 50, num_pdfs, scale=scale).log(), min(top_k, num_pdfs))
+    targets = largest(distributions(seed, 50, num_pdfs, scale=scale), min(top_k, num_pdfs))
     codes = encoded(targets.prob)
     found = decoded(codes, targets.tail, ratios(codes.device))
     total = found.double().sum(dim=-1) + targets.tail.double()
@@ -60,7 +60,7 @@ def test_in_eight_bits_targets_keep_their_sum_and_their_ratios(seed, num_pdfs, t
 def test_drawn_are_k_states_the_large_ones_as_they_are_and_the_others_at_one_threshold(seed, num_pdfs, top_k, scale):
     top_k = min(top_k, num_pdfs)
     prob = distributions(seed, 10, num_pdfs, scale=scale)
-    targets = kept(prob.log(), top_k, "random", 0)
+    targets = kept(prob, top_k, "random", 0)
     assert targets.tail is None
     for row, pdf, found in zip(prob, targets.pdf, targets.prob.float(), strict=True):
         assert len(pdf.unique()) == top_k
@@ -74,11 +74,11 @@ def test_drawn_are_k_states_the_large_ones_as_they_are_and_the_others_at_one_thr
 
 def test_draws_depend_on_the_frame_and_not_on_the_block():
     prob = distributions(1, 30, 50)
-    whole = kept(prob.log(), 6, "random", 100)
-    parts = [kept(prob[:13].log(), 6, "random", 100), kept(prob[13:].log(), 6, "random", 113)]
+    whole = kept(prob, 6, "random", 100)
+    parts = [kept(prob[:13], 6, "random", 100), kept(prob[13:], 6, "random", 113)]
     for name in ("prob", "pdf"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
-    assert not torch.equal(whole.pdf, kept(prob.log(), 6, "random", 101).pdf)
+    assert not torch.equal(whole.pdf, kept(prob, 6, "random", 101).pdf)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -86,7 +86,7 @@ def test_the_gradient_on_drawn_targets_is_that_on_all_targets_in_the_mean(temper
     number, num_pdfs = 20_000, 40
     prob, z = distributions(2, num_pdfs), 2 * torch.randn(num_pdfs, generator=torch.Generator().manual_seed(3))
     gradients = []
-    for targets in (kept(prob.log().expand(number, -1), 8, "random", 0), SoftBatch(prob[None])):
+    for targets in (kept(prob.expand(number, -1), 8, "random", 0), SoftBatch(prob[None])):
         logits = z.repeat(len(targets.prob), 1).requires_grad_()
         summed(logits, targets, temperature).backward()
         gradients.append(logits.grad.double())

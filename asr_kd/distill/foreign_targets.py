@@ -12,7 +12,7 @@ import torch
 
 from asr_kd.distill.soft_targets import pack
 from asr_kd.errors import AsrKdError
-from asr_kd.nnet.inference import combine
+from asr_kd.nnet.inference import posteriors_of
 from asr_kd.scoring.posteriors import SUM_TOLERANCE, open_posteriors
 from asr_kd.store.ali import SUBSAMPLING
 from asr_kd.store.hdf5 import Layout
@@ -100,7 +100,7 @@ def dense_targets(
                 if log_post.shape[1] != num_pdfs:
                     raise AsrKdError(f"{table}: {log_post.shape[1]} columns, but the alignment has {num_pdfs} states")
             logits = (torch.from_numpy(log_post) * stored_temperature for log_post in log_posts)
-            yield layout.rows(utt_id), combine(logits, temperature, combination)
+            yield layout.rows(utt_id), posteriors_of(logits, temperature, combination)
 
     return pack(joint(), top_k)
 

@@ -19,27 +19,27 @@ SAMPLE_FRAMES, _BLOCK = 4096, 128
 _KEY = 1
 
 
-def kept(log_post: torch.Tensor, top_k: int, pruning: str, first_frame: int) -> SoftBatch:
-    """Of log posteriors (n, num_pdfs) float32, top_k a frame; first_frame: the number of the first one in its set.
+def kept(prob: torch.Tensor, top_k: int, pruning: str, first_frame: int) -> SoftBatch:
+    """Of posteriors (n, num_pdfs) float32, top_k a frame; first_frame: the number of the first one in its set.
 
     What is drawn depends on the frame's number alone, not on the block or the device that it is computed in.
     """
     if pruning == "tail":
-        return largest(log_post, top_k)
+        return largest(prob, top_k)
     width = top_k + 1
     # Philox gives random numbers from anywhere in its stream, in fours.
     generator = np.random.Generator(np.random.Philox(key=_KEY).advance(first_frame * -(-width // 4)))
-    uniform = torch.from_numpy(generator.random((len(log_post), 4 * -(-width // 4)))).to(log_post.device)
-    return drawn(log_post.exp(), top_k, uniform[:, 0], uniform[:, 1:width])
+    uniform = torch.from_numpy(generator.random((len(prob), 4 * -(-width // 4)))).to(prob.device)
+    return drawn(prob, top_k, uniform[:, 0], uniform[:, 1:width])
 
 
-def largest(log_post: torch.Tensor, top_k: int) -> SoftBatch:
+def largest(prob: torch.Tensor, top_k: int) -> SoftBatch:
     """The top_k largest posteriors of each row, where they stand, and the mass of the others."""
-    kernels = cpu_kernels(log_post.device) if log_post.dtype == torch.float32 else None
-    values, pdf = (kernels and kernels.top_k(log_post, top_k)) or log_post.topk(top_k, dim=-1)
-    prob = values.exp().half()
+    kernels = cpu_kernels(prob.device) if prob.dtype == torch.float32 else None
+    values, pdf = (kernels and kernels.top_k(prob, top_k)) or prob.topk(top_k, dim=-1)
+    values = values.half()
     # The tail takes up what float16 rounds away, so that every frame's targets sum to one.
-    return SoftBatch(prob, pdf, (1.0 - prob.float().sum(dim=-1)).clamp(min=0.0).half())
+    return SoftBatch(values, pdf, (1.0 - values.float().sum(dim=-1)).clamp(min=0.0).half())
 
 
 def drawn(prob: torch.Tensor, top_k: int, draw: torch.Tensor, rounding: torch.Tensor) -> SoftBatch:

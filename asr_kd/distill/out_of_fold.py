@@ -14,7 +14,7 @@ import torch
 from asr_kd.distill.transfer import TransferSet, original_of, shuffled
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import combine, logits_of, of_type
+from asr_kd.nnet.inference import logits_of, of_type, posteriors_of
 from asr_kd.nnet.model import FrameClassifier
 from asr_kd.nnet.net_dir import read_transfer_utts
 from asr_kd.store.hdf5 import Layout
@@ -72,7 +72,7 @@ def unseen_utts(members: Sequence[str | Path], layout: Layout, utt2uniq: Mapping
 
 
 @torch.inference_mode()
-def out_of_fold_log_posteriors(
+def out_of_fold_posteriors(
     nets: Sequence[FrameClassifier],
     frames: Frames,
     unseen: np.ndarray,
@@ -82,18 +82,18 @@ def out_of_fold_log_posteriors(
     dtype: torch.dtype,
     world: World = ALONE,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """As mean_log_posteriors, each utterance's mean being over the nets for which unseen_utts set it."""
+    """As mean_posteriors, each utterance's mean being over the nets for which unseen_utts set it."""
     nets = [of_type(net, dtype) for net in nets]
     # Utterances with the same nets are computed together.
     patterns, pattern_of_utt = np.unique(unseen, axis=1, return_inverse=True)
     pattern_of_frame = np.repeat(pattern_of_utt.ravel(), frames.layout.lengths)
     num_pdfs = nets[0].architecture.num_pdfs
     for rows in frames.block_rows(world=world):
-        log_post = torch.empty((rows.stop - rows.start, num_pdfs), device=frames.device)
+        prob = torch.empty((rows.stop - rows.start, num_pdfs), device=frames.device)
         for number, pattern in enumerate(patterns.T):
             place = torch.from_numpy(np.flatnonzero(pattern_of_frame[rows] == number)).to(frames.device)
             if len(place):
                 windows = frames.windows(place + rows.start)
                 asked = compress(nets, pattern)
-                log_post[place] = combine(logits_of(asked, windows, dtype), temperature, combination)
-        yield rows, log_post
+                prob[place] = posteriors_of(logits_of(asked, windows, dtype), temperature, combination)
+        yield rows, prob

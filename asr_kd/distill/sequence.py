@@ -78,15 +78,14 @@ def smoothed(
     acwt: float,
     temperature: float = 1.0,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Log posteriors that lean by `weight` on what the HMM makes of their utterance.
+    """Posteriors that lean by `weight` on what the HMM makes of their utterance.
 
     q = (1 - weight) · p + weight · γ, where p (num_pdfs,) is what the nets give a frame, and γ the posterior of its
     states given all frames of the utterance by a chain whose likelihoods are (p / prior)^acwt. Neighbouring frames say
     much the same, so that an acwt of 1 would believe them too often. Targets of a temperature are brought to 1 for
     this, by p ∝ p_T^T, and back.
 
-    blocks: (rows, targets (n, num_pdfs) float32), whole utterances each. Logarithms of the new ones come back, in the
-    same order.
+    blocks: (rows, targets (n, num_pdfs) float32), whole utterances each. The new ones come back in the same order.
     """
     log_weight, log_rest = torch.tensor([weight, 1 - weight]).log().tolist()
     for rows, targets in blocks:
@@ -96,7 +95,7 @@ def smoothed(
         likelihoods = (evidence - evidence.amax(dim=-1, keepdim=True)).exp().clamp(min=_LEAST_LIKELIHOOD)
         occupied = state_posteriors(likelihoods, layout.lengths[first:stop], bigram)
         mean = torch.logaddexp(log_post + log_rest, occupied.log() + log_weight)
-        yield rows, (mean / temperature).log_softmax(dim=-1)
+        yield rows, (mean / temperature).softmax(dim=-1)
 
 
 def whole_utterances(layout: Layout, num_pdfs: int) -> Iterator[slice]:

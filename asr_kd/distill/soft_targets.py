@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from asr_kd.distill.kept import fewest, kept, sample
-from asr_kd.distill.out_of_fold import out_of_fold_log_posteriors
+from asr_kd.distill.out_of_fold import out_of_fold_posteriors
 from asr_kd.distill.specialist_inference import SPECIALISTS, SpecialistEnsemble, check_specialists
 from asr_kd.distill.specialists import Specialist
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import Frames, front_end
-from asr_kd.nnet.inference import answers, combine, logits_of, mean_log_posteriors, of_type
+from asr_kd.nnet.inference import answers, logits_of, mean_log_posteriors, mean_posteriors, of_type, posteriors_of
 from asr_kd.nnet.net_dir import TrainedNet
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import require_same_kind
@@ -30,6 +30,8 @@ from asr_kd.training.stream import Stream
 from asr_kd.world import ALONE, World
 
 _PROGRESS_SECONDS = 10.0
+# Of a block that is written.
+_FRAMES_TOGETHER = 1024
 
 
 class SoftTargets(Protocol):
@@ -68,6 +70,23 @@ def joint_log_posteriors(
     nets = [member.net for member in members]
     how = {"temperature": temperature, "combination": combination, "dtype": dtype}
     return mean_log_posteriors(nets, frames, **how, world=world)
+
+
+def joint_posteriors(
+    members: Sequence[TrainedNet],
+    frames: Frames,
+    *,
+    combination: str,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    top_n: int = 1,
+    world: World = ALONE,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """What joint_log_posteriors gives the logarithms of, in smaller blocks."""
+    how = {"temperature": temperature, "combination": combination, "dtype": dtype, "world": world}
+    if combination == SPECIALISTS:
+        return ((rows, log_post.exp()) for rows, log_post in joint_log_posteriors(members, frames, top_n=top_n, **how))
+    return mean_posteriors([member.net for member in members], frames, **how)
 
 
 class StoredTargets:
@@ -122,7 +141,7 @@ class StoredTargets:
         """
         if top_k_kl is not None:
             top_k, _ = choose_top_k(members, frames, temperature, combination, dtype, top_n, max_kl=top_k_kl)
-        blocks = joint_log_posteriors(
+        blocks = joint_posteriors(
             members, frames, temperature=temperature, combination=combination, dtype=dtype, top_n=top_n
         )
         num_pdfs, num_frames = members[0].net.architecture.num_pdfs, frames.layout.num_frames
@@ -130,13 +149,13 @@ class StoredTargets:
         stored_as = torch.uint8 if target_bits == 8 else torch.float16
         prob = torch.empty((num_frames, top_k or num_pdfs), dtype=stored_as, device=frames.device)
         if top_k is None:
-            for rows, log_post in blocks:
-                prob[rows] = log_post.exp()
+            for rows, found in blocks:
+                prob[rows] = found
             return cls(temperature, prob)
         pdf = torch.empty_like(prob, dtype=torch.int16 if num_pdfs <= 1 << 16 else torch.int32)
         tail = torch.zeros(num_frames, dtype=torch.float16, device=frames.device)
-        for rows, log_post in blocks:
-            found = kept(log_post, top_k, target_pruning, rows.start)
+        for rows, all_of_them in blocks:
+            found = kept(all_of_them, top_k, target_pruning, rows.start)
             prob[rows], pdf[rows] = _of_bits(found.prob, target_bits), found.pdf
             if found.tail is not None:
                 tail[rows] = found.tail
@@ -189,7 +208,7 @@ class OnlineTargets:
         if self._specialists:
             return SoftBatch(self._specialists.log_posteriors(windows, self.temperature).exp())
         logits = logits_of(self._answering(index), windows, self._dtype)
-        return SoftBatch(combine(logits, self.temperature, self._combination).exp())
+        return SoftBatch(posteriors_of(logits, self.temperature, self._combination))
 
 
 def _of_bits(prob: torch.Tensor, bits: int) -> torch.Tensor:
@@ -286,9 +305,9 @@ def write_soft_targets(
         world.log(f"{path}: top_k {top_k}, the smallest that loses at most {top_k_kl:g} nats a frame: {lost:.2g}")
         chosen = {"top_k_kl": top_k_kl, "lost_kl": lost}
     if unseen is None:
-        posteriors = joint_log_posteriors(members, frames, **how, top_n=top_n, world=world)
+        posteriors = joint_posteriors(members, frames, **how, top_n=top_n, world=world)
     else:
-        posteriors = out_of_fold_log_posteriors([member.net for member in members], frames, unseen, **how, world=world)
+        posteriors = out_of_fold_posteriors([member.net for member in members], frames, unseen, **how, world=world)
     name = path if world.size == 1 else f"{path}, this process's part"
     posteriors = with_progress(posteriors, name, len(world.share(range(frames.layout.num_frames))), world.log)
     blocks = pack(posteriors, top_k, target_pruning, target_bits)
@@ -365,12 +384,32 @@ def choose_top_k(
 def pack(
     posteriors: Iterator[tuple[slice, torch.Tensor]], top_k: int | None, pruning: str = "tail", bits: int = 16
 ) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """Blocks of log posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over."""
-    for rows, log_post in posteriors:
-        if top_k is None:
-            yield rows, {"prob": log_post.exp().half().cpu().numpy()}
-            continue
-        found = kept(log_post, top_k, pruning, rows.start)
-        tail = torch.zeros(len(log_post)) if found.tail is None else found.tail
-        prob = _of_bits(found.prob, bits)
-        yield rows, {"prob": prob.cpu().numpy(), "pdf": found.pdf.int().cpu().numpy(), "tail": tail.cpu().numpy()}
+    """Blocks of posteriors as write_targets takes them: dense, or top_k of each frame and the mass left over.
+
+    posteriors: (rows, (n, num_pdfs) float32), each where the last one ended; as many as a file is written well with
+    are packed together.
+    """
+    waiting: list[dict[str, np.ndarray]] = []
+    begin = end = 0
+    for rows, prob in posteriors:
+        begin = begin if waiting else rows.start
+        end = rows.stop
+        waiting.append(_packed(prob, top_k, pruning, bits, rows.start))
+        if end - begin >= _FRAMES_TOGETHER:
+            yield slice(begin, end), _joined(waiting)
+            waiting = []
+    if waiting:
+        yield slice(begin, end), _joined(waiting)
+
+
+def _packed(prob: torch.Tensor, top_k: int | None, pruning: str, bits: int, first_frame: int) -> dict[str, np.ndarray]:
+    if top_k is None:
+        return {"prob": prob.half().cpu().numpy()}
+    found = kept(prob, top_k, pruning, first_frame)
+    tail = torch.zeros(len(prob)) if found.tail is None else found.tail
+    values = {"prob": _of_bits(found.prob, bits), "pdf": found.pdf.int(), "tail": tail}
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -27,11 +27,28 @@ def combine(logits: Iterable[torch.Tensor], temperature: float, combination: Com
     mean_i softmax(z_i / T); geometric: softmax(mean_i z_i / T), the normalised geometric mean (Hinton et al. 2015,
     section 4).
     """
+    mean, is_logit = _mean(logits, temperature, combination)
+    if is_logit:
+        return mean.log_softmax(dim=-1)
+    rows = rows_at_once(mean.device, mean.shape[1])
+    for begin in range(0, len(mean), rows):  # the last step finds what the first one left in a CPU's cache
+        mean[begin : begin + rows].clamp_(min=SMALLEST).log_()
+    return mean
+
+
+def posteriors_of(logits: Iterable[torch.Tensor], temperature: float, combination: Combination) -> torch.Tensor:
+    """What `combine` gives the logarithms of, without a way through these."""
+    mean, is_logit = _mean(logits, temperature, combination)
+    return mean.softmax(dim=-1) if is_logit else mean
+
+
+def _mean(logits: Iterable[torch.Tensor], temperature: float, combination: Combination) -> tuple[torch.Tensor, bool]:
+    """Mean logits at the temperature (of one member, or geometric), or mean posteriors; and whether it is logits."""
     require_choice("combination", combination, Combination)
     members = iter(logits)
     first, second = next(members), next(members, None)
     if second is None:
-        return (first.float() / temperature).log_softmax(dim=-1)
+        return first.float() / temperature, True
     add = _add if combination == "geometric" else _add_softmax
     total, number, members = torch.zeros(first.shape, device=first.device), 0, chain((first, second), members)
     del first, second  # those of two members are in memory at most
@@ -41,12 +58,7 @@ def combine(logits: Iterable[torch.Tensor], temperature: float, combination: Com
         add(total, of_member, temperature)
         number += 1
         del of_member
-    if combination == "geometric":
-        return total.div_(number * temperature).log_softmax(dim=-1)
-    rows = rows_at_once(total.device, total.shape[1])
-    for begin in range(0, len(total), rows):  # the last step finds what the first one left in a CPU's cache
-        total[begin : begin + rows].div_(number).clamp_(min=SMALLEST).log_()
-    return total
+    return total.div_(number * temperature if combination == "geometric" else number), combination == "geometric"
 
 
 def _add(total: torch.Tensor, logits: torch.Tensor, _: float) -> None:
@@ -112,6 +124,36 @@ def mean_log_posteriors(
         return combine(logits_of(nets, windows, dtype), temperature, combination)
 
     yield from answers(answer, frames, frames_at_once(nets, frames.device, batch_size, max_numbers), world)
+
+
+@torch.inference_mode()
+def mean_posteriors(
+    nets: Sequence[FrameClassifier],
+    frames: Frames,
+    *,
+    temperature: float = 1.0,
+    combination: Combination = "arithmetic",
+    dtype: torch.dtype = torch.float32,
+    world: World = ALONE,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Posteriors of an ensemble (or of one net), few at a time, in frame order: (rows, (n, num_pdfs) float32).
+
+    On a CPU as many as its cache holds, until the next ones are asked for: of thousands of states the passes over
+    members' logits, their mean and what is made of it cost more through memory than the nets.
+    """
+    nets = [of_type(net, dtype) for net in nets]
+    num_pdfs, is_cpu = nets[0].architecture.num_pdfs, frames.device.type == "cpu"
+    size = rows_at_once(frames.device, num_pdfs)
+    block = max(1, min(8192, _MAX_NUMBERS["cpu"] // (len(nets) * num_pdfs))) if is_cpu else None
+    for rows, windows in frames.blocks(block or frames_at_once(nets, frames.device), world):
+        if not is_cpu:
+            yield rows, posteriors_of(logits_of(nets, windows, dtype), temperature, combination)
+            continue
+        members = list(logits_of(nets, windows, dtype))
+        for begin in range(0, len(windows), size):
+            part = [logits[begin : begin + size] for logits in members]
+            few = slice(rows.start + begin, min(rows.start + begin + size, rows.stop))
+            yield few, posteriors_of(part, temperature, combination)
 
 
 def frames_at_once(
