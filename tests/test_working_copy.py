@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from test_stacked import command
 from torch import nn
 
-from asr_kd.nnet import cpu_kernels
+from asr_kd.nnet import cpu_kernels, rectified
+from asr_kd.nnet.inference import of_type
 from asr_kd.nnet.model import Architecture, new_net
 from asr_kd.nnet.net_dir import load_net, weights_digest
-from asr_kd.training import update, working_copy
+from asr_kd.training import update
 from asr_kd.training.working_copy import WorkingCopy
 
 BFLOAT16 = ["--precision", "bfloat16"]
@@ -75,9 +76,9 @@ def test_a_run_in_pieces_ends_with_the_same_weights(toy, tmp_path, monkeypatch, 
 @pytest.mark.parametrize("is_fused", [True, False])
 def test_gradients_are_those_of_autograd(num_threads, monkeypatch, rates, is_fused):
     """Of the same weights, inputs and dropout, in float64."""
-    if is_fused and not working_copy._has_fused():
+    if is_fused and not rectified.has_fused():
         pytest.skip("this CPU does not multiply bfloat16")
-    monkeypatch.setattr(working_copy, "_has_fused", lambda: is_fused)
+    monkeypatch.setattr(rectified, "has_fused", lambda: is_fused)
     net = new_net(Architecture(2, 2, 8, 2, 48, 11, dropout=rates[1], input_dropout=rates[0]), 1).train()
     with torch.no_grad():
         for parameter in net.parameters():
@@ -162,3 +163,17 @@ def test_a_loss_that_is_no_number_does_not_stay_unseen(value):
     copy.step()
     assert np.isnan(net.linear[-1].weight.detach().numpy()).any()
     assert copy(random(1, 6, 4)).isnan().any()
+
+
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_answers_in_bfloat16_are_those_of_the_layers(monkeypatch, is_fused):
+    if is_fused and not rectified.has_fused():
+        pytest.skip("this CPU does not multiply bfloat16")
+    monkeypatch.setattr(rectified, "has_fused", lambda: is_fused)
+    net = new_net(Architecture(2, 2, 8, 3, 48, 11, dropout=0.5), 1).eval()
+    windows = random(3, 700, 5, 8).bfloat16()
+    with torch.no_grad():
+        answers = of_type(net, torch.bfloat16)(windows)
+        assert answers.equal(of_type(net, torch.bfloat16).layers(windows.flatten(1)))
+        assert answers.equal(of_type(net, torch.bfloat16)(windows))
+    assert not of_type(net, torch.bfloat16).train()(windows).equal(answers)

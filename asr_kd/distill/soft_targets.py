@@ -30,8 +30,8 @@ from asr_kd.training.stream import Stream
 from asr_kd.world import ALONE, World
 
 _PROGRESS_SECONDS = 10.0
-# Of a block that is written.
-_FRAMES_TOGETHER = 1024
+# Of a block that is written, at least.
+_BYTES_TOGETHER = 1 << 20
 
 
 class SoftTargets(Protocol):
@@ -390,14 +390,15 @@ def pack(
     are packed together.
     """
     waiting: list[dict[str, np.ndarray]] = []
-    begin = end = 0
+    begin = end = size = 0
     for rows, prob in posteriors:
         begin = begin if waiting else rows.start
         end = rows.stop
         waiting.append(_packed(prob, top_k, pruning, bits, rows.start))
-        if end - begin >= _FRAMES_TOGETHER:
+        size += sum(values.nbytes for values in waiting[-1].values())
+        if size >= _BYTES_TOGETHER:
             yield slice(begin, end), _joined(waiting)
-            waiting = []
+            waiting, size = [], 0
     if waiting:
         yield slice(begin, end), _joined(waiting)
 

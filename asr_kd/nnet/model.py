@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from asr_kd.nnet.quantized import Quantization, QuantizedLinear
+from asr_kd.nnet.rectified import rectified
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,17 @@ class FrameClassifier(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        return self.layers(windows.flatten(1))
+        x = windows.flatten(1)
+        if not torch.is_grad_enabled() and not self.training and self._is_bfloat16_on_cpu(x):
+            *hidden, last = self.linear
+            for layer in hidden:
+                x = rectified(x, layer.weight, layer.bias)
+            return last(x)
+        return self.layers(x)
+
+    def _is_bfloat16_on_cpu(self, x: torch.Tensor) -> bool:
+        numbers = [x, *(layer.weight for layer in self.linear)] if self.quantization is None else []
+        return bool(numbers) and all(each.is_cpu and each.dtype == torch.bfloat16 for each in numbers)
 
     @property
     def linear(self) -> list[nn.Linear | QuantizedLinear]:

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from asr_kd.nnet.device import cpu_kernels, resolve_precision
+from asr_kd.nnet.device import cpu_kernels
 from asr_kd.nnet.model import FrameClassifier
+from asr_kd.nnet.rectified import rectified
 from asr_kd.training.run import Run
 
 
@@ -30,7 +31,6 @@ class WorkingCopy:
     ) -> None:
         self._net, self._optimizer, self._max_grad_norm, self._kernels = net, optimizer, max_grad_norm, kernels
         self._layers = [_Layer(layer) for layer in net.linear]
-        self._rectified = _fused if _has_fused() else _unfused
         # Of the batch at hand: what each layer is given, by what dropout multiplied it, and the norm of gradients.
         self._values: list[torch.Tensor] = []
         self._scales: list[float] = []
@@ -44,7 +44,7 @@ class WorkingCopy:
         self._values = [functional.dropout(windows.flatten(1).bfloat16(), rates[0])]
         *hidden, last = self._layers
         for layer, rate in zip(hidden, rates[1:], strict=True):
-            x = self._rectified(self._values[-1], layer.updated(), layer.bias.bfloat16())
+            x = rectified(self._values[-1], layer.updated(), layer.bias.bfloat16())
             self._values.append(functional.dropout(x, rate))
         logits = torch.addmm(last.bias.bfloat16(), self._values[-1], last.updated().t())
         logits.requires_grad_().register_hook(self._backward)
@@ -116,21 +116,6 @@ class _Layer:
             self.working.copy_(self.weight)
             self._version = self.weight._version
         return self.working
-
-
-def _fused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """max(x Wᵀ + b, 0), without a second pass."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "relu", [], "")
-
-
-def _unfused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(bias, x, weight.t()).relu_()
-
-
-def _has_fused() -> bool:
-    """Whether there is oneDNN's operation that torch.compile uses, too; it refuses what a processor would emulate."""
-    is_multiplied = resolve_precision("auto", torch.device("cpu")) == torch.bfloat16
-    return is_multiplied and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def working_copy(run: Run, net: nn.Module, optimizer: torch.optim.Optimizer) -> WorkingCopy | None:
