@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""What several processes make of one net: `torchrun … asr-kd train` by 1, 2, 4, … of them, at the same global batch.
+"""What several processes make of one net, and on a CPU of as many nets.
 
-On a CPU the cores are divided: one process of N threads, then N of one thread each; on GPUs each process has one.
-Generated frames and states; frames a second are of the epochs after the first, by the clock, with evaluation and
-checkpoints. "ratio" is to the first number of them (on a CPU of the same cores, so that 1 is all that can be had).
-"summed" is what they sum in every step: the gradient, in float32.
+One net: `torchrun … asr-kd train` by 1, 2, 4, … of them, at the same global batch. Nets, one a process:
+`asr-kd train --seeds 1-N --nj N`. On a CPU the cores are divided: one process of N threads, then N of one thread each;
+on GPUs each process has one. Generated frames and states; frames a second are of the epochs after the first, by the
+clock, of all nets together. "ratio" is to the first number of processes, which must be 1 to compare with one net.
+"summed" is what the processes sum in every step: the gradient, in float32.
 """
 
 import argparse
@@ -25,14 +26,20 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import resolve_device
 
 HEADER = """
-| net | batch | processes | threads | summed, MB | frames/s | ratio |
-|---|---:|---:|---:|---:|---:|---:|"""
+| net | batch | processes | threads | nets | summed, MB | frames/s | ratio |
+|---|---:|---:|---:|---:|---:|---:|---:|"""
 
 
-def frames_per_second(net: Net, sets: Path, out: Path, number: int, threads: int, args: argparse.Namespace) -> float:
-    """Of `number` processes; raises AsrKdError where they fail."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
-    command += ["-m", "asr_kd.cli", "train"]
+def frames_per_second(
+    net: Net, sets: Path, out: Path, number: int, num_nets: int, threads: int, args: argparse.Namespace
+) -> float:
+    """Of `number` processes, which train one net or as many; raises AsrKdError where they fail."""
+    command = [sys.executable, "-m"]
+    if num_nets == 1:
+        command += ["torch.distributed.run", "--standalone", "--nproc-per-node", number, "-m"]
+        threads = max(1, threads // number)
+    command += ["asr_kd.cli", "train"]
+    command += ["--seeds", f"1-{num_nets}", "--nj", num_nets] if num_nets > 1 else []
     for part in ("train", "dev"):
         prefix = "" if part == "train" else "dev-"
         command += [f"--{prefix}feats", sets / f"{part}.feats.h5", f"--{prefix}ali", sets / f"{part}.ali.h5"]
@@ -44,9 +51,11 @@ def frames_per_second(net: Net, sets: Path, out: Path, number: int, threads: int
     done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise AsrKdError(f"{number} processes failed: {done.stderr.strip().splitlines()[-1]}")
-    (card,) = out.glob("seed*/net.json")
-    history = json.loads(card.read_text())["training"]["history"][1:]
-    return sum(row["num_frames"] for row in history) / sum(row["seconds"] for row in history)
+    speeds = []
+    for card in out.glob("seed*/net.json"):
+        history = json.loads(card.read_text())["training"]["history"][1:]
+        speeds.append(sum(row["num_frames"] for row in history) / sum(row["seconds"] for row in history))
+    return sum(speeds)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -59,13 +68,16 @@ def main(args: argparse.Namespace) -> None:
             sets = written_sets(Path(folder) / str(net.num_pdfs), args.num_frames, net.num_pdfs)
             size = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(net.dims))
             first = 0.0
-            for number in (int(text) for text in args.processes.split(",")):
-                threads = max(1, (args.threads or os.cpu_count() or 1) // number)
-                out = Path(folder) / f"net{number_of_net}-{number}"
-                found = frames_per_second(net, sets, out, number, threads, args)
+            numbers = [int(text) for text in args.processes.split(",")]
+            apart = [number for number in numbers if number > 1 and device.type == "cpu"]
+            threads = args.threads or os.cpu_count() or 1
+            for number, num_nets in [*((each, 1) for each in numbers), *((each, each) for each in apart)]:
+                out = Path(folder) / f"net{number_of_net}-{number}-{num_nets}"
+                found = frames_per_second(net, sets, out, number, num_nets, threads, args)
                 first = first or found
-                cells = [net.name, net.config.batch_size, number, threads, f"{size / 1e6:.1f}", f"{found:,.0f}"]
-                print(f"| {' | '.join(map(str, [*cells, f'{found / first:.2f}']))} |", flush=True)
+                summed = f"{size / 1e6:.1f}" if number > num_nets else "–"
+                cells = [net.name, net.config.batch_size, number, max(1, threads // number), num_nets, summed]
+                print(f"| {' | '.join(map(str, [*cells, f'{found:,.0f}', f'{found / first:.2f}']))} |", flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
