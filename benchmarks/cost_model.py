@@ -7,8 +7,9 @@ are the net's inputs and hidden units. soft targets: seconds a frame, fitted as 
 c · states. Fits are of least relative error, with no coefficient below 0; the last point of each is held out, and
 predicted. All on one core, by processor time.
 
-The last table is arithmetic, not measured: --num-members nets and a student of the paper's net, --num-epochs passes
-each, their soft targets, at --tflops, for corpora of so many hours.
+The last tables are arithmetic, not measured: --num-members nets and a student of the paper's net, --num-epochs passes
+each, and their soft targets, for corpora of so many hours, at the --speeds of one GPU, which benchmarks/training.py and
+targets.py print there; and how far several GPUs divide the work, a net to each.
 """
 
 import argparse
@@ -130,25 +131,32 @@ def measure_targets(args: argparse.Namespace, clock: Clock) -> None:
 
 def predict(args: argparse.Namespace) -> None:
     """Print what corpora of HOURS would take."""
-    net = Net.parse(PAPER, 0)
-    weights = sum(a * b for a, b in pairwise(net.dims))
-    training = Cost.of(net.dims, net.config.batch_size, torch.bfloat16).operations
-    of_frame = (args.num_members + 1) * args.num_epochs * training
+    member, student, labelled = (1 / float(speed) for speed in args.speeds.split(","))
+    of_net, of_student = args.num_epochs * member, args.num_epochs * student  # seconds of a frame, as all below
+    of_all = args.num_members * of_net + of_student
     # bfloat16 features; the label, the transfer set and the pass's order, int32; 20 targets and the tail.
     resident = 2 * FEAT_DIM + 3 * 4 + 20 * 4 + 2
     print(
         f"arithmetic: {args.num_members} members and a student of {PAPER}, {args.num_epochs} passes each, at "
-        f"{args.tflops:g} Tflop/s on each GPU\n"
+        f"{args.speeds} frames/s (labels, soft targets, labelled by all members)\n"
     )
     print("| hours | frames | feats.h5, float16 | targets.h5, 20 of a frame | resident | training | soft targets |")
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for hours in HOURS:
         frames = hours * FRAMES_PER_HOUR
-        days = [frames * work / (args.tflops * 1e12) / 86_400 for work in (of_frame, 2 * weights * args.num_members)]
+        days = [frames * seconds / 86_400 for seconds in (of_all, labelled)]
         sizes = [frames * each / 1e12 for each in (2 * FEAT_DIM, 20 * 4 + 2, resident)]
         print(
             f"| {hours:,} | {frames / 1e9:,.2f} G | {sizes[0]:,.2f} TB | {sizes[1]:,.2f} TB | {sizes[2]:,.2f} TB | "
-            f"{days[0]:,.1f} GPU days | {days[1]:,.1f} GPU days |"
+            f"{days[0]:,.2f} GPU days | {days[1]:,.2f} GPU days |"
+        )
+    print("\n| GPUs | days of " + " | days of ".join(f"{hours:,} h" for hours in HOURS) + " | times one GPU |")
+    print("|---:|" + "---:|" * len(HOURS) + "---:|")
+    for number in (1, 2, 5, 10):
+        seconds = -(-args.num_members // number) * of_net + labelled / number + of_student
+        days = [hours * FRAMES_PER_HOUR * seconds / 86_400 for hours in HOURS]
+        print(
+            f"| {number} | " + " | ".join(f"{each:,.2f}" for each in days) + f" | {(of_all + labelled) / seconds:.1f} |"
         )
 
 
@@ -175,7 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement (default 1)")
     parser.add_argument("--num-members", type=int, default=10, help="of the last table (default 10)")
     parser.add_argument("--num-epochs", type=int, default=8, help="of the last table (default 8)")
-    parser.add_argument("--tflops", type=float, default=400.0, help="of the last table, not measured (default 400)")
+    speeds = "984661,907454,159143"
+    parser.add_argument("--speeds", default=speeds, help=f"of the last tables (default {speeds}: an H200)")
     return parser
 
 

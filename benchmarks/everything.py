@@ -6,17 +6,22 @@ gpu is what a machine with a GPU has to run: the paper's net at several batches 
 student on 700 million synthetic frames, a streamed set against a resident one, stacked nets, soft targets and losses of
 many states, filterbanks against a core. The commands are those of everything.yaml.
 
-A benchmark that fails is noted, and the others go on; the command then fails. The file is written anew after each, so
-that what was measured is kept. --only runs a part, --tiny all at sizes that show only that they work; with --device cpu
-the suite of a GPU runs without one.
+A benchmark that fails, or takes longer than --minutes, is noted, and the others go on; the command then fails. The file
+is written anew with every line that is printed, so that what was measured is kept. --only runs a part, --tiny all at
+sizes that show only that they work; with --device cpu the suite of a GPU runs without one.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +66,38 @@ def chosen(args: argparse.Namespace) -> list[Benchmark]:
     return benchmarks
 
 
-def run(words: list[str]) -> tuple[str, bool]:
-    """What a benchmark printed, and whether it succeeded; else the last lines of its complaint are behind it."""
+def run(words: list[str], tell: Callable[[str], None], minutes: float | None) -> tuple[str, bool]:
+    """What a benchmark printed, and whether it succeeded; else the last lines of its complaint are behind it.
+
+    tell: called with all that it has printed so far, for every line.
+    """
     path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, str(HERE / words[0]), *words[1:]]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
-    complaint = "" if done.returncode == 0 else "\n".join(done.stderr.splitlines()[-5:])
-    return f"{done.stdout}\n{complaint}".strip(), done.returncode == 0
+    environment, printed, code = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}, "", None
+    how = {"stdout": subprocess.PIPE, "text": True, "env": environment, "start_new_session": True}
+    with tempfile.TemporaryFile("w+") as complaints, subprocess.Popen(command, stderr=complaints, **how) as process:
+
+        def end() -> None:  # and what it has started
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        limit = threading.Timer(60 * minutes if minutes else threading.TIMEOUT_MAX, end)
+        limit.daemon = True
+        limit.start()
+        try:
+            for line in process.stdout:
+                printed += line
+                tell(printed.strip())
+            code = process.wait()
+        finally:
+            was_ended = limit.finished.is_set()
+            limit.cancel()
+            end()
+        complaints.seek(0)
+        complaint = "\n".join(complaints.read().splitlines()[-5:])
+    if code and was_ended:
+        complaint = f"ended after {minutes:g} minutes"
+    return f"{printed}\n{complaint if code else ''}".strip(), code == 0
 
 
 def section(benchmark: Benchmark, words: list[str], printed: str, seconds: float) -> str:
@@ -84,9 +114,13 @@ def main(args: argparse.Namespace) -> None:
     for each in benchmarks:
         words, begin = each.words(args), time.monotonic()
         log(f"{each.subject}: {shlex.join(words)}")
-        printed, succeeded = run(words)
+
+        def told(printed: str, each: Benchmark = each, words: list[str] = words, begin: float = begin) -> str:
+            return "\n".join([*parts, section(each, words, printed, time.monotonic() - begin)])
+
+        printed, succeeded = run(words, lambda printed, told=told: write_text(args.out, told(printed)), args.minutes)
+        write_text(args.out, told(printed))
         parts.append(section(each, words, printed, time.monotonic() - begin))
-        write_text(args.out, "\n".join(parts))
         if not succeeded:
             failed.append(words[0])
             log(f"failed: {printed.splitlines()[-1] if printed else 'without a word'}")
@@ -102,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--suite", choices=["cpu", "gpu"], default="cpu", help="(default cpu)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="in place of the suite's own, to try it with --tiny")
     parser.add_argument("--exp", type=Path, help="what recipes/mini/run.sh left, of stages 1 to 4 at least")
+    parser.add_argument("--minutes", type=float, help="that a benchmark may take (default: as many as it does)")
     parser.add_argument("--only", help="subjects, comma-separated")
     parser.add_argument("--tiny", action="store_true", help="sizes of a test: numbers mean nothing")
     return parser

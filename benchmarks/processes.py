@@ -5,7 +5,9 @@ One net: `torchrun … asr-kd train` by 1, 2, 4, … of them, at the same global
 `asr-kd train --seeds 1-N --nj N`. On a CPU the cores are divided: one process of N threads, then N of one thread each;
 on GPUs each process has one. Generated frames and states; frames a second are of the epochs after the first, by the
 clock, of all nets together. "ratio" is to the first number of processes, which must be 1 to compare with one net.
-"summed" is what the processes sum in every step: the gradient, in float32.
+"summed" is what the processes sum in every step: the gradient, in float32. The last column is dev's cross-entropy after
+the last epoch (of the first net): of one net the same to the order of sums in float32, whatever trains it, and to
+roundings in bfloat16.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+import torch
 from ceilings import machine
 from streamed import written_sets
 from training import Net
@@ -26,14 +29,25 @@ from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import resolve_device
 
 HEADER = """
-| net | batch | processes | threads | nets | summed, MB | frames/s | ratio |
-|---|---:|---:|---:|---:|---:|---:|---:|"""
+| net | batch | processes | threads | nets | summed, MB | frames/s | ratio | cross-entropy |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|"""
 
 
-def frames_per_second(
+def numbers_of_processes(text: str, device: torch.device) -> list[int]:
+    """As --processes has them."""
+    if text != "all":
+        return [int(number) for number in text.split(",")]
+    most = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    return [1 << power for power in range(most.bit_length())]
+
+
+def measured(
     net: Net, sets: Path, out: Path, number: int, num_nets: int, threads: int, args: argparse.Namespace
-) -> float:
-    """Of `number` processes, which train one net or as many; raises AsrKdError where they fail."""
+) -> tuple[float, float]:
+    """Frames a second of `number` processes, which train one net or as many, and dev's cross-entropy.
+
+    Raises AsrKdError where they fail.
+    """
     command = [sys.executable, "-m"]
     if num_nets == 1:
         command += ["torch.distributed.run", "--standalone", "--nproc-per-node", number, "-m"]
@@ -51,11 +65,10 @@ def frames_per_second(
     done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise AsrKdError(f"{number} processes failed: {done.stderr.strip().splitlines()[-1]}")
-    speeds = []
-    for card in out.glob("seed*/net.json"):
-        history = json.loads(card.read_text())["training"]["history"][1:]
-        speeds.append(sum(row["num_frames"] for row in history) / sum(row["seconds"] for row in history))
-    return sum(speeds)
+    cards = [json.loads((out / f"seed{seed}/net.json").read_text()) for seed in range(1, num_nets + 1)]
+    histories = [card["training"]["history"][1:] for card in cards]
+    speeds = [sum(row["num_frames"] for row in rows) / sum(row["seconds"] for row in rows) for rows in histories]
+    return sum(speeds), histories[0][-1]["dev_xent"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -68,16 +81,17 @@ def main(args: argparse.Namespace) -> None:
             sets = written_sets(Path(folder) / str(net.num_pdfs), args.num_frames, net.num_pdfs)
             size = 4 * sum((inputs + 1) * outputs for inputs, outputs in pairwise(net.dims))
             first = 0.0
-            numbers = [int(text) for text in args.processes.split(",")]
+            numbers = numbers_of_processes(args.processes, device)
             apart = [number for number in numbers if number > 1 and device.type == "cpu"]
             threads = args.threads or os.cpu_count() or 1
             for number, num_nets in [*((each, 1) for each in numbers), *((each, each) for each in apart)]:
                 out = Path(folder) / f"net{number_of_net}-{number}-{num_nets}"
-                found = frames_per_second(net, sets, out, number, num_nets, threads, args)
+                found, xent = measured(net, sets, out, number, num_nets, threads, args)
                 first = first or found
                 summed = f"{size / 1e6:.1f}" if number > num_nets else "–"
                 cells = [net.name, net.config.batch_size, number, max(1, threads // number), num_nets, summed]
-                print(f"| {' | '.join(map(str, [*cells, f'{found:,.0f}', f'{found / first:.2f}']))} |", flush=True)
+                cells += [f"{found:,.0f}", f"{found / first:.2f}", f"{xent:.4f}"]
+                print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,7 +101,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--nets", default=nets, help=f"LAYERSxUNITS[/STATES][:BATCH], comma-separated (default {nets})")
     parser.add_argument("--num-pdfs", type=int, default=500, help="states where a net names none (default 500)")
     parser.add_argument("--num-frames", type=int, default=120_000, help="generated (default 120000)")
-    parser.add_argument("--processes", default="1,2", help="how many, comma-separated (default 1,2)")
+    parser.add_argument(
+        "--processes", default="1,2", help="how many, comma-separated, or all: 1, 2, 4, … (default 1,2)"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="epochs that count (default 2)")
     parser.add_argument("--threads", type=int, default=0, help="of all processes together (default: one for each core)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")

@@ -5,7 +5,8 @@ A row for each net, and with --compile false,true another for each with its step
 the time of a step of one net, of --num-members nets in turn, and of as many stacked, each through asr-kd's own training
 on generated frames: order, windows, forward, loss, backward, clipping, optimiser. The first epoch of --steps is not
 counted, and so compiling is not; an epoch's time ends when the GPU is done. Medians of --rounds, in which the three
-follow each other; ratios are taken within a round. The last column is the largest difference between the mean losses
+follow each other; ratios are taken within a round. "of products": what the matrix products of all nets alone take, one
+net's after another's, as a share of the stacked step. The last column is the largest difference between the mean losses
 of that first epoch, stacked and in turn.
 """
 
@@ -27,7 +28,7 @@ from asr_kd.runtime import prepare_runtime
 prepare_runtime()  # as asr-kd does
 
 import torch
-from ceilings import machine
+from ceilings import Clock, Products, machine
 from generated import UTT_FRAMES, labelled_set
 from training import Net, name_of
 
@@ -79,21 +80,23 @@ def measure(args: argparse.Namespace, net: Net, compiled: bool, device: torch.de
     sizes = (args.num_frames, 2 * UTT_FRAMES)
     sets = [labelled_set(size, net.num_pdfs, size, config, device, dtype) for size in sizes]
     rounds, differences = [], []
+    products, clock = Products(net.dims, config.batch_size, device, dtype), Clock(args.clock, device)
     for _ in range(args.rounds):
         one = histories(1, "never", config, sets, dtype)
         in_turn = histories(args.num_members, "never", config, sets, dtype)
         together = histories(args.num_members, "always", config, sets, dtype)
-        rounds.append([step_ms(each) for each in (one, in_turn, together)])
+        of_products = 1e3 * args.num_members * config.batch_size / products.speed(clock, 0.3)
+        rounds.append([*(step_ms(each) for each in (one, in_turn, together)), of_products])
         differences += [abs(a[0]["train_loss"] - b[0]["train_loss"]) for a, b in zip(in_turn, together, strict=True)]
-    rounds = [[one, turn, both, turn / both, both / one] for one, turn, both in rounds]
+    rounds = [[one, turn, both, turn / both, both / one, ceiling / both] for one, turn, both, ceiling in rounds]
     found = " | ".join(f"{statistics.median(values):.2f}" for values in zip(*rounds, strict=True))
     how = f"{config.batch_size} | {name_of(dtype)} | {'yes' if compiled else 'no'}"
     print(f"| {net.name} | {how} | {found} | {max(differences):.0e} |", flush=True)
 
 
 HEADER = """
-| net | batch | precision | compiled | one | in turn | stacked | in turn / stacked | stacked / one | difference |
-|---|---:|---|---|---:|---:|---:|---:|---:|---:|"""
+| net | batch | precision | compiled | one | in turn | stacked | in turn / stacked | stacked / one | of products | difference |
+|---|---:|---|---|---:|---:|---:|---:|---:|---:|---:|"""  # noqa: E501 - a table
 
 
 def main(args: argparse.Namespace) -> None:

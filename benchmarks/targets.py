@@ -37,7 +37,7 @@ from asr_kd.distill.soft_targets import pack
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.device import autocast, resolve_device, resolve_precision
 from asr_kd.nnet.frames import Frames
-from asr_kd.nnet.inference import frames_at_once, mean_posteriors, of_type
+from asr_kd.nnet.inference import mean_posteriors, of_type, windows_at_once
 from asr_kd.nnet.model import Architecture, FrameClassifier, new_net
 from asr_kd.store.hdf5 import Layout
 from asr_kd.store.targets import write_targets
@@ -93,7 +93,7 @@ def measure_making(args: argparse.Namespace, num_pdfs: int, folder: Path, bandwi
     layout = Layout.from_lengths([f"utt{n:06d}" for n in range(args.num_utts)], [UTT_FRAMES] * args.num_utts)
     feats = torch.randn(layout.num_frames, FEAT_DIM, generator=torch.Generator().manual_seed(1))
     frames = Frames(feats, layout, *context, device, dtype)
-    block = min(frames_at_once(nets, device), layout.num_frames)
+    block = min(windows_at_once(nets, device), layout.num_frames)
     inputs = [torch.randn(block, layer.in_features, device=device, dtype=dtype) for layer in nets[0].linear]
     top_k = min(args.top_k, num_pdfs) or None
 

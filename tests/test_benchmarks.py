@@ -4,6 +4,7 @@ import importlib
 import re
 import shlex
 import sys
+import time
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_one_file_has_all_commands_and_what_failed(module, tmp_path, monkeypatch
     everything = module("everything")
     ran = []
 
-    def run(words):
+    def run(words, tell, minutes):
         ran.append(words)
         return ("| a |\n|---|\n| 1 |", True) if words[0] != "stacked.py" else ("error: no", False)
 
@@ -155,3 +156,26 @@ def test_without_a_gpu_its_suite_says_so(module, tmp_path):
     options = ["--suite", "gpu", "--tiny", "--only", "filterbanks", "--out", str(tmp_path / "found.md")]
     assert run_main(everything.main, everything.build_parser(), options) == 1
     assert "this PyTorch sees no GPU" in (tmp_path / "found.md").read_text()
+
+
+def test_what_a_benchmark_printed_before_its_time_was_up_is_kept(module, tmp_path, monkeypatch):
+    """With what it had started: a child that holds its output open would keep us waiting."""
+    everything, told = module("everything"), []
+    (tmp_path / "slow.py").write_text(
+        "import subprocess, sys, time\nprint('| 1 |')\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\ntime.sleep(60)\n"
+    )
+    monkeypatch.setattr(everything, "HERE", tmp_path)
+    begin = time.monotonic()
+    assert everything.run(["slow.py"], told.append, 0.05) == ("| 1 |\n\nended after 0.05 minutes", False)
+    assert told == ["| 1 |"]
+    assert time.monotonic() - begin < 50
+
+
+def test_processes_are_as_many_as_there_are(module, monkeypatch):
+    script = module("processes")
+    monkeypatch.setattr(script.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    assert script.numbers_of_processes("1,3", CPU) == [1, 3]
+    assert script.numbers_of_processes("all", CPU) == [1, 2, 4]
+    assert script.numbers_of_processes("all", torch.device("cuda")) == [1, 2, 4, 8]

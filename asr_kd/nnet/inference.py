@@ -142,11 +142,9 @@ def mean_posteriors(
     members' logits, their mean and what is made of it cost more through memory than the nets.
     """
     nets = [of_type(net, dtype) for net in nets]
-    num_pdfs, is_cpu = nets[0].architecture.num_pdfs, frames.device.type == "cpu"
-    size = rows_at_once(frames.device, num_pdfs)
-    block = max(1, min(8192, _MAX_NUMBERS["cpu"] // (len(nets) * num_pdfs))) if is_cpu else None
-    for rows, windows in frames.blocks(block or frames_at_once(nets, frames.device), world):
-        if not is_cpu:
+    size = rows_at_once(frames.device, nets[0].architecture.num_pdfs)
+    for rows, windows in frames.blocks(windows_at_once(nets, frames.device), world):
+        if frames.device.type != "cpu":
             yield rows, posteriors_of(logits_of(nets, windows, dtype), temperature, combination)
             continue
         members = list(logits_of(nets, windows, dtype))
@@ -154,6 +152,14 @@ def mean_posteriors(
             part = [logits[begin : begin + size] for logits in members]
             few = slice(rows.start + begin, min(rows.start + begin + size, rows.stop))
             yield few, posteriors_of(part, temperature, combination)
+
+
+def windows_at_once(nets: Sequence[FrameClassifier], device: torch.device) -> int:
+    """How many windows mean_posteriors brings through the nets in one block."""
+    if device.type != "cpu":
+        return frames_at_once(nets, device)
+    numbers = len(nets) * max(net.architecture.num_pdfs for net in nets)  # all of their logits are held
+    return max(1, min(8192, _MAX_NUMBERS["cpu"] // numbers))
 
 
 def frames_at_once(
