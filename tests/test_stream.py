@@ -1,5 +1,6 @@
 """Training sets that are read while they are trained on: what comes when, and that it is what is resident elsewhere."""
 
+import contextlib
 import os
 import re
 from itertools import pairwise
@@ -19,7 +20,7 @@ from asr_kd.distill.soft_targets import StoredTargets
 from asr_kd.distill.transfer import TransferChoice, TransferSet, choose
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.frames import STEP, as_held
-from asr_kd.nnet.net_dir import load_card
+from asr_kd.nnet.net_dir import load_card, load_net
 from asr_kd.store.ali import FAILED, AliReader, AliRows
 from asr_kd.store.feats import FeatsReader
 from asr_kd.store.hdf5 import Layout, runs_of
@@ -414,3 +415,40 @@ def test_soft_targets_of_frames_on_disk_are_the_same_file(toy, tmp_path, options
     run(*argv, "--out", tmp_path / "whole.h5")
     run(*argv, "--resident-frames", 500, "--out", tmp_path / "read.h5")
     assert (tmp_path / "read.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_gpus_copies_wait_for_what_was_computed_and_are_waited_for(toy, tmp_path, monkeypatch):
+    """With stand-ins for its streams and events: memory is pinned, and weights are those of copies without these."""
+    happened, pinned, init = [], [], stream.Stream.__init__
+
+    class Copies:
+        def wait_event(self, event: str) -> None:
+            happened.append(f"waited for {event}")
+
+        def synchronize(self) -> None:
+            happened.append("copied")
+
+    class Computed:
+        def record_event(self) -> str:
+            happened.append(f"event {len(happened)}")
+            return happened[-1]
+
+    def with_copies(self, *args, **how) -> None:
+        init(self, *args, **how)
+        self._copies = Copies()
+
+    train = ["train", *sets(toy), *SMALL, "--num-epochs", 2, *MOST_OF_TOY]
+    run(*train, "--out", tmp_path / "plain")
+    monkeypatch.setattr(stream.Stream, "__init__", with_copies)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Computed())
+    for name in ("stream", "device"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self.dtype) or self.clone())
+    run(*train, "--out", tmp_path / "copied")
+    plain, copied = (load_net(tmp_path / name / "seed1") for name in ("plain", "copied"))
+    assert plain.digest == copied.digest
+    events = [each for each in happened if each.startswith("event")]
+    assert [each.removeprefix("waited for ") for each in happened if each.startswith("waited")] == events
+    assert len(events) > 8  # slots are filled again
+    assert happened.count("copied") >= 2 * len(events)  # what is read, and its order
+    assert set(pinned) == {torch.float32, torch.int32}
