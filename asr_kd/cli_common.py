@@ -101,6 +101,19 @@ def run_main(
     return status
 
 
+def sentence_of(error: Exception) -> str | None:
+    """What a user is told of an error that is not ours to mend; None of one that is."""
+    if isinstance(error, AsrKdError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else f"{error.strerror or error}"
+    if isinstance(error, (MemoryError, RuntimeError, ValueError)):
+        words = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or _TOO_LARGE.search(words):
+            return f"sizes that were asked for need more memory than there is ({words or 'out of memory'})"
+    return None
+
+
 def _status_of(
     main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: Sequence[str] | None
 ) -> int:
@@ -123,21 +136,14 @@ def _status_of(
         with args.world.connected():
             main(args)
         sys.stdout.flush()
-    except AsrKdError as error:
-        log(f"error: {error}")
-        return 1
-    except (MemoryError, RuntimeError, ValueError) as error:
-        if not isinstance(error, MemoryError) and not _TOO_LARGE.search(str(error)):
-            raise
-        words = " ".join(str(error).split())
-        log(f"error: sizes that were asked for need more memory than there is ({words or 'out of memory'})")
-        return 1
     except BrokenPipeError:
         # The reader of our output went away (`| head`); point stdout elsewhere so that exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        log(f"error: {error.filename}: {error.strerror}" if error.filename else f"error: {error.strerror or error}")
+    except Exception as error:
+        if (sentence := sentence_of(error)) is None:
+            raise
+        log(f"error: {sentence}")
         return 1
     except KeyboardInterrupt:
         log("error: interrupted; the same command continues where this one stopped")

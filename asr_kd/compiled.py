@@ -26,7 +26,11 @@ def compiled(function: Callable, **options: object) -> Callable:
 
 # A sum of numba is in the order that is written, one element at a time, unless it may be taken apart; and no loop that
 # divides is done for many elements at once where it has to look for zeros.
-compiled_sum = functools.partial(compiled, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+# What calls them has a copy of its own: of two that were compiled apart, which may differ in last bits, a process that
+# compiles would take another one than those that find both on disk.
+compiled_sum = functools.partial(
+    compiled, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy", forceinline=True
+)
 
 
 class InThreads(NamedTuple):

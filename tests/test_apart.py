@@ -90,35 +90,64 @@ def test_a_gpu_and_one_process_have_their_threads():
 @pytest.mark.parametrize("whom", ["all", "one", "parent"])
 def test_after_a_kill_the_same_command_ends_with_the_same_weights(toy, tmp_path, whom):
     """Processes whose parent is gone do not train on."""
-    argv = ["--num-members", 3, "--num-epochs", 40, "--checkpoint-minutes", 1e-4, "--nj", 2]
-    whole = [str(each) for each in command(toy, tmp_path / "whole", *argv)]
-    killed = [str(each) for each in command(toy, tmp_path / "killed", *argv)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    argv = ["--num-members", 3, "--num-epochs", 60, "--checkpoint-minutes", 1e-4, "--nj", 2]
     start = [sys.executable, "-m", "asr_kd.cli"]
-    subprocess.run([*start, *whole], check=True, env=environment, capture_output=True)
-    with subprocess.Popen([*start, *killed], env=environment, stderr=subprocess.PIPE, text=True) as process:
+    whole = [*start, *command(toy, tmp_path / "whole", *argv)]
+    killed = [*start, *command(toy, tmp_path / "killed", *argv)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run(whole, check=True, env=environment, capture_output=True)
+    with subprocess.Popen(killed, env=environment, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             if line.startswith("seed2") and line.split()[1:2] == ["3"]:
                 break
-        children = [int(pid) for pid in _children_of(process.pid)]
-        victims = {"all": [process.pid, *children], "one": children[:1], "parent": [process.pid]}[whom]
-        for pid in victims:
+        children = _children_of(process.pid)
+        for pid in {"all": [process.pid, *children], "one": children[:1], "parent": [process.pid]}[whom]:
             os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while any(map(_is_at_work, children)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        num_complete = len(list((tmp_path / "killed").glob("*/net.json")))
         rest = process.stderr.read()
+    assert num_complete == 0  # it was not their end that ended them
     assert process.returncode == (1 if whom == "one" else -signal.SIGKILL)
     if whom == "one":
         assert "its process was ended by signal 9" in rest.splitlines()[-1]
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}") for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
-    subprocess.run([*start, *killed], check=True, env=environment, capture_output=True)
+    subprocess.run(killed, check=True, env=environment, capture_output=True)
     assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
 
 
-def _children_of(pid: int) -> list[str]:
+def _is_at_work(pid: int) -> bool:
+    """Whether a process is there that has not ended; one that has may wait for its parent to ask."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def _children_of(pid: int) -> list[int]:
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return file.read().split()
+        return [int(child) for child in file.read().split()]
+
+
+@pytest.mark.parametrize(("nets", "share"), [("1-2", 1), ("1", 2)])
+def test_threads_are_divided_however_many_cores_there_are(toy, tmp_path, nets, share):
+    """What numba starts with, all cores, is nobody's share: of two threads here, beside eight cores."""
+    argv = command(toy, tmp_path, "--seeds", nets, "--max-steps", 5, "--precision", "bfloat16", "--nj", 2, name="train")
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "8"}
+    start = [sys.executable, "-m", "asr_kd.cli"]
+    subprocess.run([*start, *argv], check=True, env=environment, capture_output=True, timeout=300)
+    for card in tmp_path.glob("seed*"):
+        assert load_net(card).training["num_threads"] == share
+
+
+@pytest.mark.parametrize("nj", [1, 2])
+def test_more_memory_than_there_is_is_told_in_a_sentence(toy, tmp_path, nj, capfd):
+    options = ["--seeds", "1-2", "--num-hidden-layers", 2, "--hidden-dim", 300_000_000, "--nj", nj]
+    assert run(*command(toy, tmp_path, *options, name="train")) == 1
+    told = capfd.readouterr().err
+    assert "Traceback" not in told
+    assert "error: sizes that were asked for need more memory than there is" in told.splitlines()[-1]
 
 
 def test_torchrun_has_its_own_processes(toy, tmp_path, monkeypatch, capsys):

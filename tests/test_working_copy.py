@@ -1,5 +1,7 @@
 """Training in bfloat16 on a CPU by compiled passes, against autograd and torch's optimiser."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,37 @@ def test_steps_are_those_of_torch(weight_decay, rate, scale, num_steps):
     for ours, other in ((weight, theirs), (mean, state["exp_avg"]), (square, state["exp_avg_sq"])):
         torch.testing.assert_close(ours.detach(), other.detach(), rtol=2e-5, atol=2e-4 * rate + 1e-6)
     assert copy.equal(weight.detach().bfloat16())
+
+
+def test_gradients_are_clipped_by_the_norm_of_all_of_them():
+    net = new_net(Architecture(0, 0, 4, 1, 8, 3), 1)
+    optimizer = torch.optim.AdamW([{"params": [each for each in net.parameters() if each.ndim > 1]}])
+    copy = WorkingCopy(net, optimizer, 1.0, cpu_kernels)
+    copy(1e-3 * random(1, 60, 4)).backward(random(2, 60, 3).bfloat16())  # the biases' are the largest by far
+    gradients = [*(layer.grad for layer in copy._layers), *(layer.bias.grad for layer in net.linear)]
+    norm = nn.utils.get_total_norm([each.float() for each in gradients])
+    before = [layer.bias.grad.clone() for layer in net.linear]
+    kept = []
+    optimizer.register_step_pre_hook(lambda *_: kept.extend(layer.bias.grad.clone() for layer in net.linear))
+    copy.step()
+    for clipped, grad in zip(kept, before, strict=True):
+        torch.testing.assert_close(clipped, grad / (norm + 1e-6), rtol=1e-4, atol=0)
+
+
+def test_a_hidden_weight_that_is_no_number_is_told(toy, tmp_path, monkeypatch, capsys):
+    """Fused ReLUs make a 0 of NaN, so that no loss shows it."""
+
+    def spoiled(*given):
+        made = working_copy(*given)
+        with torch.no_grad():
+            given[1].linear[0].weight[0, 0] = float("nan")
+        return made
+
+    working_copy = update.working_copy
+    monkeypatch.setattr(update, "working_copy", spoiled)
+    argv = ["--num-epochs", 1, "--max-grad-norm", 0, *BFLOAT16]
+    assert run(*command(toy, tmp_path, *argv, name="train")) == 1
+    assert re.search(r"error: .*(a weight is no number|the loss is nan) in epoch 1", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from typing import Any
 
+from asr_kd.cli_common import sentence_of
 from asr_kd.errors import AsrKdError
 
 
@@ -80,13 +81,13 @@ def end_with_parent() -> None:
 def _call(sender: Connection, function: Callable, task: tuple) -> None:
     try:
         function(*task)
-    except AsrKdError as error:
-        sender.send(str(error))
     except KeyboardInterrupt:  # the parent has it too
         sys.exit(130)
-    except BaseException:
-        sender.send(traceback.format_exc())
-        raise
+    except Exception as error:
+        sentence = sentence_of(error)
+        sender.send(sentence or traceback.format_exc())
+        if sentence is None:
+            raise
 
 
 def _raise_failure(exit_code: int | None, receiver: Connection, name: str) -> None:

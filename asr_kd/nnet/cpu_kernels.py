@@ -471,9 +471,13 @@ _LOCK = threading.Lock()
 
 def in_threads(kernel: InThreads, *arguments: Any) -> Any:
     """What `kernel` returns, done by as many threads as PyTorch has."""
-    number = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    wanted = torch.get_num_threads()
+    number = min(wanted, numba.config.NUMBA_NUM_THREADS)
     if number == 1:
         return kernel.alone(*arguments)
     with _LOCK:
         numba.set_num_threads(number)
-        return kernel.together(*arguments)
+        result = kernel.together(*arguments)
+    if torch.get_num_threads() != wanted:  # numba's first threads take all cores, for PyTorch too
+        torch.set_num_threads(wanted)
+    return result

@@ -309,9 +309,12 @@ def set_dropout(net: FrameClassifier, rate: float) -> None:
 
 
 def mean_loss(run: Run, state: TrainingState) -> float:
+    """Of the epoch under way; raises AsrKdError where it, or a weight, is no number."""
     mean = float(state.loss_sum) / state.num_frames
     if not mean < float("inf"):
         raise AsrKdError(f"{run.out}: the loss is {mean} in epoch {state.epoch}; lower the learning rate")
+    if not all(parameter.isfinite().all() for parameter in state.net.parameters()):
+        raise AsrKdError(f"{run.out}: a weight is no number in epoch {state.epoch}; lower the learning rate")
     return mean
 
 

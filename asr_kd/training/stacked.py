@@ -1,8 +1,9 @@
 """Nets that differ in their seed alone trained together, as one stack of nets over the same resident frames.
 
 A member has its own weights, order of frames, views, dropout, clipping, history, best epoch and folder, and ends with
-the weights that train_net gives it, but for the order of sums. All of it is in a TrainingState, as if the net were
-alone; while steps are made, weights and the optimiser's state are in one more, that of the stack.
+the weights that train_net gives it, but for the order of sums (and roundings, in bfloat16 on a CPU). All of it is in a
+TrainingState, as if the net were alone; while steps are made, weights and the optimiser's state are in one more, that
+of the stack.
 """
 
 import contextlib

@@ -121,7 +121,7 @@ class _Layer:
 def working_copy(run: Run, net: nn.Module, optimizer: torch.optim.Optimizer) -> WorkingCopy | None:
     """None where `net` computes by itself: other devices and types, stacks of nets, SGD, and what changes the layers.
 
-    Of several processes, too: they add up float32 gradients, and so get the sum that one process has.
+    Of several processes, too, which add up float32 gradients.
     """
     is_plain = isinstance(net, FrameClassifier) and isinstance(optimizer, torch.optim.AdamW)
     is_taken = is_plain and not run.quantization and not run.config.compile and run.world.size == 1
