@@ -242,16 +242,12 @@ def _add_all_cross_entropies(
     return are_finite.all()
 
 
+# prob, pdf, tail, weight and scale of add_cross_entropy.
+Targets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.float32]
+
+
 def add_cross_entropy(
-    prob: np.ndarray,
-    pdf: np.ndarray,
-    tail: np.ndarray,
-    weight: np.ndarray,
-    scale: np.float32,
-    is_first: bool,
-    logits: np.ndarray,
-    losses: np.ndarray,
-    grad: np.ndarray,
+    targets: Targets, is_first: bool, logits: np.ndarray, losses: np.ndarray, grad: np.ndarray
 ) -> bool:
     """Add a term of asr_kd/training/cross_entropy.py to losses (n,) float64 and grad; False where a logit is no number.
 
@@ -260,7 +256,7 @@ def add_cross_entropy(
     q · (Σ p + tail) − p of a state that has a target of its own, and q · (Σ p + tail − tail / Σ_rest q) of any other.
     """
     size = _rows_of_block(logits.shape[1])
-    return in_threads(_add_all_cross_entropies, prob, pdf, tail, weight, scale, is_first, logits, losses, grad, size)
+    return in_threads(_add_all_cross_entropies, *targets, is_first, logits, losses, grad, size)
 
 
 @compiled_sum

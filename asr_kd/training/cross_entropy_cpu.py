@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from asr_kd.nnet.cpu_kernels import add_cross_entropy, bits_of
+from asr_kd.nnet.cpu_kernels import Targets, add_cross_entropy, bits_of
 from asr_kd.nnet.device import rows_at_once
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def losses_and_gradient(logits: torch.Tensor, terms: Sequence["Term"]) -> tuple[
         rows = slice(begin, begin + num_rows)
         of_rows = [each[rows] for each in arrays]
         for number, term in enumerate(terms):
-            if not add_cross_entropy(*_arrays(term, rows, logits.shape[1]), number == 0, *of_rows):
+            if not add_cross_entropy(_arrays(term, rows, logits.shape[1]), number == 0, *of_rows):
                 return None
     return losses, grad
 
@@ -49,8 +49,8 @@ def _fits(targets: "SoftBatch", weight: torch.Tensor, num_rows: int, num_pdfs: i
     return not pdf.numel() or bool(pdf.min() >= 0 and pdf.max() < num_pdfs)
 
 
-def _arrays(term: "Term", rows: slice, num_pdfs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
-    """prob, pdf, tail, weight and 1 / T as add_cross_entropy takes them."""
+def _arrays(term: "Term", rows: slice, num_pdfs: int) -> Targets:
+    """A term's targets as add_cross_entropy takes them."""
     targets = term.targets.of(rows)
     pdf = np.empty((0, 0), np.int64) if targets.pdf is None else targets.pdf.long().contiguous().numpy()
     # Where every state is named there is no rest.
