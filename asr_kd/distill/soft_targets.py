@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -77,13 +77,11 @@ def joint_posteriors(
     frames: Frames,
     *,
     combination: str,
-    temperature: float = 1.0,
-    dtype: torch.dtype = torch.float32,
     top_n: int = 1,
-    world: World = ALONE,
+    **how: Any,
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """What joint_log_posteriors gives the logarithms of, in smaller blocks."""
-    how = {"temperature": temperature, "combination": combination, "dtype": dtype, "world": world}
+    """What joint_log_posteriors, which takes the same, gives the logarithms of; in smaller blocks."""
+    how["combination"] = combination
     if combination == SPECIALISTS:
         return ((rows, log_post.exp()) for rows, log_post in joint_log_posteriors(members, frames, top_n=top_n, **how))
     return mean_posteriors([member.net for member in members], frames, **how)

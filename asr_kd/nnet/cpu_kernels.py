@@ -145,19 +145,16 @@ def _dense(x: np.ndarray, shift: np.float32, p: np.ndarray, scale: np.float32) -
     return mass, crossed * scale
 
 
+# prob, pdf, tail, weight and scale of add_cross_entropy.
+Targets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.float32]
+
+
 @compiled_sum
 def _add_cross_entropy(
-    prob: np.ndarray,
-    pdf: np.ndarray,
-    tail: np.ndarray,
-    weight: np.ndarray,
-    scale: np.float32,
-    is_first: bool,
-    logits: np.ndarray,
-    losses: np.ndarray,
-    grad: np.ndarray,
+    targets: Targets, is_first: bool, logits: np.ndarray, losses: np.ndarray, grad: np.ndarray
 ) -> bool:
     """See add_cross_entropy."""
+    prob, pdf, tail, weight, scale = targets
     num_pdfs, width = logits.shape[1], prob.shape[1]
     q, named = np.empty(num_pdfs, np.float32), np.empty(width, np.float32)
     is_dense, has_tail = len(pdf) == 0, len(tail) > 0
@@ -221,29 +218,16 @@ def _add_cross_entropy(
 
 @compiled_in_threads
 def _add_all_cross_entropies(
-    prob: np.ndarray,
-    pdf: np.ndarray,
-    tail: np.ndarray,
-    weight: np.ndarray,
-    scale: np.float32,
-    is_first: bool,
-    logits: np.ndarray,
-    losses: np.ndarray,
-    grad: np.ndarray,
-    size: int,
+    targets: Targets, is_first: bool, logits: np.ndarray, losses: np.ndarray, grad: np.ndarray, size: int
 ) -> bool:
+    prob, pdf, tail, weight, scale = targets
     num_blocks = -(-len(logits) // size)
     are_finite = np.ones(num_blocks, np.bool_)
     for block in prange(num_blocks):
         rows = slice(block * size, (block + 1) * size)
-        are_finite[block] = _add_cross_entropy(
-            prob[rows], pdf[rows], tail[rows], weight[rows], scale, is_first, logits[rows], losses[rows], grad[rows]
-        )
+        part = prob[rows], pdf[rows], tail[rows], weight[rows], scale
+        are_finite[block] = _add_cross_entropy(part, is_first, logits[rows], losses[rows], grad[rows])
     return are_finite.all()
-
-
-# prob, pdf, tail, weight and scale of add_cross_entropy.
-Targets = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.float32]
 
 
 def add_cross_entropy(
@@ -256,7 +240,7 @@ def add_cross_entropy(
     q · (Σ p + tail) − p of a state that has a target of its own, and q · (Σ p + tail − tail / Σ_rest q) of any other.
     """
     size = _rows_of_block(logits.shape[1])
-    return in_threads(_add_all_cross_entropies, *targets, is_first, logits, losses, grad, size)
+    return in_threads(_add_all_cross_entropies, targets, is_first, logits, losses, grad, size)
 
 
 @compiled_sum

@@ -67,8 +67,9 @@ class FrameClassifier(nn.Module):
         return self.layers(x)
 
     def _is_bfloat16_on_cpu(self, x: torch.Tensor) -> bool:
-        numbers = [x, *(layer.weight for layer in self.linear)] if self.quantization is None else []
-        return bool(numbers) and all(each.is_cpu and each.dtype == torch.bfloat16 for each in numbers)
+        if self.quantization:
+            return False
+        return all(each.is_cpu and each.dtype == torch.bfloat16 for each in (x, *(y.weight for y in self.linear)))
 
     @property
     def linear(self) -> list[nn.Linear | QuantizedLinear]:

@@ -20,8 +20,8 @@ from asr_kd.training.run import Run
 class Apart:
     """At most `nj` nets at a time, by processes that share so many threads."""
 
-    nj: int = 1
-    num_threads: int = 1
+    nj: int
+    num_threads: int
 
 
 @contextlib.contextmanager
@@ -40,17 +40,6 @@ def nets_apart(nj: int, device: torch.device) -> Iterator[Apart | None]:
         yield Apart(nj, num_threads)
     finally:
         torch.set_num_threads(num_threads)
-
-
-@contextlib.contextmanager
-def all_threads(apart: Apart | None) -> Iterator[None]:
-    """For nets that this process trains after all."""
-    if apart is None:
-        yield
-        return
-    torch.set_num_threads(apart.num_threads)
-    yield
-    torch.set_num_threads(1)
 
 
 def train_apart(runs: Sequence[Run], apart: Apart) -> None:

@@ -17,7 +17,7 @@ import torch
 from asr_kd.errors import AsrKdError
 from asr_kd.nnet.net_dir import CARD
 from asr_kd.nnet.stacked import StackedNets
-from asr_kd.training.apart import Apart, all_threads, train_apart
+from asr_kd.training.apart import Apart, train_apart
 from asr_kd.training.augment import Augmentation
 from asr_kd.training.averaging import WeightAverage
 from asr_kd.training.checkpoint import Checkpoint, Tensors, load_checkpoint, restore, save_checkpoint, snapshot
@@ -64,25 +64,27 @@ def train_all(runs: Sequence[Run], stacked: str, apart: Apart | None = None) -> 
     reason = why_in_turn(runs) if len(runs) > 1 else None
     if reason and stacked == "always":
         raise AsrKdError(f"stacked always: {reason}; with stacked auto they are trained in turn")
-    if len(runs) > 1 and not reason and (stacked == "always" or (stacked == "auto" and _suggested(runs))):
-        with all_threads(apart):
-            for run in runs:
-                if (alone := load_checkpoint(run.out)) and alone.progress["fingerprint"] == run.fingerprint:
-                    train_net(run)
-            train_together(runs)
+    together = len(runs) > 1 and not reason and (stacked == "always" or (stacked == "auto" and _suggested(runs)))
+    is_streamed = any(isinstance(run.transfer_index, StreamedIndex) for run in runs)  # by a thread of this process
+    is_apart = apart and len(runs) > 1 and not together and not is_streamed
+    if apart and not is_apart:  # this process trains them after all
+        torch.set_num_threads(apart.num_threads)
+    if together:
+        for run in runs:
+            if (alone := load_checkpoint(run.out)) and alone.progress["fingerprint"] == run.fingerprint:
+                train_net(run)
+        train_together(runs)
         return
     if begun := [run.out / NAME for run in runs if (run.out / NAME).exists()]:
         runs[0].world.log(
             f"warning: {begun[0]} is of nets begun together, which are trained in turn now, each from its own "
             "beginning; it stays, and with stacked auto or always they go on from there"
         )
-    is_streamed = any(isinstance(run.transfer_index, StreamedIndex) for run in runs)  # by a thread of this process
-    if apart and len(runs) > 1 and not is_streamed:
+    if is_apart:
         train_apart(runs, apart)
         return
-    with all_threads(apart):
-        for run in runs:
-            train_net(run)
+    for run in runs:
+        train_net(run)
 
 
 def why_in_turn(runs: Sequence[Run]) -> str | None:
